@@ -1,0 +1,38 @@
+/* The model: token rows in, logits out, KV written. Composes a backend's operations; knows no instruction set.
+ * One thread owns a krn_model. DeepSeek-V3 technical report (arXiv 2412.19437) §2.1; inference/model.py. */
+#ifndef BATON_KERNELS_FORWARD_H
+#define BATON_KERNELS_FORWARD_H
+
+#include "kernels/backend.h"
+
+typedef struct krn_model krn_model;
+
+typedef struct {
+    const char *dir;      /* the checkpoint's folder */
+    const char *backend;  /* "ref" or "cpu" */
+    uint32_t n_threads;   /* 0: all processors */
+    uint32_t max_rows;    /* token rows in one krn_forward(), over all sequences */
+    uint32_t max_positions; /* longest sequence; at most max_position_embeddings */
+    uint32_t max_logits;  /* rows of logits in one krn_forward() */
+} krn_model_options;
+
+/* Opens checkpoint, weights and backend; reads the weights once so that the first request does not pay for disk, with a
+ * progress line in the log every second. BT_BAD_REQUEST as the parts say. */
+bt_status krn_model_open(const krn_model_options *options, krn_model **out, bt_error *err);
+void krn_model_close(krn_model *model);
+
+const mdl_config *krn_model_config(const krn_model *model);
+const krn_backend *krn_model_backend(const krn_model *model);
+uint64_t krn_model_hash(const krn_model *model);         /* mdl_checkpoint_hash() */
+uint64_t krn_model_active_bytes(const krn_model *model); /* krn_weights.active_bytes */
+
+/* Called on the model's thread when layer `layer` of all rows is in the cache: the moment to push it. */
+typedef void (*krn_layer_done)(void *context, uint32_t layer);
+
+/* One step: the sequences' rows (together <= max_rows) go through all layers; `logits` receives
+ * [sum of n_logits][vocab_size] in the order of the sequences. Sequences may not share a block that one of them
+ * writes. `on_layer` may be NULL. */
+void krn_forward(krn_model *model, krn_kv kv, const krn_sequence *sequences, uint32_t n_sequences, float *logits,
+                 krn_layer_done on_layer, void *context);
+
+#endif
