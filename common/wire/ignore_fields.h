@@ -1,0 +1,13 @@
+/* For uses of messages.def that look at messages only. No include guard: used many times. */
+#define U8(field)
+#define U32(field)
+#define U64(field)
+#define F32(field)
+#define STR(field, max)
+#define U32S(field, max)
+#define U64S(field, max)
+#define RECORD(field, type)
+#define RECORDS(field, type, max)
+#define RECORD_BEGIN(name)
+#define RECORD_END(name)
+#define MESSAGE_END(NAME, name)

@@ -1,0 +1,136 @@
+/* Golden bytes of messages, every message round-trips, and every cut or damaged frame is refused. */
+#include "common/wire/wire.h"
+
+#include <string.h>
+
+#include "common/core/test.h"
+
+static void check_bytes(const char *what, const wire_message *message, const char *hex) {
+    bt_buf out = {0};
+    wire_encode(message, &out);
+    char text[1024] = "";
+    for (size_t i = 0; i < out.n_bytes && i * 2 + 2 < sizeof(text); i++) sprintf(text + 2 * i, "%02x", out.bytes[i]);
+    CHECK(strcmp(text, hex) == 0, "%s is %s", what, text);
+    bt_buf_fini(&out);
+}
+
+static void test_golden_bytes_do_not_change(void) {
+    wire_request request = {.gateway = 0x1122334455667788, .serial = 5, .attempt = 1};
+    check_bytes("cancel", &(wire_message){.type = WIRE_CANCEL, .cancel = {.request = request}},
+                "14000000"
+                "42540103"
+                "8877665544332211"
+                "0500000000000000"
+                "01000000");
+    check_bytes("drain", &(wire_message){.type = WIRE_DRAIN}, "000000004254010d");
+    wire_token tokens[] = {{request, 7, 300}};
+    check_bytes("tokens", &(wire_message){.type = WIRE_TOKENS, .tokens = {.tokens = tokens, .n_tokens = 1}},
+                "20000000"
+                "42540107"
+                "01000000"
+                "8877665544332211"
+                "0500000000000000"
+                "01000000"
+                "07000000"
+                "2c010000");
+    check_bytes("failed",
+                &(wire_message){.type = WIRE_FAILED,
+                                .failed = {.request = request, .status = BT_NO_CAPACITY, .text = wire_str_from("no")}},
+                "1b000000"
+                "42540109"
+                "8877665544332211"
+                "0500000000000000"
+                "01000000"
+                "03"
+                "02000000"
+                "6e6f");
+}
+
+/* A SUBMIT has every kind of field. */
+static wire_message big_submit(void) {
+    static const uint32_t ids[] = {0, 2036, 491, 303};
+    static const uint32_t stops[] = {9};
+    static wire_candidate candidates[2];
+    for (unsigned i = 0; i < 2; i++)
+        candidates[i] =
+            (wire_candidate){wire_str_from(i == 0 ? "decode-0" : "decode-1"), 77 + i, wire_str_from("127.0.0.1:9")};
+    return (wire_message){.type = WIRE_SUBMIT,
+                          .submit = {.request = {1, 2, 3},
+                                     .sampling = {.temperature = 0.6f, .top_p = 0.95f, .seed = 42, .ignore_eos = 1},
+                                     .max_tokens = 100,
+                                     .n_prompt = 4,
+                                     .tokens = ids,
+                                     .n_tokens = 4,
+                                     .stop_token_ids = stops,
+                                     .n_stop_token_ids = 1,
+                                     .cache_salt = wire_str_from("salt"),
+                                     .candidates = candidates,
+                                     .n_candidates = 2}};
+}
+
+static void test_a_submit_survives_the_round_trip(void) {
+    wire_message submit = big_submit(), back;
+    bt_buf out = {0};
+    bt_arena arena = {0};
+    bt_error err = {0};
+    wire_encode(&submit, &out);
+    CHECK(wire_decode(out.bytes, out.n_bytes, &arena, &back, &err) == BT_OK, "%s", err.text);
+    CHECK(back.submit.n_tokens == 4 && back.submit.tokens[1] == 2036, "tokens");
+    CHECK(back.submit.n_candidates == 2 && back.submit.candidates[1].incarnation == 78, "candidates");
+    CHECK(back.submit.sampling.top_p == 0.95f && back.submit.sampling.ignore_eos == 1, "sampling");
+    CHECK(back.submit.cache_salt.n_bytes == 4 && memcmp(back.submit.cache_salt.bytes, "salt", 4) == 0, "salt");
+    bt_arena_fini(&arena);
+    bt_buf_fini(&out);
+}
+
+static void test_cut_and_damaged_frames_are_refused(void) {
+    wire_message submit = big_submit(), back;
+    bt_buf out = {0};
+    bt_error err = {0};
+    size_t frame_bytes;
+    wire_encode(&submit, &out);
+    for (size_t n = 0; n < out.n_bytes; n++) {
+        bt_arena arena = {0};
+        CHECK(wire_decode(out.bytes, n, &arena, &back, &err) == BT_BAD_REQUEST, "cut at %zu", n);
+        CHECK(wire_frame_size(out.bytes, n, &frame_bytes, &err) == BT_AGAIN, "%zu bytes are not a frame", n);
+        bt_arena_fini(&arena);
+    }
+    for (size_t i = 0; i < 8; i++) { /* any damage of the header */
+        bt_arena arena = {0};
+        uint8_t old = out.bytes[i];
+        out.bytes[i] = (uint8_t)(old ^ 0x40);
+        CHECK(wire_decode(out.bytes, out.n_bytes, &arena, &back, &err) == BT_BAD_REQUEST, "header byte %zu", i);
+        out.bytes[i] = old;
+        bt_arena_fini(&arena);
+    }
+    uint8_t nul_in_name[] = {0x1b, 0, 0, 0, 0x42, 0x54, 1, 9, [8 + 20] = 3, 2, 0, 0, 0, 'n', 0};
+    bt_arena arena = {0};
+    CHECK(wire_decode(nul_in_name, sizeof(nul_in_name), &arena, &back, &err) == BT_BAD_REQUEST, "NUL in a string");
+    bt_arena_fini(&arena);
+    bt_buf_fini(&out);
+}
+
+static void test_unknown_numbers_and_huge_counts_are_refused(void) {
+    wire_message back;
+    bt_error err = {0};
+    for (unsigned number = 0; number < 256; number++) {
+        uint8_t frame[] = {0, 0, 0, 0, 0x42, 0x54, 1, (uint8_t)number};
+        bt_arena arena = {0};
+        bool is_empty = number == WIRE_DRAIN;
+        CHECK((wire_decode(frame, sizeof(frame), &arena, &back, &err) == BT_OK) == is_empty, "number %u", number);
+        bt_arena_fini(&arena);
+    }
+    uint8_t huge[] = {4, 0, 0, 0, 0x42, 0x54, 1, WIRE_TOKENS, 0xff, 0x0f, 0, 0};
+    bt_arena arena = {0};
+    CHECK(wire_decode(huge, sizeof(huge), &arena, &back, &err) == BT_BAD_REQUEST, "4095 tokens in no bytes");
+    CHECK(arena.used_bytes < 4096, "no memory was taken for them");
+    bt_arena_fini(&arena);
+}
+
+int main(void) {
+    test_golden_bytes_do_not_change();
+    test_a_submit_survives_the_round_trip();
+    test_cut_and_damaged_frames_are_refused();
+    test_unknown_numbers_and_huge_counts_are_refused();
+    TEST_END();
+}
