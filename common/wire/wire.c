@@ -40,12 +40,10 @@ static void put_count(bt_buf *out, uint32_t count, uint32_t max) {
 #define RECORDS(field, type, max)                                                                                      \
     put_count(out, in->n_##field, max);                                                                                \
     for (uint32_t i = 0; i < in->n_##field; i++) put_##type(out, &in->field[i]);
-#define RECORD_BEGIN(name) static void put_##name(bt_buf *out, const wire_##name *in) {
-#define RECORD_END(name)   }
-#define MESSAGE_BEGIN(NAME, name, number)                                                                              \
-    static void put_##name(bt_buf *out, const wire_##name *in) {                                                       \
-        (void)out, (void)in;
-#define MESSAGE_END(NAME, name) }
+#define RECORD_BEGIN(name)                static void put_##name(bt_buf *out, const wire_##name *in) {
+#define RECORD_END(name)                  }
+#define MESSAGE_BEGIN(NAME, name, number) RECORD_BEGIN(name)
+#define MESSAGE_END(NAME, name)           RECORD_END(name)
 #include "common/wire/messages.def"
 #include "common/wire/undef.h"
 
@@ -143,13 +141,10 @@ static wire_str get_str(reader *in, uint32_t max, const char *field) {
         for (uint32_t i = 0; i < out->n_##field && in->bad_field == NULL; i++) get_##type(in, &elems[i]);              \
         out->field = elems;                                                                                            \
     }
-#define RECORD_BEGIN(name) static void get_##name(reader *in, wire_##name *out) {
-#define RECORD_END(name)   }
-#define MESSAGE_BEGIN(NAME, name, number)                                                                              \
-    static void get_##name(reader *in, wire_##name *out) {                                                             \
-        (void)in;                                                                                                      \
-        out->unused_end = 0;
-#define MESSAGE_END(NAME, name) }
+#define RECORD_BEGIN(name)                static void get_##name(reader *in, wire_##name *out) {
+#define RECORD_END(name)                  }
+#define MESSAGE_BEGIN(NAME, name, number) RECORD_BEGIN(name)
+#define MESSAGE_END(NAME, name)           RECORD_END(name)
 #include "common/wire/messages.def"
 #include "common/wire/undef.h"
 

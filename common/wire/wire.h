@@ -78,7 +78,6 @@ static inline wire_str wire_str_from(const char *text) {
     wire_##name;
 #define MESSAGE_BEGIN(NAME, name, number) typedef struct {
 #define MESSAGE_END(NAME, name)                                                                                        \
-    char unused_end; /* C11 has no empty structs */                                                                    \
     }                                                                                                                  \
     wire_##name;
 #include "common/wire/messages.def"
