@@ -1,7 +1,8 @@
 /* The weights as they lie on disk: safetensors files, mapped read-only, never copied.
  *
  * A checkpoint is model.safetensors, or the shards that model.safetensors.index.json names. Headers are checked in
- * full at open: JSON, dtype, shape, offsets inside the file, sizes that agree, no overlap. Immutable after open; any thread. */
+ * full at open: JSON, dtype, shape, offsets inside the file, sizes that agree, no overlap. Immutable after open; any
+ * thread. */
 #ifndef BATON_COMMON_MODEL_CHECKPOINT_H
 #define BATON_COMMON_MODEL_CHECKPOINT_H
 
@@ -39,6 +40,10 @@ uint64_t mdl_checkpoint_bytes(const mdl_checkpoint *checkpoint); /* of all tenso
 /* A fingerprint of config.json and of every tensor's name, dtype, shape and sampled content: two workers with the
  * same value serve the same model. Cheap (reads a few pages of each tensor). */
 uint64_t mdl_checkpoint_hash(const mdl_checkpoint *checkpoint);
+
+/* Reads every page once, so that the first request does not wait for the disk; a progress line in the log each second.
+ */
+void mdl_checkpoint_read(const mdl_checkpoint *checkpoint);
 
 const char *mdl_dtype_name(mdl_dtype dtype); /* as safetensors spells it */
 

@@ -13,12 +13,17 @@
 #include "common/core/status.h"
 
 typedef enum { MDL_SOFTMAX, MDL_SIGMOID } mdl_scoring;
-typedef enum { MDL_TOPK_GREEDY, MDL_TOPK_GROUP_MAX, MDL_TOPK_NOAUX } mdl_topk; /* group score: none, max, sum of best two */
+typedef enum {
+    MDL_TOPK_GREEDY,
+    MDL_TOPK_GROUP_MAX,
+    MDL_TOPK_NOAUX
+} mdl_topk; /* group score: none, max, sum of best two */
 
 typedef struct {
     bool is_enabled; /* rope_scaling present and of type yarn */
     double factor, beta_fast, beta_slow, mscale, mscale_all_dim;
-    bool has_mscale; /* either of the two was given */
+    bool has_mscale; /* either of the two was given; absent they are 1 and 0, as in vLLM and DeepSeek's own code */
+    double attention_factor; /* overrides the multiplier of cos and sin; 0: not given */
     uint32_t original_max_position_embeddings;
 } mdl_yarn;
 
@@ -35,8 +40,9 @@ typedef struct {
     float routed_scaling_factor, rms_norm_eps;
     double rope_theta;
     mdl_yarn yarn;
-    uint32_t fp8_block_rows, fp8_block_cols; /* of quantization_config.weight_block_size; 0: no FP8 in this checkpoint */
-    uint32_t bos_token_id;                   /* UINT32_MAX: none */
+    uint32_t fp8_block_rows,
+        fp8_block_cols;    /* of quantization_config.weight_block_size; 0: no FP8 in this checkpoint */
+    uint32_t bos_token_id; /* UINT32_MAX: none */
     uint32_t eos_token_ids[8], n_eos_token_ids; /* generation_config.json's list wins over config.json's */
     /* generation_config.json: what a request that says nothing gets (1, 1, 0 when absent) */
     float default_temperature, default_top_p;
