@@ -171,14 +171,13 @@ static void check_moe(field_reader *reader, const mdl_config *config) {
 static void read_moe(field_reader *reader, bool is_v2, mdl_config *out) {
     static const char *const scorings[] = {"softmax", "sigmoid", NULL};
     static const char *const methods[] = {"greedy", "group_limited_greedy", "noaux_tc", NULL};
-    enum { MAX_EXPERTS = 4096 };
-    out->n_routed_experts = read_uint(reader, "n_routed_experts", 0, MAX_EXPERTS, 0);
+    out->n_routed_experts = read_uint(reader, "n_routed_experts", 0, MDL_MAX_EXPERTS, 0);
     if (out->n_routed_experts == 0) return;
     out->moe_intermediate_size = read_uint(reader, "moe_intermediate_size", 1, 1 << 20, REQUIRED);
-    out->num_experts_per_tok = read_uint(reader, "num_experts_per_tok", 1, 64, REQUIRED);
+    out->num_experts_per_tok = read_uint(reader, "num_experts_per_tok", 1, MDL_MAX_EXPERTS_PER_TOKEN, REQUIRED);
     out->n_shared_experts = read_uint(reader, "n_shared_experts", 0, 64, 0);
-    out->n_group = read_uint(reader, "n_group", 1, MAX_EXPERTS, 1);
-    out->topk_group = read_uint(reader, "topk_group", 1, MAX_EXPERTS, 1);
+    out->n_group = read_uint(reader, "n_group", 1, MDL_MAX_EXPERTS, 1);
+    out->topk_group = read_uint(reader, "topk_group", 1, MDL_MAX_EXPERTS, 1);
     out->scoring_func = (mdl_scoring)read_choice(reader, "scoring_func", scorings, is_v2 ? MDL_SOFTMAX : MDL_SIGMOID);
     out->topk_method = (mdl_topk)read_choice(reader, "topk_method", methods, is_v2 ? MDL_TOPK_GREEDY : MDL_TOPK_NOAUX);
     out->norm_topk_prob = read_bool(reader, "norm_topk_prob", !is_v2);

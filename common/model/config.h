@@ -12,6 +12,8 @@
 
 #include "common/core/status.h"
 
+enum { MDL_MAX_EXPERTS = 4096, MDL_MAX_EXPERTS_PER_TOKEN = 64 }; /* mdl_config_load() refuses more */
+
 typedef enum { MDL_SOFTMAX, MDL_SIGMOID } mdl_scoring;
 typedef enum {
     MDL_TOPK_GREEDY,

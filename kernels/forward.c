@@ -1,0 +1,318 @@
+/* Composes a backend's operations into the model: embedding, layers of attention and feed-forward, head.
+ *
+ * Owns the step's scratch, sized at open for max_rows; a step allocates nothing. Residuals and router inputs are
+ * float32, what linears read is the backend's activation type. Rows never meet outside attention, and there only
+ * through the cache: that, and the backends' one-order rule, makes a row's bits independent of its neighbours. Which
+ * tokens run together, and where their blocks are, is the schedulers' business. */
+#include "kernels/forward.h"
+
+#include <math.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/core/alloc.h"
+#include "common/core/clock.h"
+#include "common/core/log.h"
+#include "kernels/route.h"
+
+struct krn_model {
+    mdl_config config;
+    mdl_checkpoint *checkpoint;
+    krn_weights *weights;
+    krn_backend *backend;
+    uint64_t hash;
+    uint32_t max_rows, max_positions, max_logits;
+    /* constants */
+    float *inv_freq; /* [rope / 2] */
+    float rope_multiplier;
+    /* scratch: [max_rows][...], of the rows in flight */
+    uint32_t *ids;
+    float *cos_sin;                /* [rope / 2][2] */
+    float *x;                      /* [hidden]: the residual stream */
+    void *normed_act;              /* act [hidden] */
+    float *normed;                 /* [hidden]: the same, for the router */
+    float *q_a, *q, *kv_a;         /* [q_lora_rank], [heads * (nope + rope)], [kv_lora_rank + rope] */
+    void *q_a_act, *attended_act;  /* act [q_lora_rank], [heads * v] */
+    float *gate, *up;              /* [width of the dense or shared experts' MLP] */
+    void *gated_act;               /* act [the same] */
+    float *router_logits;          /* [n_routed_experts] */
+    uint32_t *chosen, *first_pair; /* [num_experts_per_tok]; first_pair: one [n_routed_experts] */
+    float *chosen_weights;         /* [num_experts_per_tok] */
+    krn_pair *pairs;               /* [num_experts_per_tok] */
+    float *expert_rows;            /* [num_experts_per_tok][hidden] */
+    float *routed;                 /* [hidden]: sum of a row's expert rows */
+};
+
+static uint32_t mlp_width(const mdl_config *config) {
+    uint32_t shared = config->n_shared_experts * config->moe_intermediate_size;
+    return config->intermediate_size > shared ? config->intermediate_size : shared;
+}
+
+static void scratch_open(krn_model *model) {
+    enum { ALIGN_BYTES = 64 };
+    const mdl_config *c = &model->config;
+    size_t rows = model->max_rows, act = model->backend->activation_bytes;
+    size_t heads = c->num_attention_heads, per_row = c->num_experts_per_tok, hidden = c->hidden_size;
+    struct {
+        void *place; /* of the pointer to be set */
+        size_t row_bytes;
+    } const buffers[] = {
+        {&model->ids, sizeof(uint32_t)},
+        {&model->cos_sin, c->qk_rope_head_dim * sizeof(float)},
+        {&model->x, hidden * sizeof(float)},
+        {&model->normed_act, hidden * act},
+        {&model->normed, hidden * sizeof(float)},
+        {&model->q_a, c->q_lora_rank * sizeof(float)},
+        {&model->q_a_act, c->q_lora_rank * act},
+        {&model->q, heads * (c->qk_nope_head_dim + c->qk_rope_head_dim) * sizeof(float)},
+        {&model->kv_a, mdl_kv_width(c) * sizeof(float)},
+        {&model->attended_act, heads * c->v_head_dim * act},
+        {&model->gate, mlp_width(c) * sizeof(float)},
+        {&model->up, mlp_width(c) * sizeof(float)},
+        {&model->gated_act, mlp_width(c) * act},
+        {&model->router_logits, c->n_routed_experts * sizeof(float)},
+        {&model->chosen, per_row * sizeof(uint32_t)},
+        {&model->chosen_weights, per_row * sizeof(float)},
+        {&model->pairs, per_row * sizeof(krn_pair)},
+        {&model->expert_rows, per_row * hidden * sizeof(float)},
+        {&model->routed, (per_row > 0 ? hidden : 0) * sizeof(float)},
+    };
+    for (size_t i = 0; i < sizeof(buffers) / sizeof(buffers[0]); i++) {
+        void *memory = bt_calloc_aligned(rows * buffers[i].row_bytes, ALIGN_BYTES);
+        memcpy(buffers[i].place, &memory, sizeof(memory));
+    }
+    model->first_pair = bt_calloc(c->n_routed_experts, sizeof(uint32_t));
+    model->inv_freq = bt_calloc(c->qk_rope_head_dim / 2, sizeof(float));
+    mdl_rope_frequencies(c, model->inv_freq);
+    model->rope_multiplier = mdl_rope_multiplier(c);
+}
+
+static void scratch_close(krn_model *model) {
+    void *const buffers[] = {model->ids,       model->cos_sin,       model->x,       model->normed_act,
+                             model->normed,    model->q_a,           model->q_a_act, model->q,
+                             model->kv_a,      model->attended_act,  model->gate,    model->up,
+                             model->gated_act, model->router_logits, model->chosen,  model->chosen_weights,
+                             model->pairs,     model->expert_rows,   model->routed,  model->first_pair,
+                             model->inv_freq};
+    for (size_t i = 0; i < sizeof(buffers) / sizeof(buffers[0]); i++) free(buffers[i]);
+}
+
+static bt_status check_options(const krn_model_options *options, const mdl_config *config, bt_error *err) {
+    enum { MAX_ROWS = 1 << 16 };
+    if (options->max_rows == 0 || options->max_rows > MAX_ROWS) {
+        return bt_fail(err, BT_BAD_REQUEST, "rows per step is %u, expected 1 to %d", options->max_rows, MAX_ROWS);
+    }
+    if (options->max_positions == 0 || options->max_positions > config->max_position_embeddings) {
+        return bt_fail(err, BT_BAD_REQUEST,
+                       "the longest sequence is %u tokens, the model's max_position_embeddings is %u",
+                       options->max_positions, config->max_position_embeddings);
+    }
+    if (options->max_logits == 0)
+        return bt_fail(err, BT_BAD_REQUEST, "rows of logits per step is 0, expected at least 1");
+    return BT_OK;
+}
+
+static uint32_t processor_count(void) {
+    cpu_set_t set;
+    return sched_getaffinity(0, sizeof(set), &set) == 0 ? (uint32_t)CPU_COUNT(&set) : 1;
+}
+
+bt_status krn_model_open(const krn_model_options *options, krn_model **out, bt_error *err) {
+    krn_model *model = bt_calloc(1, sizeof(*model));
+    int64_t start_ns = bt_now_ns();
+    bt_status status = mdl_config_load(options->dir, &model->config, err);
+    if (status == BT_OK) status = check_options(options, &model->config, err);
+    if (status == BT_OK) status = mdl_checkpoint_open(options->dir, &model->checkpoint, err);
+    if (status == BT_OK) status = krn_weights_open(model->checkpoint, &model->config, &model->weights, err);
+    if (status != BT_OK) goto fail;
+    model->max_rows = options->max_rows;
+    model->max_positions = options->max_positions;
+    model->max_logits = options->max_logits;
+    krn_backend_limits limits = {
+        .n_threads = options->n_threads > 0 ? options->n_threads : processor_count(),
+        .max_rows = options->max_rows > options->max_logits ? options->max_rows : options->max_logits,
+        .max_positions = options->max_positions,
+        .config = &model->config,
+    };
+    status = krn_backend_open(options->backend, &limits, &model->backend, err);
+    if (status != BT_OK) goto fail;
+    mdl_checkpoint_read(model->checkpoint);
+    model->hash = mdl_checkpoint_hash(model->checkpoint);
+    model->backend->prepare(model->backend, model->weights);
+    scratch_open(model);
+    bt_log(BT_LOG_INFO, "model", "open",
+           "dir=\"%s\" backend=%s isa=%s threads=%u layers=%u weights_mb=%llu active_mb=%llu hash=%016llx ms=%lld",
+           options->dir, model->backend->name, model->backend->isa, limits.n_threads, model->config.num_hidden_layers,
+           (unsigned long long)mdl_checkpoint_bytes(model->checkpoint) >> 20,
+           (unsigned long long)model->weights->active_bytes >> 20, (unsigned long long)model->hash,
+           (long long)(bt_now_ns() - start_ns) / BT_NS_PER_MS);
+    *out = model;
+    return BT_OK;
+fail:
+    krn_model_close(model);
+    return status;
+}
+
+void krn_model_close(krn_model *model) {
+    if (model == NULL) return;
+    scratch_close(model);
+    if (model->backend != NULL) model->backend->close(model->backend);
+    krn_weights_close(model->weights);
+    mdl_checkpoint_close(model->checkpoint);
+    free(model);
+}
+
+const mdl_config *krn_model_config(const krn_model *model) { return &model->config; }
+const krn_backend *krn_model_backend(const krn_model *model) { return model->backend; }
+uint64_t krn_model_hash(const krn_model *model) { return model->hash; }
+uint64_t krn_model_active_bytes(const krn_model *model) { return model->weights->active_bytes; }
+
+/* Ids and rotations of the step's rows, one sequence after another. Returns the number of rows. */
+static uint32_t gather_rows(krn_model *model, const krn_sequence *sequences, uint32_t n_sequences) {
+    const mdl_config *c = &model->config;
+    uint32_t rope = c->qk_rope_head_dim, row = 0;
+    for (uint32_t s = 0; s < n_sequences; s++) {
+        const krn_sequence *sequence = &sequences[s];
+        BT_ASSERT(sequence->n_rows <= model->max_rows - row && sequence->n_logits <= sequence->n_rows);
+        BT_ASSERT(sequence->position <= model->max_positions &&
+                  sequence->n_rows <= model->max_positions - sequence->position);
+        for (uint32_t t = 0; t < sequence->n_rows; t++, row++) {
+            BT_ASSERT(sequence->token_ids[t] < c->vocab_size);
+            model->ids[row] = sequence->token_ids[t];
+            for (uint32_t i = 0; i < rope / 2; i++) {
+                /* The product in float32, as every implementation has it: at far positions its rounding is visible. */
+                float angle = (float)(sequence->position + t) * model->inv_freq[i];
+                model->cos_sin[(size_t)row * rope + 2 * i] = (float)cos(angle) * model->rope_multiplier;
+                model->cos_sin[(size_t)row * rope + 2 * i + 1] = (float)sin(angle) * model->rope_multiplier;
+            }
+        }
+    }
+    return row;
+}
+
+/* x += Attention(RMSNorm(x)) */
+static void attention(krn_model *model, uint32_t layer_index, krn_kv kv, const krn_sequence *sequences,
+                      uint32_t n_sequences, uint32_t n_rows) {
+    const mdl_config *c = &model->config;
+    const krn_layer *layer = &model->weights->layers[layer_index];
+    krn_backend *b = model->backend;
+    b->rmsnorm(b, model->x, n_rows, c->hidden_size, layer->input_norm, c->rms_norm_eps, model->normed_act, NULL);
+    if (c->q_lora_rank > 0) {
+        b->linear(b, &layer->q_a, model->normed_act, n_rows, model->q_a, false);
+        b->rmsnorm(b, model->q_a, n_rows, c->q_lora_rank, layer->q_a_norm, c->rms_norm_eps, model->q_a_act, NULL);
+        b->linear(b, &layer->q_b, model->q_a_act, n_rows, model->q, false);
+    } else {
+        b->linear(b, &layer->q, model->normed_act, n_rows, model->q, false);
+    }
+    b->linear(b, &layer->kv_a, model->normed_act, n_rows, model->kv_a, false);
+    const krn_attention_args args = {
+        .layer = layer,
+        .layer_index = layer_index,
+        .sequences = sequences,
+        .n_sequences = n_sequences,
+        .n_rows = n_rows,
+        .cos_sin = model->cos_sin,
+        .q = model->q,
+        .kv_a = model->kv_a,
+        .out = model->attended_act,
+        .kv = kv,
+    };
+    b->attention(b, &args);
+    b->linear(b, &layer->o, model->attended_act, n_rows, model->x, true);
+}
+
+/* x += MLP(normed): the dense layers, and the experts that every row visits. */
+static void mlp(krn_model *model, const krn_mlp *weights, uint32_t n_rows) {
+    krn_backend *b = model->backend;
+    b->linear(b, &weights->gate, model->normed_act, n_rows, model->gate, false);
+    b->linear(b, &weights->up, model->normed_act, n_rows, model->up, false);
+    b->silu_mul(b, model->gate, model->up, (size_t)n_rows * weights->gate.n_out, model->gated_act);
+    b->linear(b, &weights->down, model->gated_act, n_rows, model->x, true);
+}
+
+/* Chooses the rows' experts and groups them into pairs. Returns the number of pairs. */
+static uint32_t route(krn_model *model, const krn_layer *layer, uint32_t n_rows) {
+    const mdl_config *c = &model->config;
+    size_t per_row = c->num_experts_per_tok;
+    model->backend->router(model->backend, &layer->router, model->normed, n_rows, model->router_logits);
+    for (uint32_t row = 0; row < n_rows; row++) {
+        krn_route(c, model->router_logits + (size_t)row * c->n_routed_experts, layer->router_bias,
+                  model->chosen + row * per_row, model->chosen_weights + row * per_row);
+    }
+    krn_route_pairs(c, model->chosen, model->chosen_weights, n_rows, model->first_pair, model->pairs);
+    return n_rows * c->num_experts_per_tok;
+}
+
+/* x += the sum of each row's expert rows. Pairs come by expert, so every row sums in ascending expert number, from
+ * zero, wherever its experts were computed. */
+static void combine(krn_model *model, uint32_t n_pairs, uint32_t n_rows) {
+    size_t hidden = model->config.hidden_size;
+    memset(model->routed, 0, n_rows * hidden * sizeof(float));
+    for (uint32_t p = 0; p < n_pairs; p++) {
+        float *sum = model->routed + model->pairs[p].row * hidden;
+        const float *expert_row = model->expert_rows + p * hidden;
+        for (size_t i = 0; i < hidden; i++) sum[i] += expert_row[i];
+    }
+    for (size_t i = 0; i < n_rows * hidden; i++) model->x[i] += model->routed[i];
+}
+
+/* x += FFN(RMSNorm(x)) */
+static void feed_forward(krn_model *model, const krn_layer *layer, uint32_t n_rows) {
+    const mdl_config *c = &model->config;
+    krn_backend *b = model->backend;
+    b->rmsnorm(b, model->x, n_rows, c->hidden_size, layer->post_attention_norm, c->rms_norm_eps, model->normed_act,
+               layer->is_moe ? model->normed : NULL);
+    if (!layer->is_moe) {
+        mlp(model, &layer->dense, n_rows);
+        return;
+    }
+    uint32_t n_pairs = route(model, layer, n_rows);
+    /* Between here and combine() pairs may be computed anywhere: experts of other ranks are dispatched and come back.
+     */
+    const krn_experts_args args = {
+        .experts = layer->experts,
+        .pairs = model->pairs,
+        .n_pairs = n_pairs,
+        .x = model->normed_act,
+        .y = model->expert_rows,
+    };
+    b->experts(b, &args);
+    combine(model, n_pairs, n_rows);
+    if (c->n_shared_experts > 0) mlp(model, &layer->shared, n_rows);
+}
+
+/* Moves the rows whose logits are wanted to the front of x. Returns their number. */
+static uint32_t keep_logit_rows(krn_model *model, const krn_sequence *sequences, uint32_t n_sequences) {
+    size_t hidden = model->config.hidden_size;
+    uint32_t n_kept = 0, end = 0;
+    for (uint32_t s = 0; s < n_sequences; s++) {
+        end += sequences[s].n_rows;
+        for (uint32_t row = end - sequences[s].n_logits; row < end; row++, n_kept++) {
+            memmove(model->x + n_kept * hidden, model->x + row * hidden, hidden * sizeof(float));
+        }
+    }
+    BT_ASSERT(n_kept <= model->max_logits);
+    return n_kept;
+}
+
+void krn_forward(krn_model *model, krn_kv kv, const krn_sequence *sequences, uint32_t n_sequences, float *logits,
+                 krn_layer_done on_layer, void *context) {
+    const mdl_config *c = &model->config;
+    const krn_weights *w = model->weights;
+    krn_backend *b = model->backend;
+    BT_ASSERT(kv.layout.dtype == b->kv && kv.layout.width == mdl_kv_width(c) &&
+              kv.layout.n_layers == c->num_hidden_layers);
+    uint32_t n_rows = gather_rows(model, sequences, n_sequences);
+    if (n_rows == 0) return;
+    b->embed(b, &w->embed, model->ids, n_rows, model->x);
+    for (uint32_t i = 0; i < c->num_hidden_layers; i++) {
+        attention(model, i, kv, sequences, n_sequences, n_rows);
+        if (on_layer != NULL) on_layer(context, i);
+        if (i + 1 == c->num_hidden_layers) n_rows = keep_logit_rows(model, sequences, n_sequences);
+        if (n_rows > 0) feed_forward(model, &w->layers[i], n_rows);
+    }
+    if (n_rows == 0) return;
+    b->rmsnorm(b, model->x, n_rows, c->hidden_size, w->final_norm, c->rms_norm_eps, model->normed_act, NULL);
+    b->linear(b, &w->lm_head, model->normed_act, n_rows, logits, false);
+}

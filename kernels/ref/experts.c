@@ -1,0 +1,30 @@
+/* Routed experts: the rows of one expert are gathered, go through its three matrices, and are weighted. */
+#include <string.h>
+
+#include "common/core/status.h"
+#include "kernels/ref/ref.h"
+
+void ref_experts(krn_backend *backend, const krn_experts_args *args) {
+    ref_backend *ref = (ref_backend *)backend;
+    size_t hidden = ref->config->hidden_size;
+    const float *x = args->x;
+    for (uint32_t first = 0, end; first < args->n_pairs; first = end) {
+        uint32_t expert = args->pairs[first].expert;
+        for (end = first; end < args->n_pairs && args->pairs[end].expert == expert; end++) {
+        }
+        uint32_t n_rows = end - first;
+        BT_ASSERT(n_rows <= ref->max_rows); /* a row visits an expert once */
+        for (uint32_t i = 0; i < n_rows; i++) {
+            memcpy(ref->expert_x + i * hidden, x + args->pairs[first + i].row * hidden, hidden * sizeof(float));
+        }
+        const krn_mlp *mlp = &args->experts[expert];
+        float *y = args->y + first * hidden;
+        ref_linear(backend, &mlp->gate, ref->expert_x, n_rows, ref->expert_gate, false);
+        ref_linear(backend, &mlp->up, ref->expert_x, n_rows, ref->expert_up, false);
+        ref_silu_mul(backend, ref->expert_gate, ref->expert_up, (size_t)n_rows * mlp->gate.n_out, ref->expert_gate);
+        ref_linear(backend, &mlp->down, ref->expert_gate, n_rows, y, false);
+        for (uint32_t i = 0; i < n_rows; i++) {
+            for (size_t j = 0; j < hidden; j++) y[i * hidden + j] *= args->pairs[first + i].weight;
+        }
+    }
+}
