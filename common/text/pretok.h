@@ -1,0 +1,40 @@
+/* The pre-tokenizer of a tokenizer.json: cuts text into the pieces within which BPE merges.
+ *
+ * Supported: Sequence, Split (Regex and String patterns, all behaviors, invert), Digits, and ByteLevel at the end
+ * (add_prefix_space, use_regex). Pieces are handed over as raw UTF-8 bytes: the byte-to-character alphabet of
+ * ByteLevel is undone once, in the vocabulary (bpe.h). */
+#ifndef BATON_COMMON_TEXT_PRETOK_H
+#define BATON_COMMON_TEXT_PRETOK_H
+
+#include <cjson/cJSON.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/core/status.h"
+
+typedef struct ptk_splitter ptk_splitter; /* immutable, any thread */
+typedef struct ptk_scratch ptk_scratch;   /* what one thread needs to split */
+
+/* `spec`: the value of "pre_tokenizer". BT_BAD_REQUEST: a type, pattern or order that is not supported. */
+bt_status ptk_open(const cJSON *spec, ptk_splitter **out, bt_error *err);
+void ptk_close(ptk_splitter *splitter);
+
+ptk_scratch *ptk_scratch_open(const ptk_splitter *splitter);
+void ptk_scratch_close(ptk_scratch *scratch);
+
+/* Receives the pieces in order; `piece` is valid during the call. */
+typedef void (*ptk_sink)(void *context, const uint8_t *piece, size_t n_bytes);
+
+/* `text`: valid UTF-8 without added tokens. BT_BAD_REQUEST: a pattern exceeded its work limit on this text; pieces
+ * may have been handed over by then. */
+bt_status ptk_split(const ptk_splitter *splitter, ptk_scratch *scratch, const uint8_t *text, size_t n_bytes,
+                    ptk_sink sink, void *context, bt_error *err);
+
+/* Turns the hand-written scanner off, so that tests can compare it with the regular expressions. Right after open. */
+void ptk_use_regex_only(ptk_splitter *splitter);
+
+/* The hand-written scanner for DeepSeek-V3's three regular expressions (pretok_v3.c); same pieces, many times faster.
+ */
+void ptk_v3_split(const uint8_t *text, size_t n_bytes, ptk_sink sink, void *context);
+
+#endif
