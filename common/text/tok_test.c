@@ -9,6 +9,7 @@
 #include "common/core/clock.h"
 #include "common/core/test.h"
 #include "common/text/detokenizer.h"
+#include "common/text/json.h"
 
 static bool ids_equal(const tok_ids *ids, const cJSON *expected) {
     if ((int)ids->n_ids != cJSON_GetArraySize(expected)) return false;
@@ -31,16 +32,20 @@ static void test_fixture(const tok_tokenizer *tokenizer, FILE *file) {
     size_t cap = 0;
     int n_lines = 0;
     while (getline(&line, &cap, file) > 0) {
-        cJSON *row = cJSON_Parse(line);
-        const char *text = cJSON_GetObjectItem(row, "text")->valuestring;
-        const char *decoded = cJSON_GetStringValue(cJSON_GetObjectItem(row, "decoded"));
+        cJSON *row = NULL;
+        size_t n_text, n_decoded;
+        txt_json_parse(line, strlen(line), &row, NULL);
+        const char *text = txt_json_string(cJSON_GetObjectItem(row, "text"), &n_text);
+        const char *decoded = txt_json_string(cJSON_GetObjectItem(row, "decoded"), &n_decoded);
         tok_ids ids = {0};
         bt_buf out = {0};
         n_lines++;
-        CHECK(tok_encode(tokenizer, text, strlen(text), 0, &ids, NULL) == BT_OK, "line %d", n_lines);
+        CHECK(tok_encode(tokenizer, text, n_text, 0, &ids, NULL) == BT_OK, "line %d", n_lines);
         CHECK(ids_equal(&ids, cJSON_GetObjectItem(row, "ids")), "line %d: %s", n_lines, text);
         decode_all(tokenizer, &ids, &out);
-        CHECK(strcmp(bt_buf_text(&out), decoded != NULL ? decoded : text) == 0, "line %d decodes otherwise", n_lines);
+        if (decoded == NULL) decoded = text, n_decoded = n_text;
+        CHECK(out.n_bytes == n_decoded && memcmp(bt_buf_text(&out), decoded, n_decoded) == 0,
+              "line %d decodes otherwise", n_lines);
         bt_buf_fini(&out);
         tok_ids_fini(&ids);
         cJSON_Delete(row);
