@@ -33,7 +33,14 @@ typedef double cfg_f64;
 typedef bool cfg_bool;
 typedef const char *cfg_str; /* borrowed: argv or the default */
 
-typedef enum { CFG_TYPE_u32, CFG_TYPE_u64, CFG_TYPE_f64, CFG_TYPE_bool, CFG_TYPE_str } cfg_type;
+typedef enum {
+    CFG_TYPE_u32,
+    CFG_TYPE_u64,
+    CFG_TYPE_f64,
+    CFG_TYPE_bool,
+    CFG_TYPE_str,
+    CFG_TYPE__Bool = CFG_TYPE_bool, /* what stdbool.h's macro makes of it on the way through CFG() */
+} cfg_type;
 
 typedef struct {
     const char *name; /* the field's name, with '_' */
