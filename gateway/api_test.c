@@ -1,0 +1,337 @@
+/* The contract's fields as table rows: a body, what it must answer, and why. */
+#include <math.h>
+#include <string.h>
+
+#include "common/core/test.h"
+#include "gateway/api_json.h"
+#include "gateway/api_request.h"
+
+static const gw_api_rules rules = {
+    .vocab_size = 2048, .default_temperature = 0.6F, .default_top_p = 0.95F, .wants_argument_object = false};
+
+static bt_status parse(gw_endpoint endpoint, const gw_api_rules *with, const char *body, gw_request *out,
+                       gw_error *error) {
+    char *copy = strdup(body);
+    bt_status status = gw_api_parse(endpoint, with, copy, strlen(copy), out, error);
+    free(copy);
+    return status;
+}
+
+/* ---- what is refused, and with which param ---------------------------------------------------------------------- */
+
+typedef struct {
+    const char *body, *param, *why; /* param NULL: accepted */
+} row;
+
+#define U    "\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]"
+#define M(f) "{" U "," f "}"
+
+static const row chat_rows[] = {
+    {"", "", "an empty body"},
+    {"[]", "", "not an object"},
+    {"\"x\"", "", "not an object"},
+    {"{\"a\":", "", "cut short"},
+    {"{" U "}{", "", "bytes behind the end"},
+    {M("\"a\":01"), "", "a leading zero"},
+    {M("\"a\":'x'"), "", "single quotes"},
+    {M("\"a\":\"\xff\""), "", "not UTF-8"},
+    {M("\"a\":\"\xed\xa0\x80\""), "", "an encoded surrogate is not UTF-8"},
+    {M("\"temperature\":NaN"), "", "NaN is not JSON"},
+    {M("\"temperature\":-Infinity"), "", "Infinity is not JSON"},
+    {"\xef\xbb\xbf{" U "}", NULL, "a byte order mark is skipped"},
+    {M("\"x\":{\"y\":[1,2,{\"z\":null}]}"), NULL, "unknown keys are ignored"},
+    {"{}", "messages", "missing"},
+    {"{\"messages\":null}", "messages", "null is missing"},
+    {"{\"messages\":{}}", "messages", "not a list"},
+    {"{\"messages\":[]}", "messages", "empty"},
+    {"{\"messages\":[{}]}", "messages", "no role"},
+    {"{\"messages\":[1]}", "messages", "not an object"},
+    {"{\"messages\":[{\"role\":\"king\",\"content\":\"x\"}]}", "messages[0].role", "unknown role"},
+    {"{\"messages\":[{\"role\":\"User\",\"content\":\"x\"}]}", NULL, "any case"},
+    {"{\"messages\":[{\"role\":\"user\",\"content\":5}]}", "messages", "content must be text"},
+    {"{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"image_url\"}]}]}", "messages", "media"},
+    {"{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"foo\"}]}]}", "type", "unknown part"},
+    {"{\"messages\":[{\"role\":\"assistant\",\"content\":null},{\"role\":\"user\"}]}", NULL, "null content"},
+    {"{\"messages\":[{\"role\":\"function\",\"content\":\"x\",\"name\":\"f\"}]}", NULL, "function is tool"},
+    {M("\"model\":5"), "model", "a string"},
+    {M("\"model\":null"), NULL, "null is absent"},
+    {M("\"temperature\":-1"), "temperature", "below 0"},
+    {M("\"temperature\":3"), "temperature", "over 2"},
+    {M("\"temperature\":\"hot\""), "temperature", "not a number"},
+    {M("\"temperature\":[]"), "temperature", "not a number"},
+    {M("\"temperature\":1e999"), "temperature", "infinite"},
+    {M("\"temperature\":\"0.7\""), NULL, "numeric strings count"},
+    {M("\"temperature\":\" 1\""), "temperature", "but not with blanks"},
+    {M("\"temperature\":\"0x1\""), "temperature", "nor in hexadecimal"},
+    {M("\"temperature\":2"), NULL, "the bound is included"},
+    {M("\"top_p\":-0.1"), "top_p", "below 0"},
+    {M("\"top_p\":1.1"), "top_p", "over 1"},
+    {M("\"top_k\":-2"), "top_k", "below -1"},
+    {M("\"top_k\":-1"), NULL, "off"},
+    {M("\"min_p\":2"), "min_p", "over 1"},
+    {M("\"max_tokens\":0"), "max_tokens", "chat needs one"},
+    {M("\"max_tokens\":-1"), "max_tokens", "negative"},
+    {M("\"max_tokens\":5.0"), NULL, "an integral float"},
+    {M("\"max_tokens\":5.5"), "max_tokens", "not integral"},
+    {M("\"max_tokens\":true"), "max_tokens", "not a number"},
+    {M("\"max_completion_tokens\":0"), "max_completion_tokens", "the newer name"},
+    {M("\"min_tokens\":9,\"max_tokens\":8"), "min_tokens", "over max_tokens"},
+    {M("\"min_tokens\":-1"), "min_tokens", "negative"},
+    {M("\"n\":0"), "n", "at least 1"},
+    {M("\"n\":2"), "n", "not supported yet"},
+    {M("\"n\":1"), NULL, "the default"},
+    {M("\"seed\":9223372036854775807"), NULL, "the largest"},
+    {M("\"seed\":9223372036854775808"), "seed", "over int64"},
+    {M("\"seed\":-1"), NULL, "none"},
+    {M("\"seed\":1.5"), "seed", "not integral"},
+    {M("\"stop\":[\"\"]"), "stop", "empty"},
+    {M("\"stop\":\"\""), "stop", "empty"},
+    {M("\"stop\":[1]"), "stop", "not a string"},
+    {M("\"stop\":null"), NULL, "null is absent"},
+    {M("\"stop\":[\"1\",\"2\",\"3\",\"4\",\"5\",\"6\",\"7\",\"8\",\"9\",\"a\",\"b\",\"c\",\"d\",\"e\",\"f\",\"g\"]"),
+     NULL, "16 strings"},
+    {M("\"stop\":[\"1\",\"2\",\"3\",\"4\",\"5\",\"6\",\"7\",\"8\",\"9\",\"a\",\"b\",\"c\",\"d\",\"e\",\"f\",\"g\","
+       "\"h\"]"),
+     "stop", "17 strings"},
+    {M("\"stop_token_ids\":[2048]"), "stop_token_ids", "out of the vocabulary"},
+    {M("\"stop_token_ids\":\"1\""), "stop_token_ids", "not a list"},
+    {M("\"stream\":\"maybe\""), "stream", "not a boolean"},
+    {M("\"stream\":{}"), "stream", "not a boolean"},
+    {M("\"stream\":1"), NULL, "1 is true"},
+    {M("\"stream_options\":{}"), "stream_options", "without stream"},
+    {M("\"stream_options\":null"), NULL, "null is absent"},
+    {M("\"stream\":true,\"stream_options\":{\"include_usage\":7}"), "stream_options", "not a boolean"},
+    {M("\"ignore_eos\":\"x\""), "ignore_eos", "not a boolean"},
+    {M("\"presence_penalty\":3"), "presence_penalty", "out of range"},
+    {M("\"presence_penalty\":1"), "presence_penalty", "not supported yet"},
+    {M("\"presence_penalty\":0"), NULL, "changes nothing"},
+    {M("\"frequency_penalty\":-3"), "frequency_penalty", "out of range"},
+    {M("\"repetition_penalty\":0"), "repetition_penalty", "out of range"},
+    {M("\"repetition_penalty\":1.0"), NULL, "vllm bench sends it"},
+    {M("\"logprobs\":true"), "logprobs", "not supported yet"},
+    {M("\"logprobs\":false"), NULL, "off"},
+    {M("\"top_logprobs\":2"), "top_logprobs", "without logprobs"},
+    {M("\"top_logprobs\":\"x\""), "top_logprobs", "not a number"},
+    {M("\"top_logprobs\":1000,\"logprobs\":true"), "top_logprobs", "over 20"},
+    {M("\"top_logprobs\":0"), NULL, "off"},
+    {M("\"prompt_logprobs\":1,\"stream\":true"), "prompt_logprobs", "not in a stream"},
+    {M("\"logit_bias\":{\"abc\":1}"), "logit_bias", "not an id"},
+    {M("\"logit_bias\":{\"2048\":1}"), "logit_bias", "out of the vocabulary"},
+    {M("\"logit_bias\":{}"), NULL, "empty"},
+    {M("\"allowed_token_ids\":[]"), "allowed_token_ids", "empty"},
+    {M("\"bad_words\":[\"x\"]"), "bad_words", "not supported yet"},
+    {M("\"response_format\":{\"type\":\"xml\"}"), "response_format", "unknown"},
+    {M("\"response_format\":{\"type\":\"text\"}"), NULL, "no constraint"},
+    {M("\"response_format\":{\"type\":\"json_object\"}"), "response_format", "not supported yet"},
+    {M("\"structured_outputs\":{\"regex\":\"a\"}"), "structured_outputs", "not supported yet"},
+    {M("\"use_beam_search\":true"), "use_beam_search", "not supported"},
+    {M("\"chat_template\":\"x\""), "chat_template", "not from clients"},
+    {M("\"tools\":[]"), NULL, "absent"},
+    {M("\"tools\":[{\"type\":\"x\"}]"), "tools", "type"},
+    {M("\"tools\":[{\"type\":\"function\",\"function\":{}}]"), "tools", "no name"},
+    {M("\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\"}}]"), NULL, "parameters may be absent"},
+    {M("\"tool_choice\":\"required\""), "tool_choice", "without tools"},
+    {M("\"tool_choice\":\"auto\""), NULL, "clients send it without tools"},
+    {M("\"tool_choice\":\"foo\""), "tool_choice", "unknown"},
+    {M("\"tools\":[{\"function\":{\"name\":\"f\"}}],\"tool_choice\":{\"type\":\"function\",\"function\":{\"name\":"
+       "\"g\"}}"),
+     "tool_choice", "not among the tools"},
+    {M("\"continue_final_message\":true"), "continue_final_message", "needs add_generation_prompt false"},
+    {M("\"continue_final_message\":true,\"add_generation_prompt\":false"), "continue_final_message",
+     "last is the user's"},
+    {M("\"reasoning_effort\":\"lots\""), "reasoning_effort", "unknown"},
+    {M("\"chat_template_kwargs\":[]"), "chat_template_kwargs", "not an object"},
+    {M("\"cache_salt\":\"\""), "cache_salt", "empty"},
+    {M("\"cache_salt\":\"a/b\""), "cache_salt", "a slash"},
+    {M("\"priority\":1"), "priority", "not supported"},
+    {M("\"metadata\":{},\"store\":true,\"user\":\"u\",\"service_tier\":\"auto\",\"prediction\":null,\"modalities\":[]"),
+     NULL, "OpenAI's own keys"},
+    {M("\"kv_transfer_params\":{\"remote_host\":\"10.0.0.1\"}"), NULL, "stripped"},
+    {M("\"temperature\":9,\"temperature\":1"), NULL, "the last of repeated keys counts"},
+    {M("\"max_tokens\":null,\"top_k\":null,\"logit_bias\":null,\"n\":null,\"tools\":null,\"logprobs\":null"), NULL,
+     "null is absent"},
+};
+
+#define P(f) "{\"prompt\":\"x\"," f "}"
+
+static const row completion_rows[] = {
+    {"{}", "prompt", "missing"},
+    {"{\"prompt\":\"\"}", "prompt", "empty"},
+    {"{\"prompt\":[]}", "prompt", "empty"},
+    {"{\"prompt\":null}", "prompt", "null"},
+    {"{\"prompt\":{}}", "prompt", "an object"},
+    {"{\"prompt\":[1,\"a\"]}", "prompt", "mixed"},
+    {"{\"prompt\":[\"a\",1]}", "prompt", "mixed"},
+    {"{\"prompt\":[[1],2]}", "prompt", "mixed"},
+    {"{\"prompt\":[[1],[]]}", "prompt", "an empty one"},
+    {"{\"prompt\":[-1]}", "prompt", "negative"},
+    {"{\"prompt\":[2048]}", "prompt", "out of the vocabulary"},
+    {"{\"prompt\":[1.5]}", "prompt", "not integral"},
+    {"{\"prompt\":[1,2]}", NULL, "one prompt of ids"},
+    {"{\"prompt\":[[1,2],[3]]}", NULL, "two prompts"},
+    {P("\"max_tokens\":0"), NULL, "just the prompt, with echo"},
+    {P("\"max_tokens\":-1"), "max_tokens", "negative"},
+    {P("\"logprobs\":true"), "logprobs", "an integer here"},
+    {P("\"logprobs\":1"), "logprobs", "not supported yet"},
+    {P("\"suffix\":\"x\""), "suffix", "not supported"},
+    {P("\"suffix\":\"\""), NULL, "empty"},
+    {P("\"best_of\":null"), NULL, "absent"},
+    {P("\"best_of\":3"), "best_of", "not supported"},
+};
+
+static void check_rows(gw_endpoint endpoint, const row *rows, size_t n_rows) {
+    for (size_t i = 0; i < n_rows; i++) {
+        gw_request request;
+        gw_error error = {0};
+        bt_status status = parse(endpoint, &rules, rows[i].body, &request, &error);
+        if (rows[i].param == NULL) {
+            CHECK(status == BT_OK, "%s: %s: %s", rows[i].body, rows[i].why, error.message);
+            if (status == BT_OK) gw_request_fini(&request);
+            continue;
+        }
+        CHECK(status == BT_BAD_REQUEST && error.http_status == 400, "%s: %s", rows[i].body, rows[i].why);
+        CHECK(strcmp(error.param, rows[i].param) == 0, "%s: %s: param %s", rows[i].body, rows[i].why, error.param);
+        CHECK(error.message[0] != 0, "%s: %s", rows[i].body, rows[i].why);
+        if (status == BT_OK) gw_request_fini(&request);
+    }
+}
+
+/* ---- what the fields become ------------------------------------------------------------------------------------- */
+
+static void test_values(void) {
+    gw_request r;
+    gw_error e;
+    CHECK(parse(GW_CHAT, &rules, M("\"max_tokens\":5,\"max_completion_tokens\":2"), &r, &e) == BT_OK, "both");
+    CHECK(r.max_tokens == 2 && r.has_max_tokens, "max_completion_tokens wins");
+    CHECK(fabsf(r.sampling.temperature - 0.6F) < 1e-6F && fabsf(r.sampling.top_p - 0.95F) < 1e-6F, "model's defaults");
+    CHECK(!r.has_seed && r.add_generation_prompt && r.skip_special_tokens && !r.add_special_tokens, "defaults");
+    gw_request_fini(&r);
+
+    CHECK(parse(GW_CHAT, &rules, M("\"temperature\":0.001,\"seed\":9007199254740993"), &r, &e) == BT_OK, "seed");
+    CHECK(fabsf(r.sampling.temperature - 0.01F) < 1e-6F, "raised to 0.01");
+    CHECK(r.has_seed && r.sampling.seed == 9007199254740993U, "seeds over 2^53 stay exact");
+    CHECK(r.max_tokens == UINT32_MAX && !r.has_max_tokens, "all the room");
+    gw_request_fini(&r);
+
+    CHECK(parse(GW_CHAT, &rules, M("\"top_p\":0,\"seed\":\"7\",\"seed\":\"8\""), &r, &e) == BT_OK, "top_p");
+    CHECK(r.sampling.temperature == 0 && r.sampling.top_p == 1 && r.sampling.seed == 8, "top_p 0 is greedy");
+    gw_request_fini(&r);
+
+    CHECK(parse(GW_COMPLETION, &rules, "{\"prompt\":[[5,6],[7]],\"stop\":[\"a\",\"b\"]}", &r, &e) == BT_OK, "prompts");
+    CHECK(r.n_prompts == 2 && r.prompts[0].n_ids == 2 && r.prompts[1].ids[0] == 7, "ids");
+    CHECK(r.max_tokens == 16 && !r.has_max_tokens && r.add_special_tokens, "completion's defaults");
+    CHECK(r.n_stop == 2 && strcmp(r.stop[1], "b") == 0, "stop");
+    gw_request_fini(&r);
+}
+
+static void check_variables(const char *body, const gw_api_rules *with, const char *want, const char *why) {
+    gw_request r;
+    gw_error e = {0};
+    bt_status status = parse(GW_CHAT, with, body, &r, &e);
+    CHECK(status == BT_OK, "%s: %s", why, e.message);
+    if (status != BT_OK) return;
+    char *got = cJSON_PrintUnformatted(r.variables);
+    CHECK(strcmp(got, want) == 0, "%s: got %s", why, got);
+    cJSON_free(got);
+    gw_request_fini(&r);
+}
+
+#define NONE ",\"tools\":null,\"documents\":null,\"add_generation_prompt\":true}"
+
+static void test_variables(void) {
+    gw_api_rules objects = rules;
+    objects.wants_argument_object = objects.has_developer_role = true;
+    check_variables("{\"messages\":[{\"role\":\"developer\",\"content\":[{\"type\":\"text\",\"text\":\"a\"},\"b\"]}]}",
+                    &rules, "{\"messages\":[{\"role\":\"system\",\"content\":\"a\\nb\"}]" NONE,
+                    "parts are joined by a newline");
+    check_variables("{\"messages\":[{\"role\":\"developer\",\"content\":\"x\"}]}", &objects,
+                    "{\"messages\":[{\"role\":\"developer\",\"content\":\"x\"}]" NONE, "a template with that role");
+    check_variables("{\"messages\":[{\"role\":\"user\",\"content\":\"a\\u0000b\\ud800c\\ud83d\\ude00\"}]}", &rules,
+                    "{\"messages\":[{\"role\":\"user\",\"content\":\"a\xef\xbf\xbd"
+                    "b\xef\xbf\xbd"
+                    "c\xf0\x9f\x98\x80\"}]" NONE,
+                    "what C strings and UTF-8 cannot hold is U+FFFD");
+    const char *call =
+        "{\"messages\":[{\"role\":\"assistant\",\"tool_calls\":[{\"function\":{\"name\":\"f\",\"arguments\":"
+        "\"{\\\"a\\\": 1}\"}}]}]}";
+    check_variables(
+        call, &rules,
+        "{\"messages\":[{\"role\":\"assistant\",\"tool_calls\":[{\"function\":{\"name\":\"f\",\"arguments\":"
+        "\"{\\\"a\\\": 1}\"}}],\"content\":null}]" NONE,
+        "arguments stay the string they are");
+    check_variables(
+        call, &objects,
+        "{\"messages\":[{\"role\":\"assistant\",\"tool_calls\":[{\"function\":{\"name\":\"f\",\"arguments\":"
+        "{\"a\":1}}}],\"content\":null}]" NONE,
+        "or become the object that tojson needs");
+    check_variables(M("\"chat_template_kwargs\":{\"enable_thinking\":false,\"messages\":1,\"x\":2}"), &rules,
+                    "{" U ",\"tools\":null,\"documents\":null,\"enable_thinking\":false,\"x\":2,\"thinking\":false,"
+                    "\"add_generation_prompt\":true}",
+                    "thinking is one switch, and kwargs cannot replace the messages");
+    check_variables(M("\"reasoning_effort\":\"none\""), &rules,
+                    "{" U ",\"tools\":null,\"documents\":null,\"reasoning_effort\":\"none\",\"thinking\":false,"
+                    "\"enable_thinking\":false,\"add_generation_prompt\":true}",
+                    "no effort is no thinking");
+}
+
+/* ---- JSON ------------------------------------------------------------------------------------------------------- */
+
+static void test_depth(void) {
+    for (size_t depth = 63; depth <= 10000; depth += depth == 63 ? 1 : 9936) {
+        char *body = malloc(2 * depth + 16);
+        memcpy(body, "{\"a\":", 5);
+        memset(body + 5, '[', depth);
+        memset(body + 5 + depth, ']', depth);
+        memcpy(body + 5 + 2 * depth, "}", 2);
+        gw_json_notes notes;
+        bt_status status = gw_json_check(body, strlen(body), &notes, NULL);
+        CHECK((status == BT_OK) == (depth < GW_JSON_MAX_DEPTH), "depth %zu", depth);
+        free(body);
+    }
+}
+
+static void check_string(const char *text, size_t n, const char *want, const char *why) {
+    bt_buf out = {0};
+    gw_json_put_string(&out, text, n);
+    CHECK(strcmp(bt_buf_text(&out), want) == 0, "%s: got %s", why, bt_buf_text(&out));
+    bt_buf_fini(&out);
+}
+
+static void test_strings(void) {
+    check_string("", 0, "\"\"", "empty");
+    check_string("a\"b\\c/\n\r\t\b\f\x01\x7f", 13, "\"a\\\"b\\\\c/\\n\\r\\t\\b\\f\\u0001\\u007f\"",
+                 "what JSON escapes");
+    check_string("a\0b", 3, "\"a\\u0000b\"", "NUL");
+    check_string("\xc2\x85\xe2\x80\xa8\xe2\x80\xa9\xe2\x80\xaa", 11, "\"\\u0085\\u2028\\u2029\xe2\x80\xaa\"",
+                 "line separators");
+    check_string("\xe4\xbd\xa0\xf0\x9f\x98\x80", 7, "\"\xe4\xbd\xa0\xf0\x9f\x98\x80\"", "other characters stay");
+    check_string("\xff\xe4\xbd", 3, "\"\\ufffd\\ufffd\\ufffd\"", "broken bytes");
+}
+
+static void test_error(void) {
+    gw_error error;
+    char text[1000];
+    memset(text, 'x', sizeof text - 1);
+    memcpy(text + 478, "\xe4\xbd\xa0", 3);
+    text[sizeof text - 1] = 0;
+    gw_fail(&error, 404, "model", "%s", text);
+    CHECK(strlen(error.message) == 478, "cut at a character's boundary, %zu", strlen(error.message));
+    gw_fail(&error, 404, "", "The model `\"x` does not exist.");
+    bt_buf out = {0};
+    gw_error_write(&error, &out);
+    CHECK(strcmp(bt_buf_text(&out), "{\"error\":{\"message\":\"The model `\\\"x` does not exist.\",\"type\":"
+                                    "\"NotFoundError\",\"param\":null,\"code\":404}}") == 0,
+          "%s", bt_buf_text(&out));
+    bt_buf_fini(&out);
+}
+
+int main(void) {
+    check_rows(GW_CHAT, chat_rows, sizeof chat_rows / sizeof *chat_rows);
+    check_rows(GW_COMPLETION, completion_rows, sizeof completion_rows / sizeof *completion_rows);
+    test_values();
+    test_variables();
+    test_depth();
+    test_strings();
+    test_error();
+    TEST_END();
+}
