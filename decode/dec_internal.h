@@ -1,0 +1,119 @@
+/* What dec_sched.c, dec_lease.c and dec_step.c share: the table of slots, and the helpers that keep its books. Included
+ * by nobody else. */
+#ifndef BATON_DECODE_DEC_INTERNAL_H
+#define BATON_DECODE_DEC_INTERNAL_H
+
+#include "common/core/alloc.h"
+#include "common/core/clock.h"
+#include "common/core/map.h"
+#include "common/core/timers.h"
+#include "common/wire/end_rule.h"
+#include "decode/dec_sched.h"
+
+typedef enum {
+    DEC_FREE,
+    DEC_LEASED,     /* pushes land */
+    DEC_SETTLING,   /* COMMIT is there, its last pushes may not be */
+    DEC_QUARANTINE, /* given up; waits for the transfer layer's word that nothing lands any more */
+    DEC_WAITING,    /* ours; joins the batch when there is room in it */
+    DEC_RUNNING,    /* in the batch */
+    DEC_DEAD,       /* ended while the step that computes it runs; freed when the step is done */
+} dec_state;
+
+/* A lease, then a sequence: one slot from RESERVE to the end. */
+typedef struct {
+    dec_state state;
+    bool in_step;
+    wire_request request;
+    uint64_t prefill, lease;
+    uint32_t gateway; /* index in dec_sched.gateways; from COMMIT on */
+
+    uint32_t *blocks; /* [cap_blocks] owned; the first n_blocks are held in the pool */
+    uint32_t n_blocks, cap_blocks;
+    uint32_t n_leased_tokens; /* positions that prefill fills */
+
+    uint32_t n_pushes; /* what COMMIT promised */
+    uint64_t checksum;
+
+    wire_sampling sampling;
+    wire_end_rule end; /* ids owned */
+    uint32_t *tokens;  /* [n_prompt + end.max_output] owned: prompt, then output */
+    uint32_t n_tokens, n_prompt;
+} dec_slot;
+
+typedef struct {
+    uint64_t incarnation; /* 0: the place is free */
+    uint32_t n_tokens;    /* scratch of step_done: tokens for it */
+} dec_gateway;
+
+struct dec_sched {
+    dec_sched_options options; /* defaults filled in; eos_ids owned */
+    kv_pool *pool;
+    uint32_t max_positions; /* min(max_model_len, the pool) */
+    dec_counters counters;
+
+    dec_slot *slots; /* [n_slots] */
+    uint32_t n_slots;
+    uint32_t *free_slots, n_free_slots;
+    bt_map by_request, by_lease; /* -> slot; by_request holds living ones only */
+    uint32_t n_leases;           /* LEASED + SETTLING */
+    uint32_t n_quarantined;
+    uint64_t last_lease;
+
+    uint32_t *order; /* slots in the order of COMMIT: n_running RUNNING ones, then n_waiting WAITING ones */
+    uint32_t n_running, n_waiting;
+
+    dec_gateway *gateways; /* [cap_gateways] */
+    uint32_t cap_gateways, n_gateways;
+    bt_map by_gateway;
+
+    /* The step. */
+    bool is_stepping;
+    uint32_t n_step;
+    uint32_t *step_slots;    /* [max_num_seqs] */
+    krn_sequence *sequences; /* [max_num_seqs] */
+    dec_sample *samples;     /* [max_num_seqs] */
+    wire_token *step_tokens; /* [max_num_seqs] grouped by gateway */
+
+    bt_timers timers; /* ids: slots, then DEC_TIMER_* */
+    int64_t next_status_ns;
+    bool is_draining, is_drained;
+
+    dec_action *actions; /* [cap_actions]; walked up to next_action */
+    uint32_t n_actions, cap_actions, next_action;
+};
+
+/* Timers behind those of the slots. */
+enum { DEC_TIMER_STATUS, DEC_TIMER_GRACE, DEC_N_TIMERS };
+
+dec_action *dec_act(dec_sched *sched, dec_action_kind kind, uint64_t peer);
+void dec_send_gateway(dec_sched *sched, uint64_t gateway, const wire_message *message);
+void dec_send_prefill(dec_sched *sched, uint64_t prefill, const wire_message *message);
+void dec_fail(dec_sched *sched, const dec_slot *slot, bt_status status, const char *text); /* FAILED to its gateway */
+void dec_status_changed(dec_sched *sched, int64_t now_ns);
+
+static inline bt_key dec_request_key(const wire_request *r) { return (bt_key){r->gateway, r->serial, r->attempt}; }
+static inline bt_key dec_u64_key(uint64_t v) { return (bt_key){v, 0, 0}; }
+static inline uint32_t dec_slot_index(const dec_sched *sched, const dec_slot *slot) {
+    return (uint32_t)(slot - sched->slots);
+}
+static inline int64_t dec_after_ms(int64_t now_ns, uint32_t ms) { return now_ns + (int64_t)ms * BT_NS_PER_MS; }
+
+dec_slot *dec_slot_find(dec_sched *sched, const wire_request *request); /* NULL: not known, or given up */
+
+/* The slot's request ends here, in any state: books are cleared, blocks freed or quarantined (rule 3). Tells nobody. */
+void dec_slot_end(dec_sched *sched, dec_slot *slot, int64_t now_ns);
+
+/* dec_lease.c */
+void dec_lease_reserve(dec_sched *sched, uint64_t prefill, const wire_reserve *reserve, int64_t now_ns);
+void dec_lease_commit(dec_sched *sched, uint64_t prefill, const wire_commit *commit, int64_t now_ns);
+void dec_lease_abort(dec_sched *sched, uint64_t prefill, const wire_abort *abort, int64_t now_ns);
+void dec_lease_renew(dec_sched *sched, uint64_t prefill, const wire_renew *renew, int64_t now_ns);
+void dec_lease_late(dec_sched *sched, dec_slot *slot, int64_t now_ns); /* the slot's timer */
+void dec_lease_refuse_commit(dec_sched *sched, const dec_slot *slot, bt_status status, const char *text);
+
+/* dec_step.c */
+void dec_batch_add(dec_sched *sched, dec_slot *slot);
+void dec_batch_remove(dec_sched *sched, dec_slot *slot);
+
+#endif

@@ -1,0 +1,242 @@
+/* A lease's life, from RESERVE to a sequence that waits for the batch, or to nothing. What lands is the transfer
+ * layer's business; here is decided who may land, for how long, and whether what landed is complete and right. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "decode/dec_internal.h"
+
+/* ---- RESERVE ---------------------------------------------------------------------------------------------------- */
+
+static void refuse(dec_sched *sched, uint64_t prefill, const wire_request *request, bt_status status,
+                   const char *text) {
+    dec_send_prefill(
+        sched, prefill,
+        &(wire_message){.type = WIRE_REFUSED, .refused = {*request, (uint8_t)status, wire_str_from(text)}});
+    sched->counters.n_refused++;
+}
+
+/* NULL: there is room for it. */
+static const char *why_full(const dec_sched *sched, uint32_t n_blocks) {
+    uint32_t n_pending = sched->n_leases + sched->n_quarantined + sched->n_waiting;
+    if (n_pending >= sched->options.max_leases || sched->n_free_slots == 0)
+        return "This decode worker has no free lease.";
+    /* The watermark is for sequences to grow into; where there is none, a lease may have everything. */
+    uint32_t n_free = kv_pool_n_free(sched->pool);
+    uint32_t keep = n_free == kv_pool_n_blocks(sched->pool) ? 0 : sched->options.watermark_blocks;
+    return n_blocks + keep > n_free ? "This decode worker has too few free KV blocks." : NULL;
+}
+
+static void grant(dec_sched *sched, uint64_t prefill, const wire_reserve *reserve, uint32_t n_blocks, int64_t now_ns) {
+    uint32_t index = sched->free_slots[--sched->n_free_slots];
+    dec_slot *slot = &sched->slots[index];
+    *slot = (dec_slot){.state = DEC_LEASED,
+                       .request = reserve->request,
+                       .prefill = prefill,
+                       .lease = ++sched->last_lease,
+                       .blocks = bt_calloc(n_blocks, sizeof(uint32_t)),
+                       .n_blocks = n_blocks,
+                       .cap_blocks = n_blocks,
+                       .n_leased_tokens = reserve->n_tokens};
+    bt_status status = kv_pool_acquire(sched->pool, n_blocks, slot->blocks);
+    BT_ASSERT(status == BT_OK);
+    bt_map_put(&sched->by_request, dec_request_key(&slot->request), index);
+    bt_map_put(&sched->by_lease, dec_u64_key(slot->lease), index);
+    bt_timers_set(&sched->timers, index, dec_after_ms(now_ns, sched->options.lease_ms));
+    sched->n_leases++;
+    sched->counters.n_reserved++;
+    dec_act(sched, DEC_LEASE_OPEN, prefill)->lease_open = (dec_lease_open){.lease = slot->lease,
+                                                                           .blocks = slot->blocks,
+                                                                           .n_blocks = kv_blocks_for(reserve->n_tokens),
+                                                                           .n_tokens = reserve->n_tokens};
+    dec_send_prefill(
+        sched, prefill,
+        &(wire_message){.type = WIRE_RESERVED, .reserved = {slot->request, slot->lease, 0, sched->options.lease_ms}});
+    dec_status_changed(sched, now_ns);
+}
+
+void dec_lease_reserve(dec_sched *sched, uint64_t prefill, const wire_reserve *reserve, int64_t now_ns) {
+    const wire_request *request = &reserve->request;
+    dec_slot *old = dec_slot_find(sched, request);
+    if (old != NULL && (old->prefill != prefill || old->state == DEC_WAITING || old->state == DEC_RUNNING)) {
+        sched->counters.n_strange++;
+        refuse(sched, prefill, request, BT_BAD_REQUEST, "This decode worker has the request already.");
+        return;
+    }
+    if (old != NULL) dec_slot_end(sched, old, now_ns); /* its owner starts anew */
+
+    if (sched->is_draining) {
+        refuse(sched, prefill, request, BT_AGAIN, "This decode worker is draining.");
+    } else if (reserve->n_tokens == 0 || reserve->n_tokens >= sched->max_positions) {
+        refuse(sched, prefill, request, BT_BAD_REQUEST, "The request does not fit this decode worker's context.");
+    } else {
+        uint32_t n_blocks = kv_blocks_for((uint64_t)reserve->n_tokens + 1); /* + the row of the first step */
+        const char *why = why_full(sched, n_blocks);
+        if (why != NULL) {
+            refuse(sched, prefill, request, BT_NO_CAPACITY, why);
+        } else {
+            grant(sched, prefill, reserve, n_blocks, now_ns);
+        }
+    }
+}
+
+/* ---- COMMIT ----------------------------------------------------------------------------------------------------- */
+
+static void refuse_commit(dec_sched *sched, uint64_t prefill, const wire_request *request, uint64_t lease,
+                          bt_status status, const char *text) {
+    dec_send_prefill(sched, prefill,
+                     &(wire_message){.type = WIRE_COMMIT_FAILED,
+                                     .commit_failed = {*request, lease, (uint8_t)status, wire_str_from(text)}});
+    sched->counters.n_commit_failed++;
+}
+
+void dec_lease_refuse_commit(dec_sched *sched, const dec_slot *slot, bt_status status, const char *text) {
+    refuse_commit(sched, slot->prefill, &slot->request, slot->lease, status, text);
+}
+
+/* NULL: what COMMIT says makes sense for this lease. */
+static const char *why_senseless(const dec_sched *sched, const dec_slot *slot, const wire_commit *commit) {
+    if (commit->n_tokens != slot->n_leased_tokens + 1) return "COMMIT has another number of tokens than RESERVE";
+    if (commit->n_prompt == 0 || commit->n_prompt >= commit->n_tokens) return "COMMIT has no prompt or no output";
+    if (commit->n_tokens - commit->n_prompt >=
+        wire_end_max_output(commit->max_tokens, commit->n_prompt, sched->max_positions))
+        return "COMMIT is for a request that has all its tokens";
+    if (commit->n_pushes != sched->options.n_layers * kv_blocks_for(slot->n_leased_tokens))
+        return "COMMIT has the wrong number of pushes";
+    if (!wire_sampling_is_sane(&commit->sampling)) return "COMMIT has impossible sampling parameters";
+    for (uint32_t i = 0; i < commit->n_tokens; i++)
+        if (commit->tokens[i] >= sched->options.vocab_size) return "COMMIT has a token outside the vocabulary";
+    return NULL;
+}
+
+static void take_request(dec_sched *sched, dec_slot *slot, const wire_commit *commit) {
+    uint32_t n_eos = commit->sampling.ignore_eos ? 0 : sched->options.n_eos_ids;
+    uint32_t *ids = bt_calloc(n_eos + commit->n_stop_token_ids, sizeof(uint32_t));
+    if (n_eos > 0) memcpy(ids, sched->options.eos_ids, n_eos * sizeof(uint32_t));
+    if (commit->n_stop_token_ids > 0)
+        memcpy(ids + n_eos, commit->stop_token_ids, commit->n_stop_token_ids * sizeof(uint32_t));
+    slot->end =
+        (wire_end_rule){.ids = ids,
+                        .n_ids = n_eos + commit->n_stop_token_ids,
+                        .n_eos = n_eos,
+                        .min_tokens = commit->sampling.min_tokens,
+                        .max_output = wire_end_max_output(commit->max_tokens, commit->n_prompt, sched->max_positions)};
+    slot->sampling = commit->sampling;
+    slot->n_prompt = commit->n_prompt;
+    slot->n_tokens = commit->n_tokens;
+    slot->tokens = bt_calloc((size_t)commit->n_prompt + slot->end.max_output, sizeof(uint32_t));
+    memcpy(slot->tokens, commit->tokens, commit->n_tokens * sizeof(uint32_t));
+    slot->cap_blocks = kv_blocks_for((uint64_t)commit->n_prompt + slot->end.max_output);
+    slot->blocks = bt_realloc(slot->blocks, slot->cap_blocks, sizeof(uint32_t));
+    slot->n_pushes = commit->n_pushes;
+    slot->checksum = commit->checksum;
+}
+
+void dec_lease_commit(dec_sched *sched, uint64_t prefill, const wire_commit *commit, int64_t now_ns) {
+    dec_slot *slot = dec_slot_find(sched, &commit->request);
+    if (slot == NULL || slot->prefill != prefill || slot->lease != commit->lease || slot->state != DEC_LEASED) {
+        refuse_commit(sched, prefill, &commit->request, commit->lease, BT_TIMEOUT, "The lease is not known any more.");
+        return;
+    }
+    const char *why = why_senseless(sched, slot, commit);
+    bt_status status = BT_BAD_REQUEST;
+    if (why != NULL) {
+        sched->counters.n_strange++;
+    } else if (bt_map_get(&sched->by_gateway, dec_u64_key(commit->request.gateway)) == BT_MAP_NONE) {
+        status = BT_PEER_LOST;
+        why = "This decode worker has no link to the request's gateway.";
+    }
+    if (why != NULL) {
+        dec_lease_refuse_commit(sched, slot, status, why);
+        dec_slot_end(sched, slot, now_ns);
+        return;
+    }
+    take_request(sched, slot, commit);
+    slot->state = DEC_SETTLING;
+    bt_timers_set(&sched->timers, dec_slot_index(sched, slot), dec_after_ms(now_ns, sched->options.settle_ms));
+    dec_act(sched, DEC_LEASE_CLOSE, prefill)->lease_close = (dec_lease_close){slot->lease, commit->n_pushes};
+}
+
+/* Everything has landed, or nothing more will: the baton is taken or refused. */
+static void settle(dec_sched *sched, dec_slot *slot, uint32_t n_pushes, uint64_t checksum, int64_t now_ns) {
+    const char *why = NULL;
+    if (n_pushes != slot->n_pushes) {
+        why = "Not all pushes have arrived.";
+    } else if (checksum != slot->checksum) {
+        why = "The checksum of what has landed is wrong.";
+    }
+    bt_timers_clear(&sched->timers, dec_slot_index(sched, slot));
+    sched->n_leases--;
+    if (why == NULL) {
+        bt_map_remove(&sched->by_lease, dec_u64_key(slot->lease));
+        slot->gateway = bt_map_get(&sched->by_gateway, dec_u64_key(slot->request.gateway));
+        BT_ASSERT(slot->gateway != BT_MAP_NONE); /* a gateway that goes takes its SETTLING requests with it */
+        dec_send_prefill(sched, slot->prefill,
+                         &(wire_message){.type = WIRE_COMMITTED, .committed = {slot->request, slot->lease}});
+        sched->counters.n_committed++;
+        dec_batch_add(sched, slot);
+        dec_status_changed(sched, now_ns);
+        return;
+    }
+    dec_lease_refuse_commit(sched, slot, BT_INTERNAL, why);
+    bt_map_remove(&sched->by_request, dec_request_key(&slot->request));
+    slot->state = DEC_QUARANTINE;
+    sched->n_quarantined++;
+    dec_slot_end(sched, slot, now_ns); /* closed already: ends at once */
+}
+
+void dec_sched_lease_closed(dec_sched *sched, uint64_t lease, uint32_t n_pushes, uint64_t checksum, int64_t now_ns) {
+    BT_ASSERT(sched->n_actions == 0); /* the actions of the event before have been carried out */
+    uint32_t index = bt_map_get(&sched->by_lease, dec_u64_key(lease));
+    if (index == BT_MAP_NONE) return;
+    dec_slot *slot = &sched->slots[index];
+    switch (slot->state) {
+    case DEC_SETTLING:
+        settle(sched, slot, n_pushes, checksum, now_ns);
+        break;
+    case DEC_LEASED: /* the transfer layer gave it up; a COMMIT that comes will be refused */
+        bt_timers_clear(&sched->timers, index);
+        bt_map_remove(&sched->by_request, dec_request_key(&slot->request));
+        slot->state = DEC_QUARANTINE;
+        sched->n_leases--;
+        sched->n_quarantined++;
+        dec_slot_end(sched, slot, now_ns);
+        break;
+    case DEC_QUARANTINE:
+        dec_slot_end(sched, slot, now_ns);
+        break;
+    default:
+        BT_ASSERT(!"by_lease leads to a slot without a lease");
+    }
+}
+
+/* ---- ABORT, RENEW, time ----------------------------------------------------------------------------------------- */
+
+void dec_lease_abort(dec_sched *sched, uint64_t prefill, const wire_abort *abort, int64_t now_ns) {
+    dec_slot *slot = dec_slot_find(sched, &abort->request);
+    if (slot == NULL || slot->prefill != prefill || (abort->lease != 0 && abort->lease != slot->lease)) return;
+    /* Taken over already: prefill could not know. The gateway hears of it from both and replays once. */
+    if (slot->state == DEC_WAITING || slot->state == DEC_RUNNING)
+        dec_fail(sched, slot, BT_PEER_LOST, "The prefill worker gave the request up while handing it over.");
+    sched->counters.n_lease_aborted++;
+    dec_slot_end(sched, slot, now_ns);
+}
+
+void dec_lease_renew(dec_sched *sched, uint64_t prefill, const wire_renew *renew, int64_t now_ns) {
+    for (uint32_t i = 0; i < renew->n_leases; i++) {
+        uint32_t index = bt_map_get(&sched->by_lease, dec_u64_key(renew->leases[i]));
+        if (index == BT_MAP_NONE) continue;
+        const dec_slot *slot = &sched->slots[index];
+        if (slot->state == DEC_LEASED && slot->prefill == prefill)
+            bt_timers_set(&sched->timers, index, dec_after_ms(now_ns, sched->options.lease_ms));
+    }
+}
+
+void dec_lease_late(dec_sched *sched, dec_slot *slot, int64_t now_ns) {
+    if (slot->state == DEC_SETTLING) { /* what has landed by now decides: settle() */
+        dec_act(sched, DEC_LEASE_CLOSE, slot->prefill)->lease_close = (dec_lease_close){slot->lease, 0};
+        return;
+    }
+    BT_ASSERT(slot->state == DEC_LEASED);
+    sched->counters.n_lease_expired++;
+    dec_slot_end(sched, slot, now_ns);
+}
