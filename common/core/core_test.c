@@ -2,6 +2,7 @@
 #include <pthread.h>
 #include <string.h>
 
+#include "common/core/address.h"
 #include "common/core/alloc.h"
 #include "common/core/config.h"
 #include "common/core/metrics.h"
@@ -107,7 +108,26 @@ static void test_buffers_and_arenas_grow(void) {
     bt_arena_fini(&arena);
 }
 
+static void test_addresses_are_split_or_refused(void) {
+    static const struct {
+        const char *text, *host;
+        uint32_t port;
+    } good[] = {
+        {"127.0.0.1:80", "127.0.0.1", 80}, {"[::1]:65535", "::1", 65535}, {"worker-0.pods_a:7", "worker-0.pods_a", 7}};
+    char host[64];
+    uint32_t port = 0;
+    for (size_t i = 0; i < sizeof(good) / sizeof(good[0]); i++) {
+        bt_status status = bt_address_split(good[i].text, host, sizeof(host), &port, NULL);
+        CHECK(status == BT_OK && strcmp(host, good[i].host) == 0 && port == good[i].port, "%s", good[i].text);
+    }
+    static const char *const bad[] = {"",     ":",    "a",     "a:",   ":1",     "a:0",   "a:65536",  "a:1x",
+                                      "a: 1", "a:-1", "a b:1", "[]:1", "[::1:1", "::1:1", "a:000001", "a/b:1"};
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
+        CHECK(bt_address_split(bad[i], host, sizeof(host), &port, NULL) == BT_BAD_REQUEST, "\"%s\" was taken", bad[i]);
+}
+
 int main(void) {
+    test_addresses_are_split_or_refused();
     test_flags_come_from_defaults_and_arguments();
     test_metrics_are_written_in_prometheus_format();
     test_queue_keeps_each_producers_order();
