@@ -1,0 +1,260 @@
+/* The life of a connection: made, greeted, up, drained, closed, released. Owns the endpoint and decides when it may be
+ * forgotten: never while UCX may still call back about it (kvt.h rule 4). What is said in a greeting is kvt_hello.c's.
+ */
+#include <netdb.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <ucp/api/ucp.h>
+
+#include "common/core/clock.h"
+#include "common/core/log.h"
+#include "kvtransfer/kvt_impl.h"
+
+static bool is_alive(const kvt_conn *conn) { return conn->state < KVT_DRAINING && !conn->is_lost; }
+
+kvt_conn *kvt_conn_find(kvt_fabric *fabric, kvt_peer peer) {
+    for (kvt_conn *conn = fabric->conns; conn != NULL; conn = conn->next) {
+        if (conn->id == peer) return is_alive(conn) ? conn : NULL;
+    }
+    return NULL;
+}
+
+kvt_conn *kvt_conn_find_ep(kvt_fabric *fabric, const struct ucp_ep *ep) {
+    for (kvt_conn *conn = fabric->conns; conn != NULL; conn = conn->next) {
+        if (conn->ep == ep) return is_alive(conn) ? conn : NULL;
+    }
+    return NULL;
+}
+
+void kvt_conn_lose(kvt_conn *conn, bt_status status, const char *format, ...) {
+    if (conn->is_lost) return;
+    conn->is_lost = true;
+    if (conn->why.status != BT_OK) return; /* it was going down already, for that reason */
+    conn->why.status = status;
+    va_list args;
+    va_start(args, format);
+    vsnprintf(conn->why.text, sizeof(conn->why.text), format, args);
+    va_end(args);
+}
+
+void kvt_conn_drain(kvt_conn *conn, bt_status status, const char *why) {
+    if (!is_alive(conn)) return;
+    bt_fail(&conn->why, status, "%s", why);
+    conn->state = KVT_DRAINING;
+    conn->deadline_ns = bt_now_ns() + (int64_t)KVT_LINGER_MS * BT_NS_PER_MS;
+}
+
+static void on_error(void *context, ucp_ep_h ep, ucs_status_t status) {
+    (void)ep;
+    kvt_conn *conn = context;
+    if (conn->state == KVT_GREETING && !conn->is_accepted)
+        kvt_conn_lose(conn, BT_PEER_LOST, "no connection to %s: %s", conn->address, ucs_status_string(status));
+    else
+        kvt_conn_lose(conn, BT_PEER_LOST, "the connection broke: %s", ucs_status_string(status));
+}
+
+static kvt_conn *conn_new(kvt_fabric *fabric, kvt_peer id) {
+    kvt_conn *conn = bt_calloc(1, sizeof(*conn));
+    conn->fabric = fabric;
+    conn->id = id;
+    conn->jobs_tail = &conn->jobs;
+    conn->deadline_ns = bt_now_ns() + (int64_t)fabric->config.connect_timeout_ms * BT_NS_PER_MS;
+    snprintf(conn->transport, sizeof(conn->transport), "unknown");
+    conn->next = fabric->conns;
+    fabric->conns = conn;
+    fabric->n_conns++;
+    return conn;
+}
+
+static void endpoint_create(kvt_conn *conn, ucp_ep_params_t *params) {
+    params->field_mask |= UCP_EP_PARAM_FIELD_ERR_HANDLER | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE;
+    params->err_mode = UCP_ERR_HANDLING_MODE_PEER;
+    params->err_handler.cb = on_error;
+    params->err_handler.arg = conn;
+    ucs_status_t status = ucp_ep_create(conn->fabric->worker, params, &conn->ep);
+    if (status == UCS_OK) return;
+    conn->ep = NULL;
+    kvt_conn_lose(conn, BT_PEER_LOST, "no connection to %s: %s", conn->address, ucs_status_string(status));
+}
+
+void kvt_conn_connect(kvt_fabric *fabric, const kvt_command *command) {
+    kvt_conn *conn = conn_new(fabric, command->peer);
+    conn->tag = command->tag;
+    snprintf(conn->address, sizeof(conn->address), "%.*s", (int)sizeof(conn->address) - 1, command->address);
+    if (fabric->n_conns > fabric->config.cap_peers) {
+        kvt_conn_lose(conn, BT_NO_CAPACITY, "there are %u connections already", fabric->config.cap_peers);
+        return;
+    }
+    char host[KVT_MAX_ADDRESS];
+    snprintf(host, sizeof(host), "%s", conn->address);
+    char *colon = strrchr(host, ':');
+    if (colon == NULL || colon == host || colon[1] == 0 || command->n_bytes > sizeof(conn->address)) {
+        kvt_conn_lose(conn, BT_BAD_REQUEST, "%s is not HOST:PORT", conn->address);
+        return;
+    }
+    *colon = 0;
+    char *name = host;
+    if (name[0] == '[' && colon[-1] == ']') { /* [::1]:4000 */
+        colon[-1] = 0;
+        name++;
+    }
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICSERV}, *found = NULL;
+    int failed = getaddrinfo(name, colon + 1, &hints, &found); /* workers advertise numbers: no look-up */
+    if (failed) {
+        kvt_conn_lose(conn, BT_BAD_REQUEST, "%s: %s", conn->address, gai_strerror(failed));
+        return;
+    }
+    ucp_ep_params_t params = {
+        .field_mask = UCP_EP_PARAM_FIELD_SOCK_ADDR | UCP_EP_PARAM_FIELD_FLAGS,
+        .flags = UCP_EP_PARAMS_FLAGS_CLIENT_SERVER,
+        .sockaddr = {found->ai_addr, found->ai_addrlen},
+    };
+    endpoint_create(conn, &params);
+    freeaddrinfo(found);
+    if (!conn->is_lost) kvt_hello_send(conn);
+}
+
+void kvt_conn_accept(kvt_fabric *fabric, struct ucp_conn_request *request) {
+    if (fabric->n_conns >= fabric->config.cap_peers || fabric->is_stopping) {
+        bt_log(BT_LOG_WARN, "kvt", "connection refused", "connections=%u", fabric->n_conns);
+        ucp_listener_reject(fabric->listener, request);
+        return;
+    }
+    kvt_conn *conn = conn_new(fabric, atomic_fetch_add(&fabric->last_peer, 1) + 1);
+    conn->is_accepted = true;
+    char host[NI_MAXHOST] = "?", port[NI_MAXSERV] = "?";
+    ucp_conn_request_attr_t attr = {.field_mask = UCP_CONN_REQUEST_ATTR_FIELD_CLIENT_ADDR};
+    if (ucp_conn_request_query(request, &attr) == UCS_OK)
+        getnameinfo((struct sockaddr *)&attr.client_address, sizeof(attr.client_address), host, sizeof(host), port,
+                    sizeof(port), NI_NUMERICHOST | NI_NUMERICSERV);
+    snprintf(conn->address, sizeof(conn->address), "%.200s:%s", host, port);
+    ucp_ep_params_t params = {.field_mask = UCP_EP_PARAM_FIELD_CONN_REQUEST, .conn_request = request};
+    endpoint_create(conn, &params);
+}
+
+static void on_flushed(void *request, ucs_status_t status, void *context) {
+    (void)status;
+    kvt_conn *conn = context;
+    conn->is_flushed = true;
+    conn->flush_request = NULL;
+    ucp_request_free(request);
+}
+
+static void on_closed(void *request, ucs_status_t status, void *context) {
+    (void)status;
+    kvt_conn *conn = context;
+    conn->is_closed = true;
+    conn->close_request = NULL;
+    ucp_request_free(request);
+}
+
+static ucp_request_param_t callback_param(kvt_conn *conn, ucp_send_nbx_callback_t callback) {
+    return (ucp_request_param_t){.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA,
+                                 .cb.send = callback,
+                                 .user_data = conn};
+}
+
+static void flush_begin(kvt_conn *conn) {
+    ucp_request_param_t param = callback_param(conn, on_flushed);
+    void *request = ucp_ep_flush_nbx(conn->ep, &param);
+    if (UCS_PTR_IS_PTR(request))
+        conn->flush_request = request;
+    else
+        conn->is_flushed = true; /* at once, or it failed: the close that follows says the rest */
+}
+
+/* FORCE: what is in flight is abandoned and completes with an error; an orderly end has been flushed before. */
+static void close_begin(kvt_conn *conn) {
+    conn->state = KVT_CLOSING;
+    conn->deadline_ns = INT64_MAX;
+    kvt_send_drop(conn, conn->why.status == BT_CANCELED ? BT_CANCELED : BT_PEER_LOST);
+    if (conn->ep == NULL) {
+        conn->is_closed = true;
+        return;
+    }
+    ucp_request_param_t param = callback_param(conn, on_closed);
+    param.op_attr_mask |= UCP_OP_ATTR_FIELD_FLAGS;
+    param.flags = UCP_EP_CLOSE_FLAG_FORCE;
+    void *request = ucp_ep_close_nbx(conn->ep, &param);
+    if (UCS_PTR_IS_PTR(request))
+        conn->close_request = request;
+    else
+        conn->is_closed = true;
+}
+
+/* Its leases cannot get what they wait for. */
+static void spoil_leases(kvt_fabric *fabric, kvt_peer peer) {
+    for (uint32_t i = 0; i < fabric->leases.n_chains; i++) {
+        for (kvt_lease *lease = fabric->leases.chains[i], *next; lease != NULL; lease = next) {
+            next = lease->next;
+            if (lease->peer != peer) continue;
+            lease->has_refused = true;
+            if (lease->is_closing) kvt_land_lease_close(fabric, lease->id, 0);
+        }
+    }
+}
+
+static void conn_release(kvt_conn *conn) {
+    kvt_fabric *fabric = conn->fabric;
+    bt_log_level level = conn->why.status == BT_CANCELED ? BT_LOG_INFO : BT_LOG_WARN;
+    bt_log(level, "kvt", "peer gone", "worker=%s address=%s status=%s text=\"%s\"", conn->name, conn->address,
+           bt_status_name(conn->why.status), conn->why.text);
+    spoil_leases(fabric, conn->id);
+    if (conn->was_up || !conn->is_accepted) {
+        kvt_event *event = kvt_event_new(fabric, KVT_DOWN, conn->id);
+        event->tag = conn->tag;
+        event->status = conn->why.status;
+        event->incarnation = conn->incarnation;
+        memcpy(event->name, conn->name, sizeof(event->name));
+        snprintf(event->text, sizeof(event->text), "%.*s", WIRE_MAX_TEXT, conn->why.text);
+        kvt_event_post(fabric, event);
+    }
+    for (kvt_sum *sum = conn->sums, *next; sum != NULL; sum = next) {
+        next = sum->next;
+        free(sum);
+    }
+    kvt_conn **at = &fabric->conns;
+    while (*at != conn) at = &(*at)->next;
+    *at = conn->next;
+    fabric->n_conns--;
+    free(conn);
+}
+
+static bool conn_look(kvt_conn *conn, int64_t now_ns) {
+    if (conn->state == KVT_CLOSING) {
+        bool is_over = conn->is_closed && conn->n_sends == 0 && conn->n_landings == 0 && conn->flush_request == NULL;
+        if (is_over) conn_release(conn);
+        return is_over;
+    }
+    bool is_late = now_ns >= conn->deadline_ns;
+    if (is_late && conn->state != KVT_DRAINING)
+        kvt_conn_lose(conn, BT_TIMEOUT, "%s did not greet us within %u ms", conn->address,
+                      conn->fabric->config.connect_timeout_ms);
+    if (conn->is_lost || is_late) {
+        close_begin(conn);
+        return true;
+    }
+    if (conn->state != KVT_DRAINING || conn->jobs != NULL || conn->n_sends > 0 || conn->peer_closes) return false;
+    if (!conn->is_flushed && conn->flush_request == NULL) flush_begin(conn);
+    if (conn->is_flushed) close_begin(conn);
+    return conn->is_flushed;
+}
+
+bool kvt_conn_look(kvt_fabric *fabric, int64_t now_ns) {
+    bool has_moved = false;
+    for (kvt_conn *conn = fabric->conns, *next; conn != NULL; conn = next) {
+        next = conn->next;
+        has_moved |= conn_look(conn, now_ns);
+    }
+    return has_moved;
+}
+
+int64_t kvt_conn_next_deadline(const kvt_fabric *fabric) {
+    int64_t deadline_ns = INT64_MAX;
+    for (const kvt_conn *conn = fabric->conns; conn != NULL; conn = conn->next) {
+        if (conn->deadline_ns < deadline_ns) deadline_ns = conn->deadline_ns;
+    }
+    return deadline_ns;
+}

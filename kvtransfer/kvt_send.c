@@ -1,0 +1,270 @@
+/* Everything outgoing: frames at once, pushes and COMMITs through a queue per peer of which at most KVT_WINDOW are with
+ * UCX, so that one peer's long prompt neither floods UCX nor delays another's. Counts and hashes what is pushed, per
+ * lease. Does not know what messages mean but for COMMIT, which it completes, and ABORT, which takes back. */
+#include <stdlib.h>
+#include <string.h>
+#include <ucp/api/ucp.h>
+
+#include "kvtransfer/kvt_impl.h"
+
+enum { CAP_HEADER_BYTES = 64 }; /* a PUSH or PROBE frame */
+
+/* One active message with UCX. */
+typedef struct {
+    kvt_conn *conn;
+    kvt_command *push; /* the push that it is a part of; NULL: a frame or a probe */
+    bool is_bulk;      /* a push or a probe */
+    uint64_t n_bytes;
+    uint8_t *frame; /* owned; NULL: none */
+    uint8_t header[CAP_HEADER_BYTES];
+} kvt_send_op;
+
+static bt_status status_of(ucs_status_t status) {
+    if (status == UCS_OK) return BT_OK;
+    return status == UCS_ERR_NO_MEMORY ? BT_INTERNAL : BT_PEER_LOST;
+}
+
+/* Takes the push: all of its parts are complete, or never left. */
+static void push_end(kvt_fabric *fabric, kvt_command *push) {
+    kvt_event *event = kvt_event_new(fabric, KVT_PUSHED, push->peer);
+    event->tag = push->tag;
+    event->lease = push->lease;
+    event->status = push->status;
+    event->n_bytes = push->n_sent_bytes;
+    kvt_event_post(fabric, event);
+    free(push);
+}
+
+void kvt_send_refuse(kvt_fabric *fabric, kvt_command *push, bt_status status) {
+    push->status = status;
+    push_end(fabric, push);
+}
+
+static void push_end_if_over(kvt_fabric *fabric, kvt_command *push) {
+    if (push->n_in_flight == 0 && push->next_block == push->n_blocks) push_end(fabric, push);
+}
+
+static void op_end(kvt_send_op *op, bt_status status) {
+    kvt_conn *conn = op->conn;
+    kvt_command *push = op->push;
+    conn->n_sends--;
+    conn->n_pushing -= op->is_bulk;
+    if (push != NULL) {
+        push->n_in_flight--;
+        if (status == BT_OK) {
+            push->n_sent_bytes += op->n_bytes;
+            atomic_fetch_add_explicit(&conn->fabric->bytes_sent, op->n_bytes, memory_order_relaxed);
+        } else if (push->status == BT_OK) {
+            push->status = status;
+        }
+        push_end_if_over(conn->fabric, push);
+    }
+    free(op->frame);
+    free(op);
+}
+
+static void on_sent(void *request, ucs_status_t status, void *context) {
+    ucp_request_free(request);
+    op_end(context, status_of(status));
+}
+
+/* Takes the op. data [n_bytes] stays valid until op_end(). */
+static void op_begin(kvt_send_op *op, unsigned id, size_t n_header_bytes, const void *data, size_t n_bytes,
+                     uint32_t flags) {
+    kvt_conn *conn = op->conn;
+    ucp_request_param_t param = {
+        .op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FIELD_FLAGS,
+        .cb.send = on_sent,
+        .user_data = op,
+        .flags = flags | UCP_AM_SEND_FLAG_REPLY, /* so that the receiver knows whose it is */
+    };
+    if (op->push != NULL && conn->fabric->memory != NULL) {
+        param.op_attr_mask |= UCP_OP_ATTR_FIELD_MEMH;
+        param.memh = conn->fabric->memory;
+    }
+    conn->n_sends++;
+    conn->n_pushing += op->is_bulk;
+    void *request =
+        ucp_am_send_nbx(conn->ep, id, n_header_bytes > 0 ? op->header : NULL, n_header_bytes, data, n_bytes, &param);
+    if (UCS_PTR_IS_PTR(request)) return;
+    ucs_status_t status = UCS_PTR_STATUS(request);
+    if (status != UCS_OK) kvt_conn_lose(conn, BT_PEER_LOST, "sending failed: %s", ucs_status_string(status));
+    op_end(op, status_of(status));
+}
+
+static kvt_send_op *op_new(kvt_conn *conn) {
+    kvt_send_op *op = bt_calloc(1, sizeof(*op));
+    op->conn = conn;
+    return op;
+}
+
+/* Takes the frame. */
+static void frame_send(kvt_conn *conn, uint8_t *frame, size_t n_bytes) {
+    if (conn->ep == NULL || conn->is_lost) {
+        free(frame);
+        return;
+    }
+    kvt_send_op *op = op_new(conn);
+    op->frame = frame;
+    op_begin(op, KVT_AM_FRAME, 0, frame, n_bytes, UCP_AM_SEND_FLAG_EAGER);
+}
+
+void kvt_send_frame(kvt_conn *conn, const wire_message *message) {
+    bt_buf frame = {0};
+    wire_encode(message, &frame);
+    frame_send(conn, frame.bytes, frame.n_bytes);
+}
+
+/* A frame as the header of bulk bytes. */
+static void bulk_send(kvt_conn *conn, kvt_send_op *op, const wire_message *header, const void *data, size_t n_bytes) {
+    bt_buf *scratch = &conn->fabric->scratch;
+    bt_buf_clear(scratch);
+    wire_encode(header, scratch);
+    BT_ASSERT(scratch->n_bytes <= sizeof(op->header));
+    memcpy(op->header, scratch->bytes, scratch->n_bytes);
+    op->is_bulk = true;
+    op->n_bytes = n_bytes;
+    op_begin(op, KVT_AM_DATA, scratch->n_bytes, data, n_bytes, conn->is_eager ? UCP_AM_SEND_FLAG_EAGER : 0);
+}
+
+void kvt_send_probe(kvt_conn *conn, uint64_t nonce) {
+    wire_message header = {.type = WIRE_PROBE, .probe = {.nonce = nonce}};
+    bulk_send(conn, op_new(conn), &header, conn->fabric->probe, kvt_block_bytes(conn->fabric));
+}
+
+/* ---- what was pushed under a lease ---- */
+
+static kvt_sum **sum_find(kvt_conn *conn, uint64_t lease) {
+    kvt_sum **at = &conn->sums;
+    while (*at != NULL && (*at)->lease != lease) at = &(*at)->next;
+    return at;
+}
+
+static void sum_add(kvt_conn *conn, uint64_t lease, uint64_t hash) {
+    kvt_sum **at = sum_find(conn, lease), *sum = *at;
+    if (sum == NULL) {
+        sum = bt_calloc(1, sizeof(*sum));
+        sum->lease = lease;
+    } else {
+        *at = sum->next;
+    }
+    sum->next = conn->sums; /* in front: the next push is probably of the same lease */
+    conn->sums = sum;
+    sum->n_pushes++;
+    sum->checksum += hash;
+}
+
+static kvt_sum sum_take(kvt_conn *conn, uint64_t lease) {
+    kvt_sum **at = sum_find(conn, lease), *sum = *at;
+    if (sum == NULL) return (kvt_sum){0};
+    kvt_sum taken = *sum;
+    *at = sum->next;
+    free(sum);
+    return taken;
+}
+
+/* ---- the queue of a peer ---- */
+
+static void push_next_block(kvt_conn *conn, kvt_command *push) {
+    const kv_layout *layout = &conn->fabric->config.layout;
+    uint32_t i = push->next_block++;
+    uint32_t n_rows = i + 1 == push->n_blocks ? push->n_rows_last : KV_BLOCK_TOKENS;
+    size_t n_bytes = n_rows * kv_token_bytes(layout);
+    const uint8_t *bytes =
+        (const uint8_t *)conn->fabric->config.kv_base + kv_offset_bytes(layout, push->layer, push->blocks[i], 0);
+    uint32_t block = push->first_block + i;
+    sum_add(conn, push->lease, kvt_push_hash(push->layer, block, bytes, n_bytes));
+    wire_message header = {
+        .type = WIRE_PUSH,
+        .push = {.lease = push->lease, .layer = push->layer, .block = block, .n_rows = n_rows},
+    };
+    kvt_send_op *op = op_new(conn);
+    op->push = push;
+    push->n_in_flight++;
+    bulk_send(conn, op, &header, bytes, n_bytes);
+}
+
+/* Takes the COMMIT: it says what was pushed before it. The tokens are copied once more, once per request. */
+static void commit_send(kvt_conn *conn, kvt_command *command) {
+    bt_arena arena = {0};
+    wire_message message;
+    bt_status status = wire_decode(command->frame, command->n_bytes, &arena, &message, NULL);
+    BT_ASSERT(status == BT_OK); /* encoded by kvt_send() */
+    kvt_sum sum = sum_take(conn, message.commit.lease);
+    message.commit.n_pushes = sum.n_pushes;
+    message.commit.checksum = sum.checksum;
+    kvt_send_frame(conn, &message);
+    bt_arena_fini(&arena);
+    free(command->frame);
+    free(command);
+}
+
+static kvt_command *job_pop(kvt_conn *conn) {
+    bt_queue_node *node = conn->jobs;
+    conn->jobs = node->next;
+    if (conn->jobs == NULL) conn->jobs_tail = &conn->jobs;
+    return BT_QUEUE_ENTRY(node, kvt_command, node);
+}
+
+/* The jobs of one lease (0: of all) end here: COMMITs are dropped, pushes complete when what UCX has of them is. */
+static void jobs_drop(kvt_conn *conn, uint64_t lease, bt_status status) {
+    bt_queue_node *node = conn->jobs;
+    conn->jobs = NULL;
+    conn->jobs_tail = &conn->jobs;
+    for (bt_queue_node *next; node != NULL; node = next) {
+        next = node->next;
+        kvt_command *job = BT_QUEUE_ENTRY(node, kvt_command, node);
+        if (lease != 0 && job->lease != lease) {
+            node->next = NULL;
+            *conn->jobs_tail = node;
+            conn->jobs_tail = &node->next;
+        } else if (job->kind == KVT_CMD_PUSH) {
+            if (job->status == BT_OK) job->status = status;
+            job->next_block = job->n_blocks;
+            push_end_if_over(conn->fabric, job);
+        } else {
+            free(job->frame);
+            free(job);
+        }
+    }
+}
+
+void kvt_send_drop(kvt_conn *conn, bt_status status) { jobs_drop(conn, 0, status); }
+
+void kvt_send_command(kvt_conn *conn, kvt_command *command) {
+    if (command->kind == KVT_CMD_SEND && command->type != WIRE_COMMIT) {
+        if (command->type == WIRE_ABORT && command->lease != 0) {
+            jobs_drop(conn, command->lease, BT_CANCELED);
+            sum_take(conn, command->lease);
+        }
+        frame_send(conn, command->frame, command->n_bytes);
+        free(command);
+        return;
+    }
+    command->node.next = NULL;
+    *conn->jobs_tail = &command->node;
+    conn->jobs_tail = &command->node.next;
+}
+
+static bool conn_pump(kvt_conn *conn) {
+    bool has_sent = false;
+    while (conn->jobs != NULL && conn->n_pushing < KVT_WINDOW && !conn->is_lost) {
+        kvt_command *job = BT_QUEUE_ENTRY(conn->jobs, kvt_command, node);
+        has_sent = true;
+        if (job->kind == KVT_CMD_SEND) {
+            commit_send(conn, job_pop(conn));
+            continue;
+        }
+        if (job->next_block + 1 == job->n_blocks) job_pop(conn); /* first: its last part may complete at once */
+        push_next_block(conn, job);
+    }
+    return has_sent;
+}
+
+bool kvt_send_pump(kvt_fabric *fabric) {
+    bool has_sent = false;
+    for (kvt_conn *conn = fabric->conns; conn != NULL; conn = conn->next) {
+        if (conn->ep != NULL && conn->state != KVT_CLOSING) has_sent |= conn_pump(conn);
+    }
+    return has_sent;
+}
