@@ -36,6 +36,11 @@ static bt_status check_prompt(const mdl_config *model, const tok_ids *prompt, bt
     return BT_OK;
 }
 
+/* Rows of a step: scratch is not sized for more than the prompt. */
+static uint32_t chunk_tokens(const run_config *config, const tok_ids *prompt) {
+    return prompt->n_ids < config->max_num_batched_tokens ? (uint32_t)prompt->n_ids : config->max_num_batched_tokens;
+}
+
 static bt_status engine_open(const run_config *config, const tok_ids *prompt, engine *out, bt_error *err) {
     mdl_config model;
     bt_status status = mdl_config_load(config->model, &model, err);
@@ -47,7 +52,7 @@ static bt_status engine_open(const run_config *config, const tok_ids *prompt, en
         .dir = config->model,
         .backend = config->backend,
         .n_threads = config->threads,
-        .max_rows = config->max_num_batched_tokens,
+        .max_rows = chunk_tokens(config, prompt),
         .max_positions = out->max_positions,
         .max_logits = 1,
     };
@@ -131,7 +136,7 @@ bt_status run_generate(const run_config *config, const tok_ids *prompt, run_resu
     bt_status status = engine_open(config, prompt, &e, err);
     if (status != BT_OK) goto done;
     int64_t start_ns = bt_now_ns();
-    prefill(&e, prompt, config->max_num_batched_tokens);
+    prefill(&e, prompt, chunk_tokens(config, prompt));
     int64_t prefilled_ns = bt_now_ns();
     if (config->logits_out[0] != 0) {
         status = write_logits(config->logits_out, e.logits, krn_model_config(e.model)->vocab_size, err);

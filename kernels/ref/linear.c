@@ -6,7 +6,10 @@ void ref_matrix_row(const krn_matrix *w, uint32_t row, float *out) {
     krn_decode(w->data, w->dtype, (size_t)row * w->n_in, w->n_in, out);
     if (w->dtype != MDL_F8_E4M3) return;
     const float *scale = w->scale + (size_t)(row / w->block_rows) * w->n_scale_cols;
-    for (uint32_t i = 0; i < w->n_in; i++) out[i] *= scale[i / w->block_cols];
+    for (uint32_t start = 0; start < w->n_in; start += w->block_cols, scale++) {
+        uint32_t end = w->n_in - start < w->block_cols ? w->n_in : start + w->block_cols;
+        for (uint32_t i = start; i < end; i++) out[i] *= *scale;
+    }
 }
 
 void ref_linear(krn_backend *backend, const krn_matrix *w, const void *x_act, uint32_t n_rows, float *out,
