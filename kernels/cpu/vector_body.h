@@ -1,0 +1,257 @@
+/* Element-wise work and float32 dot products, written once with GCC's vector types and compiled once per register
+ * width: vector_avx2.c and vector_avx512.c define LANES and SUFFIX and include this body. Rows end in a partial vector
+ * that is padded with zeros, so every element takes the same instructions wherever it lies.
+ *
+ * exp is Cephes' expf (S. Moshier): 2^n times a polynomial of degree 6, about 2 ulp, on [-87.3, 88.3]. */
+#include <immintrin.h>
+#include <math.h>
+#include <string.h>
+
+#include "kernels/cpu/cpu.h"
+#include "kernels/dtype.h"
+
+typedef float f32v __attribute__((vector_size(LANES * 4)));
+typedef float f32u __attribute__((vector_size(LANES * 4), aligned(1), may_alias));
+typedef int32_t i32v __attribute__((vector_size(LANES * 4)));
+typedef uint32_t u32v __attribute__((vector_size(LANES * 4)));
+typedef uint32_t u32u __attribute__((vector_size(LANES * 4), aligned(1), may_alias));
+typedef uint16_t u16v __attribute__((vector_size(LANES * 2)));
+typedef uint16_t u16u __attribute__((vector_size(LANES * 2), aligned(1), may_alias));
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE f32v splat(float value) { return value - (f32v){0}; }
+INLINE f32v load(const float *at) { return *(const f32u *)at; }
+INLINE void store(float *at, f32v v) { *(f32u *)at = v; }
+INLINE f32v from_bits(u32v bits) { return (f32v)bits; }
+INLINE f32v load_bf16(const uint16_t *at) { return from_bits(__builtin_convertvector(*(const u16u *)at, u32v) << 16); }
+INLINE f32v choose(i32v mask, f32v yes, f32v no) { return (f32v)((mask & (i32v)yes) | (~mask & (i32v)no)); }
+INLINE f32v max_v(f32v a, f32v b) { return choose(a > b, a, b); }
+
+INLINE u32v bf16_bits(f32v v) {
+    u32v bits = (u32v)v, rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16, nan = bits >> 16 | 0x40;
+    u32v is_nan = (u32v)(v != v);
+    return (is_nan & nan) | (~is_nan & rounded);
+}
+INLINE void store_bf16(uint16_t *at, f32v v) { *(u16u *)at = __builtin_convertvector(bf16_bits(v), u16v); }
+
+/* n < LANES elements, zeros behind. */
+INLINE f32v load_part(const float *at, size_t n) {
+    float lanes[LANES] = {0};
+    memcpy(lanes, at, n * sizeof(float));
+    return load(lanes);
+}
+INLINE f32v load_bf16_part(const uint16_t *at, size_t n) {
+    uint16_t lanes[LANES] = {0};
+    memcpy(lanes, at, n * sizeof(uint16_t));
+    return load_bf16(lanes);
+}
+INLINE void store_part(float *at, f32v v, size_t n) {
+    float lanes[LANES];
+    store(lanes, v);
+    memcpy(at, lanes, n * sizeof(float));
+}
+INLINE void store_bf16_part(uint16_t *at, f32v v, size_t n) {
+    uint16_t lanes[LANES];
+    store_bf16(lanes, v);
+    memcpy(at, lanes, n * sizeof(uint16_t));
+}
+
+/* Neighbouring halves, down to one: a fixed tree. */
+INLINE float sum_lanes(f32v v) {
+    float lanes[LANES];
+    store(lanes, v);
+    for (int half = LANES / 2; half > 0; half /= 2) {
+        for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
+    }
+    return lanes[0];
+}
+INLINE float max_lanes(f32v v) {
+    float lanes[LANES];
+    store(lanes, v);
+    for (int half = LANES / 2; half > 0; half /= 2) {
+        for (int i = 0; i < half; i++) lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
+    }
+    return lanes[0];
+}
+
+INLINE f32v exp_v(f32v x) {
+    x = choose(x > splat(88.3f), splat(88.3f), x);
+    x = choose(x < splat(-87.3f), splat(-87.3f), x);
+    f32v magic = splat(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
+    f32v shifted = x * splat(1.44269504f) + magic;
+    u32v exponent = (u32v)shifted - (u32v)magic;
+    f32v n = shifted - magic;
+    f32v r = x - n * splat(0.693359375f);
+    r = r + n * splat(2.12194440e-4f);
+    f32v p = splat(1.9875691500e-4f);
+    p = p * r + splat(1.3981999507e-3f);
+    p = p * r + splat(8.3334519073e-3f);
+    p = p * r + splat(4.1665795894e-2f);
+    p = p * r + splat(1.6666665459e-1f);
+    p = p * r + splat(5.0000001201e-1f);
+    p = p * r * r + r + splat(1.0f);
+    return p * from_bits((exponent + 127) << 23);
+}
+
+static void rmsnorm(const float *x, uint32_t n, const float *gain, float eps, uint16_t *out_bf16, float *out_float) {
+    f32v sum[2] = {splat(0), splat(0)};
+    uint32_t i = 0;
+    for (; i + 2 * LANES <= n; i += 2 * LANES) {
+        f32v a = load(x + i), b = load(x + i + LANES);
+        sum[0] += a * a;
+        sum[1] += b * b;
+    }
+    for (; i < n; i += LANES) {
+        f32v a = n - i >= LANES ? load(x + i) : load_part(x + i, n - i);
+        sum[0] += a * a;
+    }
+    float inverse = 1.0f / sqrtf(sum_lanes(sum[0] + sum[1]) / (float)n + eps);
+    for (i = 0; i < n; i += LANES) {
+        if (n - i >= LANES) {
+            f32v y = load(x + i) * splat(inverse) * load(gain + i);
+            if (out_float != NULL) store(out_float + i, y);
+            if (out_bf16 != NULL) store_bf16(out_bf16 + i, y);
+        } else {
+            f32v y = load_part(x + i, n - i) * splat(inverse) * load_part(gain + i, n - i);
+            if (out_float != NULL) store_part(out_float + i, y, n - i);
+            if (out_bf16 != NULL) store_bf16_part(out_bf16 + i, y, n - i);
+        }
+    }
+}
+
+INLINE f32v silu_mul_v(f32v gate, f32v up) { return gate / (splat(1.0f) + exp_v(-gate)) * up; }
+
+static void silu_mul(const float *gate, const float *up, size_t n, uint16_t *out) {
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) store_bf16(out + i, silu_mul_v(load(gate + i), load(up + i)));
+    if (i < n) store_bf16_part(out + i, silu_mul_v(load_part(gate + i, n - i), load_part(up + i, n - i)), n - i);
+}
+
+static void to_bf16(const float *x, size_t n, float factor, uint16_t *out) {
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) store_bf16(out + i, load(x + i) * splat(factor));
+    if (i < n) store_bf16_part(out + i, load_part(x + i, n - i) * splat(factor), n - i);
+}
+
+static void scale(float *x, size_t n, float factor) {
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) store(x + i, load(x + i) * splat(factor));
+    if (i < n) store_part(x + i, load_part(x + i, n - i) * splat(factor), n - i);
+}
+
+static void add_scaled(float *y, const float *x, size_t n, float factor) {
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) store(y + i, load(y + i) + load(x + i) * splat(factor));
+    if (i < n) store_part(y + i, load_part(y + i, n - i) + load_part(x + i, n - i) * splat(factor), n - i);
+}
+
+static void interleave(const float *even, const float *odd, size_t n, uint32_t *out) {
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        *(u32u *)(out + i) = bf16_bits(load(even + i)) | bf16_bits(load(odd + i)) << 16;
+    }
+    for (; i < n; i++) out[i] = krn_bf16_from_float(even[i]) | (uint32_t)krn_bf16_from_float(odd[i]) << 16;
+}
+
+static void interleave_bf16(const uint16_t *even, const uint16_t *odd, size_t n, uint32_t *out) {
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        u32v low = __builtin_convertvector(*(const u16u *)(even + i), u32v);
+        u32v high = __builtin_convertvector(*(const u16u *)(odd + i), u32v);
+        *(u32u *)(out + i) = low | high << 16;
+    }
+    for (; i < n; i++) out[i] = even[i] | (uint32_t)odd[i] << 16;
+}
+
+/* Weights are rounded to bfloat16 before they are summed, so that they add up to what multiplies V. */
+static float softmax(const float *scores, uint32_t n_valid, float score_scale, cpu_softmax *state, uint16_t *p) {
+    enum { N = KV_BLOCK_TOKENS / LANES };
+    if (n_valid == 0) {
+        memset(p, 0, KV_BLOCK_TOKENS * sizeof(*p));
+        return 1.0f;
+    }
+    i32v lane;
+    for (int i = 0; i < LANES; i++) lane[i] = i;
+    f32v s[N], largest = splat(-INFINITY);
+    i32v is_valid[N];
+    for (int i = 0; i < N; i++) {
+        is_valid[i] = lane + i * LANES < (int32_t)n_valid;
+        s[i] = choose(is_valid[i], load(scores + i * LANES) * splat(score_scale), splat(-INFINITY));
+        largest = max_v(s[i], largest);
+    }
+    float old_max = state->max, new_max = max_lanes(largest);
+    if (old_max > new_max) new_max = old_max;
+    f32v sum = splat(0);
+    for (int i = 0; i < N; i++) {
+        f32v weight = choose(is_valid[i], exp_v(s[i] - splat(new_max)), splat(0));
+        u32v bits = bf16_bits(weight);
+        *(u16u *)(p + i * LANES) = __builtin_convertvector(bits, u16v);
+        sum += from_bits(bits << 16);
+    }
+    float alpha = 0;
+    if (old_max > -INFINITY) alpha = exp_v(splat(old_max - new_max))[0];
+    state->max = new_max;
+    state->sum = state->sum * alpha + sum_lanes(sum);
+    return alpha;
+}
+
+/* Row `row` of W as float32 in out[n_in], zeros up to the next vector. */
+static void decode_row(const krn_matrix *w, uint32_t row, float *out) {
+    uint32_t n = w->n_in, i = 0;
+    const uint8_t *at = (const uint8_t *)w->data + (size_t)row * n * cpu_elem_bytes(w->dtype);
+    if (w->dtype == MDL_F16) {
+        for (; i + 8 <= n; i += 8) {
+            _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(at + i * 2))));
+        }
+    }
+    if (w->dtype == MDL_BF16) {
+        for (; i + LANES <= n; i += LANES) store(out + i, load_bf16((const uint16_t *)(const void *)(at + i * 2)));
+    }
+    krn_decode(at, w->dtype, i, n - i, out + i);
+    for (uint32_t pad = n; pad % LANES != 0; pad++) out[pad] = 0;
+    if (w->dtype != MDL_F8_E4M3) return;
+    const float *scales = w->scale + (size_t)(row / w->block_rows) * w->n_scale_cols;
+    for (i = 0; i < n; i += w->block_cols) scale(out + i, cpu_min(w->block_cols, n - i), scales[i / w->block_cols]);
+}
+
+INLINE float dot_float(const float *w, const float *x_float, const uint16_t *x_bf16, uint32_t n) {
+    f32v sum[2] = {splat(0), splat(0)};
+    for (uint32_t i = 0; i < n; i += LANES) {
+        f32v x;
+        if (n - i >= LANES)
+            x = x_float != NULL ? load(x_float + i) : load_bf16(x_bf16 + i);
+        else
+            x = x_float != NULL ? load_part(x_float + i, n - i) : load_bf16_part(x_bf16 + i, n - i);
+        sum[i / LANES % 2] += load(w + i) * x;
+    }
+    return sum_lanes(sum[0] + sum[1]);
+}
+
+static void dots_wide(const cpu_dots *job, const float *x_float, uint32_t begin, uint32_t end,
+                      const cpu_scratch *scratch) {
+    uint32_t n = job->w->n_in;
+    for (uint32_t o = begin; o < end; o++) {
+        decode_row(job->w, job->first_row + o, scratch->row);
+        for (uint32_t r = 0; r < job->rows.n_rows; r++) {
+            float y = x_float != NULL ? dot_float(scratch->row, x_float + (size_t)r * n, NULL, n)
+                                      : dot_float(scratch->row, NULL, cpu_row(&job->rows, r), n);
+            float *out = job->out + (job->is_by_output ? o * job->out_stride + r : r * job->out_stride + o);
+            *out = job->accumulate ? *out + y : y;
+        }
+    }
+}
+
+#define JOIN_(a, b) a##b
+#define JOIN(a, b)  JOIN_(a, b)
+const cpu_vector JOIN(cpu_vector_, SUFFIX) = {
+    .dots_wide = dots_wide,
+    .rmsnorm = rmsnorm,
+    .silu_mul = silu_mul,
+    .to_bf16 = to_bf16,
+    .scale = scale,
+    .add_scaled = add_scaled,
+    .interleave = interleave,
+    .interleave_bf16 = interleave_bf16,
+    .softmax = softmax,
+};
