@@ -64,7 +64,7 @@ typedef enum {
     PRE_BROADCAST,    /* message -> every gateway that is up (STATUS) */
     PRE_CONNECT,      /* open a KV connection to candidate; answer: decode_up or decode_gone, exactly one */
     PRE_SEND_DECODE,  /* message -> KV connection of decode `peer`, in order with its pushes. In a COMMIT the caller
-                       * fills n_pushes and checksum from what the transfer layer counted for commit.lease */
+                       * fills the checksum: what the transfer layer summed up over the pushes of commit.lease */
     PRE_PUSH,         /* push; answer: pre_sched_push_done(), exactly one, also when the peer is gone */
     PRE_DRAINED,      /* once, after pre_sched_drain(): nothing is left, exit */
 } pre_action_kind;
