@@ -55,6 +55,8 @@ typedef struct {
     uint32_t port;          /* 0: the system chooses */
     const char *transports; /* UCX_TLS, e.g. "tcp,self"; NULL or "": all that the machine has */
 
+    bool is_rendezvous; /* pushes always by rendezvous, whatever suits the transport: to measure and to test it */
+
     bt_queue *queue; /* borrowed: where events go; must outlive the fabric and be emptied after kvt_fabric_close() */
     uint32_t source; /* copied into each event: lets one queue carry other modules' events too */
 

@@ -124,7 +124,9 @@ static void bulk_send(kvt_conn *conn, kvt_send_op *op, const wire_message *heade
     memcpy(op->header, scratch->bytes, scratch->n_bytes);
     op->is_bulk = true;
     op->n_bytes = n_bytes;
-    op_begin(op, KVT_AM_DATA, scratch->n_bytes, data, n_bytes, conn->is_eager ? UCP_AM_SEND_FLAG_EAGER : 0);
+    uint32_t flags = conn->is_eager ? UCP_AM_SEND_FLAG_EAGER : 0;
+    if (conn->fabric->config.is_rendezvous) flags = UCP_AM_SEND_FLAG_RNDV;
+    op_begin(op, KVT_AM_DATA, scratch->n_bytes, data, n_bytes, flags);
 }
 
 void kvt_send_probe(kvt_conn *conn, uint64_t nonce) {

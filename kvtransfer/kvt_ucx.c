@@ -49,7 +49,9 @@ static void set_defaults(const kvt_fabric *fabric) {
     setenv("UCX_WARN_UNUSED_ENV_VARS", "n", 0);
     const char *transports = fabric->config.transports;
     if (transports != NULL && transports[0] != 0) setenv("UCX_TLS", transports, 1);
-    ucs_global_opts_init(); /* these were read before main(): again, with ours */
+    /* Read before main(), so once more by hand. */
+    ucs_global_opts_set_value("LOG_LEVEL", getenv("UCX_LOG_LEVEL"));
+    ucs_global_opts_set_value("WARN_UNUSED_ENV_VARS", getenv("UCX_WARN_UNUSED_ENV_VARS"));
     for (int i = 0; i < N_CRASH_SIGNALS; i++) ucs_debug_disable_signal(crash_signals[i]); /* ours to report */
 }
 
