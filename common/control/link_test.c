@@ -4,6 +4,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -340,6 +341,7 @@ static pid_t peer_start(uint32_t port) {
     snprintf(text, sizeof(text), "%u", port);
     pid_t pid = fork();
     if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL); /* whatever happens to the test */
         execl("/proc/self/exe", "link_test", "peer", text, (char *)NULL);
         _exit(127);
     }
@@ -391,7 +393,6 @@ static void test_a_dialer_finds_a_worker_that_comes_back(void) {
 int main(int argc, char **argv) {
     if (argc == 3 && strcmp(argv[1], "peer") == 0) return peer_main((uint32_t)atoi(argv[2]));
     bt_log_set_level(BT_LOG_ERROR); /* the sentences are expected */
-    /* First: fork() before NNG has threads would be safer still, but peer_start() only execs. */
     test_a_killed_peer_is_noticed_at_once_and_a_stopped_one_by_its_silence();
     test_links_carry_messages_of_every_size_in_order();
     test_a_flood_passes_while_the_reader_keeps_up_and_pauses_when_it_does_not();

@@ -1,0 +1,143 @@
+/* A worker's announcement as JSON, and everything that must be true of one before it is believed. 64-bit numbers are
+ * hexadecimal strings: JSON's numbers are doubles. */
+#include <cjson/cJSON.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/core/address.h"
+#include "common/registry/registry_internal.h"
+
+enum { CAP_JSON_BYTES = 4096 };
+
+static const char *role_name(wire_role role) { return role == WIRE_ROLE_PREFILL ? "prefill" : "decode"; }
+
+static bt_status address_check(const char *field, const char *address, bool may_be_empty, bt_error *err) {
+    char host[REG_CAP_ADDRESS];
+    uint32_t port;
+    if (may_be_empty && address[0] == 0) return BT_OK;
+    if (bt_address_split(address, host, sizeof(host), &port, NULL) == BT_OK) return BT_OK;
+    return bt_fail(err, BT_BAD_REQUEST, "%s is not host:port", field);
+}
+
+bool reg_name_is_valid(const char *name, size_t n_bytes) {
+    static const char allowed[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-";
+    if (n_bytes == 0 || n_bytes >= REG_CAP_NAME) return false;
+    for (size_t i = 0; i < n_bytes; i++)
+        if (name[i] == 0 || strchr(allowed, name[i]) == NULL) return false;
+    return true;
+}
+
+bt_status reg_worker_check(const reg_worker *worker, bt_error *err) {
+    if (!reg_name_is_valid(worker->name, strnlen(worker->name, REG_CAP_NAME)))
+        return bt_fail(err, BT_BAD_REQUEST, "a worker's name is 1 to %d of A-Z a-z 0-9 . _ -", REG_CAP_NAME - 1);
+    if (worker->role != WIRE_ROLE_PREFILL && worker->role != WIRE_ROLE_DECODE)
+        return bt_fail(err, BT_BAD_REQUEST, "role is neither prefill nor decode");
+    if (worker->incarnation == 0) return bt_fail(err, BT_BAD_REQUEST, "incarnation is 0");
+    bt_status status = address_check("control_address", worker->control_address, false, err);
+    if (status == BT_OK)
+        status = address_check("kv_address", worker->kv_address, worker->role == WIRE_ROLE_PREFILL, err);
+    if (status != BT_OK) return status;
+    size_t n_bytes = strnlen(worker->served_model, REG_CAP_MODEL);
+    if (n_bytes == 0 || n_bytes == REG_CAP_MODEL)
+        return bt_fail(err, BT_BAD_REQUEST, "served_model has not 1 to %d bytes", REG_CAP_MODEL - 1);
+    for (size_t i = 0; i < n_bytes; i++)
+        if ((unsigned char)worker->served_model[i] < ' ' || worker->served_model[i] == 127)
+            return bt_fail(err, BT_BAD_REQUEST, "served_model has a control character");
+    if (worker->max_model_len == 0) return bt_fail(err, BT_BAD_REQUEST, "max_model_len is 0");
+    if (worker->capacity == 0) return bt_fail(err, BT_BAD_REQUEST, "capacity is 0");
+    return BT_OK;
+}
+
+bool reg_worker_equal(const reg_worker *a, const reg_worker *b) {
+    return strcmp(a->name, b->name) == 0 && a->role == b->role && a->incarnation == b->incarnation &&
+           strcmp(a->control_address, b->control_address) == 0 && strcmp(a->kv_address, b->kv_address) == 0 &&
+           a->model_hash == b->model_hash && strcmp(a->served_model, b->served_model) == 0 &&
+           a->max_model_len == b->max_model_len && a->capacity == b->capacity && a->is_draining == b->is_draining;
+}
+
+void reg_worker_write(const reg_worker *worker, bt_buf *out) {
+    char hex[17];
+    cJSON *root = cJSON_CreateObject();
+    cJSON_AddStringToObject(root, "name", worker->name);
+    cJSON_AddStringToObject(root, "role", role_name(worker->role));
+    snprintf(hex, sizeof(hex), "%016llx", (unsigned long long)worker->incarnation);
+    cJSON_AddStringToObject(root, "incarnation", hex);
+    cJSON_AddStringToObject(root, "control_address", worker->control_address);
+    cJSON_AddStringToObject(root, "kv_address", worker->kv_address);
+    snprintf(hex, sizeof(hex), "%016llx", (unsigned long long)worker->model_hash);
+    cJSON_AddStringToObject(root, "model_hash", hex);
+    cJSON_AddStringToObject(root, "served_model", worker->served_model);
+    cJSON_AddNumberToObject(root, "max_model_len", worker->max_model_len);
+    cJSON_AddNumberToObject(root, "capacity", worker->capacity);
+    cJSON_AddBoolToObject(root, "is_draining", worker->is_draining);
+    char *text = cJSON_PrintUnformatted(root);
+    BT_ASSERT(text != NULL); /* out of memory */
+    bt_buf_puts(out, text);
+    cJSON_free(text);
+    cJSON_Delete(root);
+}
+
+/* ---- reading ----------------------------------------------------------------------------------------------------- */
+
+static bt_status get_text(const cJSON *root, const char *field, char *out, size_t cap_bytes, bt_error *err) {
+    const cJSON *item = cJSON_GetObjectItemCaseSensitive(root, field);
+    if (!cJSON_IsString(item) || strlen(item->valuestring) >= cap_bytes)
+        return bt_fail(err, BT_BAD_REQUEST, "%s is missing, not a string or too long", field);
+    memcpy(out, item->valuestring, strlen(item->valuestring));
+    return BT_OK;
+}
+
+static bt_status get_hex(const cJSON *root, const char *field, uint64_t *out, bt_error *err) {
+    char text[17] = {0};
+    bt_status status = get_text(root, field, text, sizeof(text), err);
+    if (status != BT_OK) return status;
+    if (text[0] == 0 || strspn(text, "0123456789abcdef") != strlen(text))
+        return bt_fail(err, BT_BAD_REQUEST, "%s is not hexadecimal", field);
+    *out = strtoull(text, NULL, 16);
+    return BT_OK;
+}
+
+static bt_status get_u32(const cJSON *root, const char *field, uint32_t *out, bt_error *err) {
+    const cJSON *item = cJSON_GetObjectItemCaseSensitive(root, field);
+    double value = cJSON_IsNumber(item) ? item->valuedouble : -1;
+    if (!(value >= 0 && value <= UINT32_MAX) || value != (double)(uint32_t)value)
+        return bt_fail(err, BT_BAD_REQUEST, "%s is missing or not a 32-bit count", field);
+    *out = (uint32_t)value;
+    return BT_OK;
+}
+
+static bt_status worker_from_json(const cJSON *root, reg_worker *out, bt_error *err) {
+    char role[16] = {0};
+    bt_status status = get_text(root, "name", out->name, sizeof(out->name), err);
+    if (status == BT_OK) status = get_text(root, "role", role, sizeof(role), err);
+    if (status == BT_OK) status = get_hex(root, "incarnation", &out->incarnation, err);
+    if (status == BT_OK)
+        status = get_text(root, "control_address", out->control_address, sizeof(out->control_address), err);
+    if (status == BT_OK) status = get_text(root, "kv_address", out->kv_address, sizeof(out->kv_address), err);
+    if (status == BT_OK) status = get_hex(root, "model_hash", &out->model_hash, err);
+    if (status == BT_OK) status = get_text(root, "served_model", out->served_model, sizeof(out->served_model), err);
+    if (status == BT_OK) status = get_u32(root, "max_model_len", &out->max_model_len, err);
+    if (status == BT_OK) status = get_u32(root, "capacity", &out->capacity, err);
+    if (status != BT_OK) return status;
+    const cJSON *is_draining = cJSON_GetObjectItemCaseSensitive(root, "is_draining");
+    if (!cJSON_IsBool(is_draining)) return bt_fail(err, BT_BAD_REQUEST, "is_draining is missing or not a bool");
+    out->is_draining = cJSON_IsTrue(is_draining);
+    if (strcmp(role, "prefill") == 0) out->role = WIRE_ROLE_PREFILL;
+    if (strcmp(role, "decode") == 0) out->role = WIRE_ROLE_DECODE;
+    return reg_worker_check(out, err);
+}
+
+bt_status reg_worker_parse(const char *json, size_t n_bytes, reg_worker *out, bt_error *err) {
+    if (n_bytes > CAP_JSON_BYTES)
+        return bt_fail(err, BT_BAD_REQUEST, "an announcement of %zu bytes, limit %d", n_bytes, CAP_JSON_BYTES);
+    cJSON *root = cJSON_ParseWithLength(json, n_bytes);
+    if (!cJSON_IsObject(root)) {
+        cJSON_Delete(root);
+        return bt_fail(err, BT_BAD_REQUEST, "an announcement is not a JSON object");
+    }
+    reg_worker worker = {0};
+    bt_status status = worker_from_json(root, &worker, err);
+    cJSON_Delete(root);
+    if (status == BT_OK) *out = worker;
+    return status;
+}
