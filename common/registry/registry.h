@@ -73,7 +73,7 @@ typedef enum {
 typedef struct {
     const char *redis;  /* "host:port" or "unix:/path"; copied */
     uint32_t list_ms;   /* how often the list is read anew, besides pub/sub; 0: 1000 */
-    uint32_t expire_ms; /* a worker missing from the list is EXPIRED, but not before this long after the first list
+    uint32_t expire_ms; /* a worker missing from two lists is EXPIRED, but not before this long after the first list
                          * of a connection: a Redis that restarted empty fills again meanwhile; 0: 3000 */
     /* Called on the loop's thread, inside reg_watcher_tick() or a ready callback; `worker` is valid during the call.
      * Must not close the watcher. */

@@ -105,14 +105,16 @@ static void watcher_take(reg_watcher *self, const char *name, const redis_value 
     if (is_changed && !entry->has_left) watcher_say(self, is_new ? REG_WORKER_UP : REG_WORKER_CHANGED, &worker);
 }
 
-/* A list is complete: who is not in it is gone. */
+/* A list is complete: who is not in it and was not in the one before is gone. (Not at once: its `left` may be on the
+ * other connection.) */
 static void watcher_sweep(reg_watcher *self) {
     int64_t patience_ns = (int64_t)self->config.expire_ms * BT_NS_PER_MS;
     bool is_patient = bt_now_ns() - self->first_list_ns < patience_ns;
     size_t n_kept = 0;
     for (size_t i = 0; i < self->n_mirror; i++) {
         mirror_entry *entry = self->mirror[i];
-        if (entry->list == self->list || (is_patient && !entry->has_left)) {
+        bool is_kept = entry->has_left ? entry->list == self->list : entry->list + 1 >= self->list || is_patient;
+        if (is_kept) {
             self->mirror[n_kept++] = entry;
             continue;
         }
