@@ -20,8 +20,8 @@
 #include "kernels/weights.h"
 
 /* How a sequence's rows attend. Prompt positions use the expanded form (keys and values rebuilt per head from the
- * latent), generated positions the absorbed form (queries moved into latent space). They agree mathematically, not bit for
- * bit, so the form belongs to the position, whoever computes it. */
+ * latent), generated positions the absorbed form (queries moved into latent space). They agree mathematically, not bit
+ * for bit, so the form belongs to the position, whoever computes it. */
 typedef enum { KRN_EXPANDED, KRN_ABSORBED } krn_form;
 
 /* The rows of one sequence in a step: consecutive positions, all of one form. */
@@ -70,8 +70,8 @@ typedef struct krn_backend krn_backend;
 
 typedef struct {
     uint32_t n_threads;
-    uint32_t max_rows;      /* in one call */
-    uint32_t max_positions; /* longest sequence: sizes attention scratch where it depends on it */
+    uint32_t max_rows;        /* in one call */
+    uint32_t max_positions;   /* longest sequence: sizes attention scratch where it depends on it */
     const mdl_config *config; /* borrowed for the backend's life */
 } krn_backend_limits;
 

@@ -8,12 +8,12 @@
 typedef struct krn_model krn_model;
 
 typedef struct {
-    const char *dir;      /* the checkpoint's folder */
-    const char *backend;  /* "ref" or "cpu" */
-    uint32_t n_threads;   /* 0: all processors */
-    uint32_t max_rows;    /* token rows in one krn_forward(), over all sequences */
+    const char *dir;        /* the checkpoint's folder */
+    const char *backend;    /* "ref" or "cpu" */
+    uint32_t n_threads;     /* 0: all processors */
+    uint32_t max_rows;      /* token rows in one krn_forward(), over all sequences */
     uint32_t max_positions; /* longest sequence; at most max_position_embeddings */
-    uint32_t max_logits;  /* rows of logits in one krn_forward() */
+    uint32_t max_logits;    /* rows of logits in one krn_forward() */
 } krn_model_options;
 
 /* Opens checkpoint, weights and backend; reads the weights once so that the first request does not pay for disk, with a

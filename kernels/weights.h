@@ -41,7 +41,7 @@ typedef struct {
 typedef struct {
     krn_matrix embed, lm_head; /* the same matrix when tie_word_embeddings */
     const float *final_norm;
-    krn_layer *layers; /* [num_hidden_layers] */
+    krn_layer *layers;     /* [num_hidden_layers] */
     uint64_t active_bytes; /* weight bytes that one token reads: the roofline of decode at batch 1 */
 } krn_weights;
 
