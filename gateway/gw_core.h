@@ -38,6 +38,9 @@ typedef struct {
     uint32_t vocab_size;      /* tokens from workers are below it */
     uint32_t max_model_len;   /* prompt + output, at most */
     uint32_t migration_limit; /* --migration-limit; 0: none is replayed */
+    const uint32_t
+        *eos_ids; /* [n_eos_ids], copied: a request whose last word was lost with its worker may have ended */
+    uint32_t n_eos_ids;
 
     /* Deadlines in ms; 0: the default in brackets. */
     uint32_t accept_ms;      /* SUBMIT to ACCEPTED [10000] */

@@ -23,11 +23,10 @@ typedef struct gw_worker {
     bool is_draining;
 
     /* Kept by the router. */
-    uint64_t link;         /* which link this is, counted over all: a worker that was gone and came back has another */
-    wire_load load;        /* as last reported; zero before the first STATUS */
-    uint32_t n_own;        /* this loop's requests that are there, or were sent there */
-    uint64_t n_own_tokens; /* prefill: their tokens not known to be computed */
-    uint32_t n_own_blocks; /* decode: blocks that they need at least */
+    uint64_t link;  /* which link this is, counted over all: a worker that was gone and came back has another */
+    wire_load load; /* as last reported; zero before the first STATUS */
+    uint32_t n_own, n_own_blocks; /* this loop's requests that are there or on their way, and the blocks they need */
+    uint32_t n_new, n_new_blocks; /* of those, sent since `load` was reported */
 } gw_worker;
 
 gw_router *gw_router_open(uint64_t seed);
@@ -46,6 +45,14 @@ void gw_router_gone(gw_router *router, uint64_t incarnation);
 gw_worker *gw_router_worker(const gw_router *router, uint64_t incarnation); /* NULL: not up */
 
 void gw_router_status(gw_router *router, uint64_t incarnation, const wire_load *load);
+
+/* It said so itself before a STATUS did. */
+void gw_router_draining(gw_router *router, uint64_t incarnation);
+
+/* A request was sent to the worker, or is not there any more: its share of n_own. The worker counts it in its own
+ * figures from its next STATUS on. */
+void gw_worker_book(gw_worker *worker, uint32_t n_blocks);
+void gw_worker_unbook(gw_worker *worker, uint32_t n_blocks);
 
 /* Workers of the role that are up and not draining. */
 uint32_t gw_router_n_usable(const gw_router *router, wire_role role);
