@@ -118,7 +118,7 @@ static krn_matrix bind_matrix(binder *b, uint32_t n_out, uint32_t n_in, const ch
     } else if (b->config->fp8_block_rows == 0) {
         fail_dtype(b, tensor, "BF16, F16 or F32 since config.json has no quantization_config");
     } else {
-        char scale_name[MAX_NAME];
+        char scale_name[MAX_NAME + sizeof("_scale_inv")];
         snprintf(scale_name, sizeof(scale_name), "%s_scale_inv", name);
         bind_scale(b, scale_name, &matrix);
     }
