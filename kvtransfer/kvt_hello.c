@@ -59,7 +59,7 @@ static void mismatch(const wire_compat *theirs, const wire_compat *ours, char *o
 static void name_set(kvt_conn *conn, wire_str name, uint64_t incarnation) {
     snprintf(conn->name, sizeof(conn->name), "%.*s", (int)name.n_bytes, name.bytes);
     for (char *at = conn->name; *at != 0; at++) {
-        if (*at <= ' ' || *at == '"' || *at == 0x7f) *at = '?'; /* it goes into logs and labels */
+        if (*at <= ' ' || *at == '"' || *at == '\\' || *at == 0x7f) *at = '?'; /* it goes into logs and labels */
     }
     conn->incarnation = incarnation;
 }

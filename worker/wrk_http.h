@@ -1,0 +1,23 @@
+/* GET /metrics (Prometheus text) and GET /health of a worker, from a thread of its own: a scrape never waits for the
+ * engine and the engine never for a scrape. One connection at a time, one request each, a second at most: for a scraper
+ * and an operator's curl, not for clients. */
+#ifndef BATON_WORKER_WRK_HTTP_H
+#define BATON_WORKER_WRK_HTTP_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/core/metrics.h"
+#include "common/core/status.h"
+
+typedef struct wrk_http wrk_http;
+
+/* `metrics` is borrowed until close. BT_BAD_REQUEST: not an address. BT_INTERNAL: the port is taken, no thread. */
+bt_status wrk_http_open(const char *host, uint32_t port, bt_metrics *metrics, wrk_http **out, bt_error *err);
+
+/* Any thread. /health answers 200 "ok" while true, 503 "draining" otherwise. Starts true. */
+void wrk_http_set_healthy(wrk_http *http, bool is_healthy);
+
+void wrk_http_close(wrk_http *http); /* NULL is accepted */
+
+#endif

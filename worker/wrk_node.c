@@ -1,0 +1,319 @@
+/* Opening and closing what both kinds of worker need, in the one order that is right: what can fail for a wrong flag or
+ * file first, the announcement last. What to do with requests is pre_engine.c's and dec_engine.c's business. */
+#include "worker/wrk_node.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/core/log.h"
+
+/* ---- model and memory ---- */
+
+static bt_status check_flags(const wrk_config *config, bt_error *err) {
+    if (config->model[0] == 0) return bt_fail(err, BT_BAD_REQUEST, "--model is missing: the checkpoint's folder");
+    if (config->block_size != KV_BLOCK_TOKENS)
+        return bt_fail(err, BT_BAD_REQUEST, "--block-size is %u, only %u is supported", config->block_size,
+                       KV_BLOCK_TOKENS);
+    bool is_any = strcmp(config->host, "0.0.0.0") == 0 || strcmp(config->host, "::") == 0;
+    if (is_any && config->advertise_host[0] == 0)
+        return bt_fail(err, BT_BAD_REQUEST, "--host is %s, so --advertise-host must say how others reach this worker",
+                       config->host);
+    if (config->port > 65535 || config->metrics_port > 65535)
+        return bt_fail(err, BT_BAD_REQUEST, "a port is above 65535");
+    return BT_OK;
+}
+
+/* How many positions one request may have: the flag, or all that fit. */
+static bt_status max_model_len_find(wrk_node *node, uint32_t model_len, bt_error *err) {
+    uint32_t asked = node->options.config->max_model_len;
+    uint64_t pool_len = (uint64_t)node->kv.layout.n_blocks * KV_BLOCK_TOKENS;
+    if (asked > pool_len)
+        return bt_fail(err, BT_BAD_REQUEST,
+                       "--max-model-len is %u, but --kv-cache-memory-bytes holds only %llu positions", asked,
+                       (unsigned long long)pool_len);
+    node->max_model_len = asked > 0 ? asked : model_len;
+    if (node->max_model_len > pool_len) node->max_model_len = (uint32_t)pool_len;
+    return BT_OK;
+}
+
+static bt_status memory_open(wrk_node *node, bt_error *err) {
+    const wrk_config *config = node->options.config;
+    const mdl_config *model = krn_model_config(node->model);
+    const krn_backend *backend = krn_model_backend(node->model);
+    const char *dtype = backend->kv == KV_BFLOAT16 ? "bfloat16" : "float32";
+    if (strcmp(config->kv_cache_dtype, "auto") != 0 && strcmp(config->kv_cache_dtype, dtype) != 0)
+        return bt_fail(err, BT_BAD_REQUEST, "--kv-cache-dtype is \"%.20s\", but backend %s keeps %s",
+                       config->kv_cache_dtype, backend->name, dtype);
+    kv_layout layout = {backend->kv, model->num_hidden_layers, 0, mdl_kv_width(model)};
+    uint64_t n_blocks = config->kv_cache_memory_bytes / (kv_block_bytes(&layout) * layout.n_layers);
+    if (n_blocks < 2 || n_blocks > UINT32_MAX / KV_BLOCK_TOKENS)
+        return bt_fail(
+            err, BT_BAD_REQUEST, "--kv-cache-memory-bytes makes %llu KV blocks of %zu bytes, expected 2 to %u",
+            (unsigned long long)n_blocks, kv_block_bytes(&layout) * layout.n_layers, UINT32_MAX / KV_BLOCK_TOKENS);
+    layout.n_blocks = (uint32_t)n_blocks;
+    node->kv = (krn_kv){bt_calloc_aligned(kv_pool_bytes(&layout), 4096), layout};
+    bt_status status = max_model_len_find(node, model->max_position_embeddings, err);
+    if (status != BT_OK) return status;
+    size_t logits_bytes = (size_t)node->options.max_logits * model->vocab_size * sizeof(float);
+    node->logits = bt_calloc_aligned(logits_bytes, 64);
+    node->sampler = krn_sampler_open(model->vocab_size);
+    bt_log(BT_LOG_INFO, "worker", "memory", "kv_bytes=%zu kv_blocks=%u kv_dtype=%s max_model_len=%u logits_bytes=%zu",
+           kv_pool_bytes(&layout), layout.n_blocks, dtype, node->max_model_len, logits_bytes);
+    return BT_OK;
+}
+
+static bt_status model_open(wrk_node *node, bt_error *err) {
+    const wrk_config *config = node->options.config;
+    mdl_config model;
+    bt_status status = mdl_config_load(config->model, &model, err);
+    if (status != BT_OK) return status;
+    if (config->max_model_len > model.max_position_embeddings)
+        return bt_fail(err, BT_BAD_REQUEST, "--max-model-len is %u, but the model knows %u positions",
+                       config->max_model_len, model.max_position_embeddings);
+    krn_model_options options = {
+        .dir = config->model,
+        .backend = config->backend,
+        .n_threads = config->threads,
+        .max_rows = node->options.max_rows,
+        .max_positions = config->max_model_len > 0 ? config->max_model_len : model.max_position_embeddings,
+        .max_logits = node->options.max_logits,
+    };
+    return krn_model_open(&options, &node->model, err);
+}
+
+/* ---- network ---- */
+
+static bt_status fabric_open(wrk_node *node, bt_error *err) {
+    const wrk_config *config = node->options.config;
+    kvt_config fabric = {
+        .name = node->options.name,
+        .incarnation = node->incarnation,
+        .model_hash = krn_model_hash(node->model),
+        .cluster_key = link_cluster_key(config->cluster_secret),
+        .kv_base = node->kv.base,
+        .layout = node->kv.layout,
+        .host = node->options.takes_kv ? config->host : NULL,
+        .port = node->options.kv_port,
+        .transports = config->kv_transports,
+        .queue = node->queue,
+        .source = WRK_FROM_KV,
+    };
+    return kvt_fabric_open(&fabric, &node->fabric, err);
+}
+
+static bt_status links_open(wrk_node *node, bt_error *err) {
+    const wrk_config *config = node->options.config;
+    link_config links = {
+        .name = node->options.name,
+        .incarnation = node->incarnation,
+        .role = node->options.role,
+        .cluster_key = link_cluster_key(config->cluster_secret),
+        .queue = node->queue,
+        .source = WRK_FROM_LINKS,
+    };
+    bt_status status = link_hub_open(&links, &node->links, err);
+    if (status != BT_OK) return status;
+    return link_hub_listen(node->links, config->host, config->port, &node->control_port, err);
+}
+
+static const char *served_name(const wrk_config *config, char *out, size_t cap_bytes) {
+    if (config->served_model_name[0] != 0) return config->served_model_name;
+    size_t end = strlen(config->model);
+    while (end > 1 && config->model[end - 1] == '/') end--;
+    size_t begin = end;
+    while (begin > 0 && config->model[begin - 1] != '/') begin--;
+    snprintf(out, cap_bytes, "%.*s", (int)(end - begin), config->model + begin);
+    return out;
+}
+
+static void metrics_open(wrk_node *node) {
+    char name[REG_CAP_MODEL], labels[REG_CAP_MODEL + 32];
+    snprintf(labels, sizeof(labels), "model_name=\"%.*s", REG_CAP_MODEL - 1,
+             served_name(node->options.config, name, sizeof(name)));
+    for (char *at = labels + strlen("model_name=\""); *at != 0; at++) {
+        if (*at == '"' || *at == '\\' || *at < ' ') *at = '_';
+    }
+    strcat(labels, "\"");
+    node->metrics = bt_metrics_open(node->options.role == WIRE_ROLE_PREFILL ? BT_ROLE_PREFILL : BT_ROLE_DECODE, labels);
+    node->redis_up = bt_metrics_series(node->metrics, BT_METRIC_REDIS_UP, "");
+    node->running = bt_metrics_series(node->metrics, BT_METRIC_RUNNING, "");
+    node->waiting = bt_metrics_series(node->metrics, BT_METRIC_WAITING, "");
+    node->kv_total = bt_metrics_series(node->metrics, BT_METRIC_KV_BLOCKS, "state=\"total\"");
+    node->kv_used = bt_metrics_series(node->metrics, BT_METRIC_KV_BLOCKS, "state=\"used\"");
+}
+
+bt_status wrk_node_open(wrk_node *node, const wrk_node_options *options, bt_error *err) {
+    const wrk_config *config = options->config;
+    *node = (wrk_node){.options = *options, .incarnation = link_random_u64()};
+    bt_status status = bt_queue_open(&node->queue, err);
+    if (status != BT_OK) return status;
+    wrk_signals_open(node->queue);
+    metrics_open(node);
+    status = check_flags(config, err);
+    if (status == BT_OK) status = model_open(node, err);
+    if (status == BT_OK) status = memory_open(node, err);
+    if (status == BT_OK) status = fabric_open(node, err);
+    if (status == BT_OK) status = links_open(node, err);
+    if (status == BT_OK && config->metrics_port > 0)
+        status = wrk_http_open(config->host, config->metrics_port, node->metrics, &node->http, err);
+    return status;
+}
+
+/* ---- announcement ---- */
+
+static void on_redis(void *context, bool is_up) {
+    wrk_node *node = context;
+    bt_series_set(node->redis_up, is_up);
+}
+
+static void on_replaced(void *context) {
+    wrk_node *node = context;
+    wrk_event *event = bt_calloc(1, sizeof(*event));
+    event->source = WRK_FROM_NODE;
+    bt_queue_push(node->queue, &event->node);
+}
+
+bt_status wrk_node_announce(wrk_node *node, bt_error *err) {
+    const wrk_config *config = node->options.config;
+    const char *host = config->advertise_host[0] != 0 ? config->advertise_host : config->host;
+    bool is_v6 = strchr(host, ':') != NULL;
+    reg_worker *worker = &node->announcement;
+    *worker = (reg_worker){
+        .role = node->options.role,
+        .incarnation = node->incarnation,
+        .model_hash = krn_model_hash(node->model),
+        .max_model_len = node->max_model_len,
+        .capacity = node->options.capacity,
+    };
+    char served[REG_CAP_MODEL];
+    const char *open = is_v6 ? "[" : "", *close = is_v6 ? "]" : "";
+    bool fits = snprintf(worker->name, sizeof(worker->name), "%s", node->options.name) < REG_CAP_NAME;
+    fits &= snprintf(worker->served_model, sizeof(worker->served_model), "%s",
+                     served_name(config, served, sizeof(served))) < REG_CAP_MODEL;
+    fits &= snprintf(worker->control_address, sizeof(worker->control_address), "%s%s%s:%u", open, host, close,
+                     node->control_port) < REG_CAP_ADDRESS;
+    if (node->options.takes_kv)
+        fits &= snprintf(worker->kv_address, sizeof(worker->kv_address), "%s%s%s:%u", open, host, close,
+                         kvt_fabric_port(node->fabric)) < REG_CAP_ADDRESS;
+    if (!fits) return bt_fail(err, BT_BAD_REQUEST, "--name, --served-model-name or --advertise-host is too long");
+    reg_announcer_config announcer = {
+        .redis = config->redis,
+        .lease_ms = config->lease_ms,
+        .on_redis = on_redis,
+        .on_replaced = on_replaced,
+        .context = node,
+    };
+    bt_status status = reg_announcer_open(&announcer, worker, &node->announcer, err);
+    if (status != BT_OK) return status;
+    bt_log(BT_LOG_INFO, "worker", "ready", "worker=%s incarnation=%016llx control=%s kv=%s model=%s backend=%s isa=%s",
+           worker->name, (unsigned long long)node->incarnation, worker->control_address, worker->kv_address,
+           worker->served_model, krn_model_backend(node->model)->name, krn_model_backend(node->model)->isa);
+    return BT_OK;
+}
+
+void wrk_node_announce_drain(wrk_node *node) {
+    if (node->has_drained) return;
+    node->has_drained = true;
+    bt_log(BT_LOG_INFO, "worker", "draining", "worker=%s", node->options.name);
+    if (node->http != NULL) wrk_http_set_healthy(node->http, false);
+    node->announcement.is_draining = true;
+    bt_error err = {0};
+    if (node->announcer != NULL && reg_announcer_update(node->announcer, &node->announcement, &err) != BT_OK)
+        bt_log_error("worker", "draining was not announced", &err);
+}
+
+/* ---- the rest ---- */
+
+void wrk_event_free(bt_queue_node *event) {
+    switch (((wrk_event *)(void *)event)->source) {
+    case WRK_FROM_LINKS:
+        link_event_free((link_event *)(void *)event);
+        break;
+    case WRK_FROM_KV:
+        kvt_event_free((kvt_event *)(void *)event);
+        break;
+    default:
+        free(event);
+    }
+}
+
+void wrk_node_close(wrk_node *node) {
+    enum { LINGER_MS = 1000 };
+    if (node->queue == NULL) return;
+    reg_announcer_close(node->announcer); /* first: nobody shall come any more */
+    wrk_http_close(node->http);
+    link_hub_close(node->links, LINGER_MS);
+    kvt_fabric_close(node->fabric);
+    for (bt_queue_node *event = bt_queue_take(node->queue), *next; event != NULL; event = next) {
+        next = event->next;
+        wrk_event_free(event);
+    }
+    wrk_peers_fini(&node->peers);
+    krn_sampler_close(node->sampler);
+    krn_model_close(node->model);
+    free(node->logits);
+    free(node->kv.base);
+    bt_metrics_close(node->metrics);
+    /* The queue stays: a signal handler may still wake it. The process ends here. */
+}
+
+uint32_t wrk_node_sample(wrk_node *node, float *logits, const wire_sampling *sampling, uint32_t position,
+                         const uint32_t *banned, uint32_t n_banned) {
+    uint32_t vocab_size = krn_model_config(node->model)->vocab_size;
+    for (uint32_t i = 0; i < n_banned; i++) {
+        if (banned[i] < vocab_size) logits[banned[i]] = -INFINITY;
+    }
+    return krn_sample(node->sampler, logits, sampling, position);
+}
+
+void wrk_counter_export(wrk_node *node, wrk_counter *counter, bt_metric_id id, const char *labels, uint64_t count) {
+    if (counter->series == NULL) counter->series = bt_metrics_series(node->metrics, id, labels);
+    if (count > counter->exported) bt_series_add(counter->series, (double)(count - counter->exported));
+    counter->exported = count;
+}
+
+void wrk_load_export(wrk_node *node, const wire_load *load) {
+    bt_series_set(node->running, load->running);
+    bt_series_set(node->waiting, load->waiting);
+    bt_series_set(node->kv_total, load->kv_blocks_total);
+    bt_series_set(node->kv_used, load->kv_blocks_used);
+}
+
+int wrk_timeout_ms(int64_t deadline_ns, int64_t now_ns) {
+    enum { MAX_SLEEP_MS = 60000 };
+    if (deadline_ns == INT64_MAX) return -1;
+    if (deadline_ns <= now_ns) return 0;
+    int64_t ms = (deadline_ns - now_ns) / 1000000 + 1;
+    return ms < MAX_SLEEP_MS ? (int)ms : MAX_SLEEP_MS;
+}
+
+void wrk_log_message(const wrk_node *node, const wire_message *message) {
+    const char *name = node->options.name;
+    switch (message->type) {
+    case WIRE_FINISHED:
+        bt_log(BT_LOG_INFO, "worker", "request finished",
+               "req=" WIRE_REQ_FORMAT " worker=%s attempt=%u reason=%u output=%u",
+               WIRE_REQ_ARGS(message->finished.request), name, message->finished.request.attempt,
+               message->finished.reason, message->finished.n_output);
+        break;
+    case WIRE_HANDED_OFF:
+        bt_log(BT_LOG_INFO, "worker", "request handed off",
+               "req=" WIRE_REQ_FORMAT " worker=%s attempt=%u to=%.*s bytes=%llu transfer_us=%u exposed_us=%u",
+               WIRE_REQ_ARGS(message->handed_off.request), name, message->handed_off.request.attempt,
+               (int)message->handed_off.decode.n_bytes, message->handed_off.decode.bytes,
+               (unsigned long long)message->handed_off.transfer_bytes, message->handed_off.transfer_us,
+               message->handed_off.exposed_us);
+        break;
+    case WIRE_FAILED:
+        bt_log(message->failed.status == BT_BAD_REQUEST ? BT_LOG_INFO : BT_LOG_WARN, "worker", "request failed",
+               "req=" WIRE_REQ_FORMAT " worker=%s attempt=%u status=%s text=\"%.*s\"",
+               WIRE_REQ_ARGS(message->failed.request), name, message->failed.request.attempt,
+               bt_status_name((bt_status)message->failed.status), (int)message->failed.text.n_bytes,
+               message->failed.text.bytes);
+        break;
+    default:
+        break;
+    }
+}

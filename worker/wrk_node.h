@@ -1,0 +1,106 @@
+/* What a prefill and a decode worker are both made of: model, KV memory, KV fabric, control links, announcement,
+ * metrics. Opens them in order and closes them in reverse; decides nothing. The engine thread (main) owns a node.
+ *
+ * Everything that happens arrives in one queue, wrk_node.queue, as nodes of three kinds that begin alike (wrk_event).
+ */
+#ifndef BATON_WORKER_WRK_NODE_H
+#define BATON_WORKER_WRK_NODE_H
+
+#include "common/control/link.h"
+#include "common/core/config.h"
+#include "common/core/metrics.h"
+#include "common/registry/registry.h"
+#include "kernels/forward.h"
+#include "kernels/sampler.h"
+#include "kvtransfer/kvt.h"
+#include "worker/wrk_http.h"
+#include "worker/wrk_peers.h"
+
+#define CFG(type, name, default_text, help) cfg_##type name;
+typedef struct {
+#include "worker/config.def"
+} wrk_config;
+#undef CFG
+
+/* Where a queue node comes from: link_event, kvt_event and wrk_event begin with the node and this number. */
+enum { WRK_FROM_LINKS = 1, WRK_FROM_KV = 2, WRK_FROM_NODE = 3 };
+
+/* WRK_FROM_NODE: another process took our name; drain. Freed with free(). */
+typedef struct {
+    bt_queue_node node;
+    uint32_t source;
+} wrk_event;
+
+typedef struct {
+    const wrk_config *config; /* borrowed */
+    const char *name;
+    wire_role role;
+    uint32_t max_rows, max_logits; /* of a step */
+    uint32_t capacity;             /* sequences it works on at once, for the announcement */
+    bool takes_kv;                 /* listens for KV */
+    uint32_t kv_port;
+} wrk_node_options;
+
+typedef struct {
+    wrk_node_options options;
+    uint64_t incarnation;
+    bt_queue *queue;
+    bt_metrics *metrics;
+    krn_model *model;
+    krn_sampler *sampler;
+    krn_kv kv;              /* base is owned */
+    uint32_t max_model_len; /* by flag, model and KV memory */
+    float *logits;          /* [max_logits][vocab_size] */
+    kvt_fabric *fabric;
+    link_hub *links;
+    uint32_t control_port;
+    wrk_http *http;
+    reg_announcer *announcer;
+    reg_worker announcement;
+    bt_series *redis_up, *running, *waiting, *kv_total, *kv_used;
+    wrk_peers peers;
+    bool has_drained; /* the announcement says so */
+} wrk_node;
+
+/* Up to and including the listeners: everything but the announcement, so that the caller can open what serves requests
+ * before anybody comes. The sentence in *err names the flag or file. On failure wrk_node_close() still has to be
+ * called. */
+bt_status wrk_node_open(wrk_node *node, const wrk_node_options *options, bt_error *err);
+
+/* Last: from here on gateways find this worker. */
+bt_status wrk_node_announce(wrk_node *node, bt_error *err);
+
+/* Others shall send nothing new. Cheap to repeat. */
+void wrk_node_announce_drain(wrk_node *node);
+
+/* What is queued on links and fabric still leaves (bounded). The queue is emptied. NULL-safe in all parts. */
+void wrk_node_close(wrk_node *node);
+
+void wrk_event_free(bt_queue_node *event); /* any of the three kinds */
+
+/* SIGTERM and SIGINT: the first asks for a drain and wakes `queue`, the second exits at once. Call before any thread
+ * starts. */
+void wrk_signals_open(bt_queue *queue);
+bool wrk_signals_is_asked(void);
+
+/* Draws the token of one row of logits, `banned` ones excluded. `logits` is changed. */
+uint32_t wrk_node_sample(wrk_node *node, float *logits, const wire_sampling *sampling, uint32_t position,
+                         const uint32_t *banned, uint32_t n_banned);
+
+/* A counter of a core, exported: the series grows by what the core's own count grew since the last time. */
+typedef struct {
+    bt_series *series; /* NULL: not opened yet */
+    uint64_t exported;
+} wrk_counter;
+void wrk_counter_export(wrk_node *node, wrk_counter *counter, bt_metric_id id, const char *labels, uint64_t count);
+
+/* Gauges that both roles have: running, waiting, KV blocks. */
+void wrk_load_export(wrk_node *node, const wire_load *load);
+
+/* How long the engine may sleep, for bt_queue_wait(). */
+int wrk_timeout_ms(int64_t deadline_ns, int64_t now_ns);
+
+/* "info req=... worker=..." once, when a message to a gateway ends a request; other messages are debug. */
+void wrk_log_message(const wrk_node *node, const wire_message *message);
+
+#endif
