@@ -1,0 +1,383 @@
+/* Tokens to text to the client, and every way an answer ends. Does no I/O but through the exchange. */
+#include "gateway/answer.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/core/alloc.h"
+#include "common/core/clock.h"
+#include "common/core/log.h"
+#include "gateway/serve.h"
+
+#define EVENT_STREAM "text/event-stream; charset=utf-8"
+
+/* ---- headers and events ---------------------------------------------------------------------------------------------
+ */
+
+static void add_route_headers(gw_answer *answer, const gw_info *info) {
+    gw_http_exchange *x = answer->exchange;
+    gw_call_add_headers(&answer->call);
+    gw_http_add_header(x, "x-baton-strategy", answer->strategy);
+    gw_http_add_header(x, "routing-strategy", answer->strategy);
+    if (info == NULL) return;
+    if (info->prefill[0] != 0) gw_http_add_header(x, "x-baton-prefill", info->prefill);
+    if (info->decode[0] != 0) gw_http_add_header(x, "x-baton-decode", info->decode);
+    char cached[16];
+    snprintf(cached, sizeof cached, "%u", info->cached_tokens);
+    gw_http_add_header(x, "x-baton-cached-tokens", cached);
+}
+
+static gw_usage sum_usage(const gw_answer *answer) {
+    gw_usage usage = {0};
+    for (uint32_t i = 0; i < answer->n_choices; i++) {
+        const gw_choice *choice = &answer->choices[i];
+        usage.n_prompt += choice->n_prompt;
+        usage.n_output += choice->n_output;
+        usage.n_cached += choice->n_cached;
+        usage.n_reasoning += gw_stream_n_reasoning(&choice->stream);
+    }
+    return usage;
+}
+
+static void send_events(gw_answer *answer) {
+    if (answer->out.n_bytes > 0 && answer->exchange != NULL) {
+        answer->last_write_ns = bt_now_ns();
+        gw_http_stream_write(answer->exchange, answer->out.bytes, answer->out.n_bytes);
+    }
+    bt_buf_clear(&answer->out);
+}
+
+static void start_stream(gw_answer *answer, const gw_info *info) {
+    if (answer->is_started) return;
+    answer->is_started = true;
+    add_route_headers(answer, info);
+    gw_http_add_header(answer->exchange, "cache-control", "no-cache");
+    gw_http_add_header(answer->exchange, "x-accel-buffering", "no");
+    gw_http_stream_begin(answer->exchange, 200, EVENT_STREAM);
+}
+
+/* `usage` of every chunk, if the client wants that. */
+static const gw_usage *chunk_usage(const gw_answer *answer, gw_usage *usage) {
+    if (!answer->continuous_usage) return NULL;
+    *usage = sum_usage(answer);
+    return usage;
+}
+
+/* A choice's first events: its role, what it echoes. */
+static void put_opening(gw_choice *choice) {
+    gw_answer *answer = choice->answer;
+    gw_usage usage;
+    const gw_usage *shown = chunk_usage(answer, &usage);
+    gw_text none = {NULL, 0}, echo = {(const char *)choice->echo.bytes, choice->echo.n_bytes};
+    if (answer->is_chat) gw_format_role(&answer->format, choice->index, shown, &answer->out);
+    if (echo.n_bytes > 0) gw_format_delta(&answer->format, choice->index, none, echo, NULL, 0, shown, &answer->out);
+}
+
+/* What the stream has given out since the last call. Thought and answer are separate events. */
+static void put_deltas(gw_choice *choice) {
+    gw_answer *answer = choice->answer;
+    gw_stream *stream = &choice->stream;
+    if (!answer->include_reasoning) bt_buf_clear(&stream->reasoning);
+    gw_usage usage;
+    const gw_usage *shown = chunk_usage(answer, &usage);
+    gw_text none = {NULL, 0};
+    gw_text reasoning = {(const char *)stream->reasoning.bytes, stream->reasoning.n_bytes};
+    gw_text content = {(const char *)stream->content.bytes, stream->content.n_bytes};
+    bool has_ids = answer->return_token_ids && choice->ids.n_ids > 0;
+    if (reasoning.n_bytes > 0)
+        gw_format_delta(&answer->format, choice->index, reasoning, none, has_ids ? choice->ids.ids : NULL,
+                        choice->ids.n_ids, shown, &answer->out);
+    if (reasoning.n_bytes > 0) has_ids = false; /* they went with the first event */
+    if (content.n_bytes > 0 || has_ids)
+        gw_format_delta(&answer->format, choice->index, none, content, has_ids ? choice->ids.ids : NULL,
+                        choice->ids.n_ids, shown, &answer->out);
+    bt_buf_clear(&stream->reasoning);
+    bt_buf_clear(&stream->content);
+    choice->ids.n_ids = 0;
+}
+
+/* ---- the end --------------------------------------------------------------------------------------------------------
+ */
+
+static void log_end(const gw_choice *choice, gw_outcome outcome, const gw_info *info, int64_t now_ns) {
+    const gw_answer *answer = choice->answer;
+    double ttft_ms = choice->first_token_ns == 0 ? 0 : (double)(choice->first_token_ns - answer->arrival_ns) / 1e6;
+    double tpot_ms = choice->n_output < 2
+                         ? 0
+                         : (double)(choice->last_token_ns - choice->first_token_ns) / 1e6 / (choice->n_output - 1);
+    bt_log(BT_LOG_INFO, "gateway", "request ended",
+           "req=%08x-%llu id=%s outcome=%s prefill=%s decode=%s prompt_tokens=%u cached_tokens=%u output_tokens=%u "
+           "ttft_ms=%.1f tpot_ms=%.2f e2e_ms=%.1f attempts=%u",
+           (unsigned)(answer->loop->incarnation >> 32), (unsigned long long)choice->serial, answer->call.request_id,
+           gw_outcome_name(outcome), info == NULL ? "" : info->prefill, info == NULL ? "" : info->decode,
+           choice->n_prompt, choice->n_cached, choice->n_output, ttft_ms, tpot_ms,
+           (double)(now_ns - answer->arrival_ns) / 1e6, info == NULL ? 0 : info->attempt + 1);
+}
+
+/* Tells metrics and log, and the core if it still works on it. */
+static void close_choice(gw_choice *choice, gw_outcome outcome, bool is_alive_in_core) {
+    if (!choice->is_open) return;
+    choice->is_open = false;
+    gw_answer *answer = choice->answer;
+    answer->n_open--;
+    if (choice->serial == 0) return; /* never admitted */
+    int64_t now_ns = bt_now_ns();
+    const gw_info *info = gw_core_info(answer->loop->core, choice->serial);
+    gw_ended ended = {.outcome = outcome,
+                      .info = info,
+                      .arrival_ns = answer->arrival_ns,
+                      .first_token_ns = choice->first_token_ns,
+                      .last_token_ns = choice->last_token_ns,
+                      .now_ns = now_ns,
+                      .n_output = choice->n_output};
+    gw_telemetry_ended(answer->loop->server->telemetry, &ended);
+    log_end(choice, outcome, info, now_ns);
+    if (is_alive_in_core) gw_core_cancel(answer->loop->core, choice->serial, now_ns);
+}
+
+void gw_answer_end(gw_answer *answer) {
+    if (answer->is_ended) return; /* the client left inside a write of ours */
+    answer->is_ended = true;
+    for (uint32_t i = 0; i < answer->n_choices; i++) close_choice(&answer->choices[i], GW_ENDED_ABORT, true);
+    gw_loop *loop = answer->loop;
+    answer->exchange = NULL;
+    if (answer->previous != NULL) answer->previous->next = answer->next;
+    if (answer->previous == NULL) loop->answers = answer->next;
+    if (answer->next != NULL) answer->next->previous = answer->previous;
+    loop->n_answers--;
+    answer->next = loop->ended;
+    loop->ended = answer;
+}
+
+void gw_answer_free(gw_answer *answer) {
+    for (uint32_t i = 0; i < answer->n_choices; i++) {
+        gw_choice *choice = &answer->choices[i];
+        gw_stream_fini(&choice->stream);
+        gw_tokens_fini(&choice->prompt);
+        tok_ids_fini(&choice->ids);
+        bt_buf_fini(&choice->echo);
+    }
+    free(answer->choices);
+    gw_format_fini(&answer->format);
+    bt_arena_fini(&answer->arena);
+    bt_buf_fini(&answer->out);
+    free(answer);
+}
+
+void gw_answer_on_gone(void *context) {
+    gw_answer *answer = context;
+    answer->exchange = NULL;
+    gw_answer_end(answer);
+}
+
+void gw_answer_fail(gw_answer *answer, const gw_error *error) {
+    for (uint32_t i = 0; i < answer->n_choices; i++) close_choice(&answer->choices[i], GW_ENDED_ERROR, true);
+    gw_http_exchange *exchange = answer->exchange;
+    if (exchange != NULL && answer->is_started) {
+        gw_format_error_event(error, &answer->out);
+        gw_format_done(&answer->out);
+        send_events(answer);
+        gw_http_stream_end(exchange);
+    } else if (exchange != NULL) {
+        gw_reply_error(&answer->call, error);
+    }
+    gw_answer_end(answer);
+}
+
+static void put_body(gw_answer *answer, bt_buf *out) {
+    gw_usage usage = sum_usage(answer);
+    gw_format_choice first = {0};
+    gw_format_body_begin(&answer->format, out);
+    for (uint32_t i = 0; i < answer->n_choices; i++) {
+        gw_choice *choice = &answer->choices[i];
+        gw_stream *stream = &choice->stream;
+        bool has_reasoning = answer->include_reasoning && stream->reasoning.n_bytes > 0;
+        bool was_thinking = stream->reasoning.n_bytes > 0;
+        if (choice->echo.n_bytes > 0) bt_buf_put(&choice->echo, stream->content.bytes, stream->content.n_bytes);
+        const bt_buf *text = choice->echo.n_bytes > 0 ? &choice->echo : &stream->content;
+        gw_format_choice shown = {.finish = choice->finish};
+        /* a thought without an answer leaves the content null; no output at all is an empty answer */
+        if (text->n_bytes > 0 || !was_thinking)
+            shown.content = (gw_text){text->n_bytes > 0 ? (const char *)text->bytes : "", text->n_bytes};
+        if (has_reasoning)
+            shown.reasoning = (gw_text){(const char *)stream->reasoning.bytes, stream->reasoning.n_bytes};
+        if (answer->return_token_ids) {
+            static const uint32_t no_ids[1];
+            shown.ids = choice->ids.n_ids > 0 ? choice->ids.ids : no_ids;
+            shown.n_ids = choice->ids.n_ids;
+            shown.prompt_ids = choice->prompt.ids.ids;
+            shown.n_prompt_ids = choice->prompt.ids.n_ids;
+        }
+        if (i == 0) first = shown;
+        gw_format_body_choice(&answer->format, i, &shown, out);
+    }
+    gw_format_body_end(&answer->format, &usage, &first, out);
+}
+
+/* All choices are complete. */
+static void complete(gw_answer *answer, const gw_info *info) {
+    gw_http_exchange *exchange = answer->exchange;
+    if (exchange != NULL && answer->is_stream) {
+        if (answer->include_usage) {
+            gw_usage usage = sum_usage(answer);
+            gw_format_usage(&answer->format, &usage, &answer->out);
+        }
+        gw_format_done(&answer->out);
+        send_events(answer);
+        gw_http_stream_end(exchange);
+    } else if (exchange != NULL) {
+        bt_buf body = {0};
+        put_body(answer, &body);
+        add_route_headers(answer, info);
+        gw_http_reply(exchange, 200, "application/json", body.bytes, body.n_bytes);
+        bt_buf_fini(&body);
+    }
+    gw_answer_end(answer);
+}
+
+/* The choice's text is complete; choice->finish says why. */
+static void finish_choice(gw_choice *choice, gw_outcome outcome, bool is_alive_in_core) {
+    gw_answer *answer = choice->answer;
+    gw_info info = {0};
+    const gw_info *known = choice->serial == 0 ? NULL : gw_core_info(answer->loop->core, choice->serial);
+    if (known != NULL) info = *known;
+    if (answer->is_stream) {
+        if (choice->n_output == 0) {
+            start_stream(answer, known == NULL ? NULL : &info);
+            put_opening(choice);
+        }
+        put_deltas(choice);
+        send_events(answer); /* the last text leaves by itself, before finish, usage and [DONE] */
+        gw_usage usage;
+        gw_format_finish(&answer->format, choice->index, &choice->finish, chunk_usage(answer, &usage), &answer->out);
+    }
+    close_choice(choice, outcome, is_alive_in_core);
+    if (answer->n_open == 0) {
+        complete(answer, known == NULL ? NULL : &info);
+    } else if (answer->is_stream) {
+        send_events(answer);
+    }
+}
+
+void gw_choice_finish_empty(gw_choice *choice) {
+    choice->finish = (gw_finish){.reason = "length"};
+    finish_choice(choice, GW_ENDED_LENGTH, false);
+}
+
+/* ---- actions of the core --------------------------------------------------------------------------------------------
+ */
+
+static void finish_by_string(gw_choice *choice, bool is_alive_in_core) {
+    choice->finish = (gw_finish){
+        .reason = "stop", .kind = GW_STOP_STRING, .string = choice->answer->stop[choice->stream.stop.matched]};
+    finish_choice(choice, GW_ENDED_STOP, is_alive_in_core);
+}
+
+static void on_tokens(gw_choice *choice, const gw_action *action) {
+    gw_answer *answer = choice->answer;
+    int64_t now_ns = bt_now_ns();
+    gw_telemetry *telemetry = answer->loop->server->telemetry;
+    bool is_first = choice->n_output == 0;
+    gw_telemetry_tokens(telemetry, action->n_tokens, is_first ? 0 : now_ns - choice->last_token_ns);
+    if (is_first) {
+        choice->first_token_ns = now_ns;
+        gw_telemetry_first_token(telemetry, now_ns - answer->arrival_ns);
+        const gw_info *info = gw_core_info(answer->loop->core, choice->serial);
+        if (info != NULL) choice->n_cached = info->cached_tokens;
+        if (answer->is_stream) {
+            start_stream(answer, info);
+            put_opening(choice);
+        }
+    }
+    choice->last_token_ns = now_ns;
+    bool is_stopped = false;
+    for (uint32_t i = 0; i < action->n_tokens && !is_stopped; i++) {
+        choice->n_output++;
+        if (answer->return_token_ids) tok_ids_put(&choice->ids, action->tokens[i]);
+        is_stopped = gw_stream_put(&choice->stream, action->tokens[i]);
+    }
+    if (is_stopped) {
+        finish_by_string(choice, true);
+    } else if (answer->is_stream) {
+        put_deltas(choice);
+        send_events(answer);
+    }
+}
+
+static void on_finished(gw_choice *choice, const gw_action *action) {
+    if (gw_stream_finish(&choice->stream)) {
+        finish_by_string(choice, false);
+        return;
+    }
+    bool is_length = action->reason == WIRE_FINISH_LENGTH;
+    choice->finish = (gw_finish){.reason = is_length ? "length" : "stop"};
+    if (action->reason == WIRE_FINISH_STOP_TOKEN) {
+        choice->finish.kind = GW_STOP_TOKEN;
+        choice->finish.token = action->stop_token;
+    }
+    finish_choice(choice, is_length ? GW_ENDED_LENGTH : GW_ENDED_STOP, false);
+}
+
+static void on_failed(gw_choice *choice, const gw_action *action) {
+    gw_error error;
+    int status = action->status == BT_BAD_REQUEST ? 400
+                 : action->status == BT_INTERNAL  ? 500
+                                                  : 503; /* lost workers, no capacity, too late: try again */
+    gw_fail(&error, status, "", "%s", action->text);
+    if (status == 503) error.retry_after_s = 1;
+    close_choice(choice, GW_ENDED_ERROR, false);
+    gw_answer_fail(choice->answer, &error);
+}
+
+void gw_serve_on_action(gw_loop *loop, const gw_action *action) {
+    (void)loop;
+    gw_choice *choice = action->user;
+    if (!choice->is_open) return;
+    switch (action->kind) {
+    case GW_TOKENS:
+        on_tokens(choice, action);
+        break;
+    case GW_FINISHED:
+        on_finished(choice, action);
+        break;
+    case GW_FAILED:
+        on_failed(choice, action);
+        break;
+    case GW_SEND:
+        break;
+    }
+}
+
+void gw_serve_reap(gw_loop *loop) {
+    while (loop->ended != NULL) {
+        gw_answer *answer = loop->ended;
+        loop->ended = answer->next;
+        gw_answer_free(answer);
+    }
+}
+
+/* ---- time -----------------------------------------------------------------------------------------------------------
+ */
+
+void gw_serve_tick(gw_loop *loop, int64_t now_ns) {
+    int64_t limit_ns = (int64_t)loop->server->config.sse_keep_alive_ms * BT_NS_PER_MS;
+    if (limit_ns == 0) return;
+    for (gw_answer *answer = loop->answers, *next; answer != NULL; answer = next) {
+        next = answer->next;
+        if (!answer->is_stream || answer->exchange == NULL) continue;
+        int64_t since_ns = answer->last_write_ns > 0 ? answer->last_write_ns : answer->arrival_ns;
+        if (now_ns - since_ns < limit_ns) continue;
+        /* commits the stream to status 200; proxies would cut it otherwise */
+        start_stream(answer, gw_core_info(loop->core, answer->choices[0].serial));
+        bt_buf_puts(&answer->out, ": keep-alive\n\n");
+        send_events(answer);
+    }
+}
+
+void gw_serve_fail_all(gw_loop *loop) {
+    gw_error error;
+    gw_fail(&error, 503, "", "This gateway is shutting down and the request did not finish in time.");
+    while (loop->answers != NULL) gw_answer_fail(loop->answers, &error);
+    gw_serve_reap(loop);
+}

@@ -1,0 +1,60 @@
+/* An answer in the making: choices, their text, and what the client has got so far. serve.c makes it, answer.c feeds
+ * it. The exchange, the core's requests and the answer end in any order; these rules keep them apart:
+ *   1. `exchange` is NULL from the moment the last byte was handed over or the client left.
+ *   2. A choice with `serial` != 0 is alive in the core; it is cancelled before the answer ends for another reason.
+ *   3. An ended answer is on loop->ended until the core's list of actions is empty: late actions find is_open false. */
+#ifndef BATON_GATEWAY_ANSWER_H
+#define BATON_GATEWAY_ANSWER_H
+
+#include "gateway/api_format.h"
+#include "gateway/prompt.h"
+#include "gateway/reply.h"
+#include "gateway/stream.h"
+
+typedef struct {
+    gw_answer *answer;
+    uint32_t index;
+    bool is_open; /* not finished */
+    uint64_t serial;
+    gw_stream stream; /* owned; not streaming: its buffers gather the whole text */
+    gw_tokens prompt; /* owned; ids kept only if they are shown */
+    tok_ids ids;      /* owned; of the output: all of them, streaming: those not sent yet; only if they are shown */
+    bt_buf echo;      /* owned; text in front of the output */
+    gw_finish finish;
+    uint32_t n_prompt, n_output, n_cached;
+    int64_t first_token_ns, last_token_ns;
+} gw_choice;
+
+struct gw_answer {
+    gw_answer *next, *previous;
+    gw_loop *loop;
+    gw_http_exchange *exchange; /* borrowed, see rule 1 */
+    gw_call call;
+    gw_format format; /* owned */
+    bt_arena arena;   /* owned: the stop strings */
+    const char **stop;
+    uint32_t n_stop;
+    bool is_chat, is_stream, include_usage, continuous_usage, return_token_ids, include_reasoning;
+    bool is_started; /* stream: the status line is out */
+    bool is_ended;   /* on loop->ended */
+    const char *strategy;
+    gw_choice *choices; /* owned, [n_choices] */
+    uint32_t n_choices, n_open;
+    int64_t arrival_ns, last_write_ns;
+    bt_buf out; /* owned: scratch for events */
+};
+
+/* gw_http's on_gone. */
+void gw_answer_on_gone(void *answer);
+
+/* max_tokens 0: the choice ends before it began, with reason length. */
+void gw_choice_finish_empty(gw_choice *choice);
+
+/* Ends the answer with an error: as a status line if none is out, else as an event. */
+void gw_answer_fail(gw_answer *answer, const gw_error *error);
+
+/* Cancels what is alive and moves the answer to loop->ended. */
+void gw_answer_end(gw_answer *answer);
+void gw_answer_free(gw_answer *answer);
+
+#endif

@@ -1,0 +1,185 @@
+/* Guards: clients that leave, that do not read, that do not finish their request, and what h2o refuses before a
+ * handler sees it. Runs from the loop's tick. Measured facts and traps: h2o 2.2.5's lib/http1.c. */
+#include <errno.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "common/core/alloc.h"
+#include "common/core/clock.h"
+#include "gateway/api_error.h"
+#include "gateway/http_internal.h"
+
+#define LINGER_MS     5000 /* for a client to notice that its upload was refused */
+#define SLOW_SWEEP_MS 1000
+#define CAP_LINGERED  ((uint64_t)1 << 30)
+
+/* ---- leavers and slow readers ---------------------------------------------------------------------------------------
+ */
+
+static bool is_stuck(const gw_http_exchange *x, int64_t now_ns) {
+    if (x->pending.n_bytes > x->http->config.cap_pending_bytes) return true;
+    return x->is_sending && now_ns - x->progress_ns > (int64_t)x->http->config.write_ms * BT_NS_PER_MS;
+}
+
+static void sweep_exchanges(gw_http *http, int64_t now_ns) {
+    if (http->n_exchanges > http->cap_polls) {
+        http->cap_polls = http->n_exchanges * 2;
+        http->polls = bt_realloc(http->polls, http->cap_polls, sizeof *http->polls);
+        http->polled = bt_realloc(http->polled, http->cap_polls, sizeof *http->polled);
+    }
+    uint32_t n = 0;
+    for (h2o_linklist_t *at = http->exchanges.next; at != &http->exchanges; at = at->next) {
+        gw_http_exchange *x = H2O_STRUCT_FROM_MEMBER(gw_http_exchange, link, at);
+        if (x->is_lost) continue;
+        int fd = gw_http_socket_fd(x->req); /* -1 is skipped by poll(); HTTP/2 tells us by itself */
+        http->polls[n] = (struct pollfd){.fd = fd, .events = POLLRDHUP};
+        http->polled[n++] = x;
+    }
+    if (n > 0 && poll(http->polls, n, 0) < 0) return;
+    for (uint32_t i = 0; i < n; i++) { /* dropping one exchange frees no other */
+        gw_http_exchange *x = http->polled[i];
+        if (is_stuck(x, now_ns) || (http->polls[i].revents != 0 && !x->is_ended)) gw_http_exchange_drop(x);
+    }
+}
+
+/* ---- requests that do not arrive whole ------------------------------------------------------------------------------
+ */
+
+static int drop_if_slow(h2o_req_t *req, void *arg) {
+    const gw_http *http = arg;
+    struct timeval begin = req->timestamps.request_begin_at, now;
+    if (begin.tv_sec == 0 || req->processed_at.at.tv_sec != 0) return 0; /* idle, or being answered */
+    gettimeofday(&now, NULL);
+    if ((now.tv_sec - begin.tv_sec) * 1000 + (now.tv_usec - begin.tv_usec) / 1000 < http->config.read_ms) return 0;
+    gw_error error;
+    gw_fail(&error, 408, "", "The request did not arrive completely within %u ms.", http->config.read_ms);
+    bt_buf body = {0}, answer = {0};
+    gw_error_write(&error, &body);
+    bt_buf_printf(&answer,
+                  "HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-type: application/json\r\n"
+                  "content-length: %zu\r\n\r\n",
+                  body.n_bytes);
+    bt_buf_put(&answer, body.bytes, body.n_bytes);
+    int fd = gw_http_socket_fd(req);
+    /* h2o has written nothing on this connection and reads end of file next, upon which it closes it */
+    if (fd >= 0 && send(fd, answer.bytes, answer.n_bytes, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
+        http->config.on_answered(http->config.context, 408);
+    if (fd >= 0) shutdown(fd, SHUT_RDWR);
+    bt_buf_fini(&body);
+    bt_buf_fini(&answer);
+    return 0;
+}
+
+/* ---- h2o's own refusals ---------------------------------------------------------------------------------------------
+ */
+
+/* Replaces the body of an error that h2o made (413, a broken body) by an error object, and after it reads and throws
+ * away what the client still sends: closing at once would reset the connection and take the answer along. */
+typedef struct {
+    h2o_ostream_t super; /* first */
+    h2o_req_t *req;
+    gw_http *http;
+    h2o_linklist_t link;
+    h2o_socket_t *sock;
+    void *sock_data; /* h2o's, put aside while we read */
+    uint64_t n_lingered_bytes;
+    int64_t deadline_ns;
+    bool is_answered, is_draining;
+    bt_buf body;
+} refusal;
+
+static void refusal_finish(refusal *r) {
+    if (r->is_draining) {
+        r->is_draining = false;
+        h2o_socket_read_stop(r->sock);
+        r->sock->data = r->sock_data;
+        h2o_linklist_unlink(&r->link);
+    }
+    h2o_ostream_send_next(&r->super, r->req, NULL, 0, H2O_SEND_STATE_FINAL); /* closes the connection: frees r */
+}
+
+static void on_drained(h2o_socket_t *sock, const char *err) {
+    refusal *r = sock->data;
+    r->n_lingered_bytes += sock->bytes_read;
+    h2o_buffer_consume(&sock->input, sock->input->size);
+    if (err != NULL || r->n_lingered_bytes > CAP_LINGERED) refusal_finish(r);
+}
+
+static void refusal_send(h2o_ostream_t *ostream, h2o_req_t *req, h2o_iovec_t *bufs, size_t n_bufs,
+                         h2o_send_state_t state) {
+    (void)bufs;
+    (void)n_bufs;
+    refusal *r = (refusal *)ostream;
+    bool is_http1 = req->version < 0x200;
+    if (!r->is_answered) {
+        r->is_answered = true;
+        h2o_iovec_t vec = h2o_iovec_init(r->body.bytes, r->body.n_bytes);
+        h2o_ostream_send_next(ostream, req, &vec, 1, is_http1 ? H2O_SEND_STATE_IN_PROGRESS : state);
+        return;
+    }
+    r->sock = req->conn->callbacks->get_socket(req->conn);
+    r->sock_data = r->sock->data;
+    r->sock->data = r;
+    r->is_draining = true;
+    r->deadline_ns = bt_now_ns() + (int64_t)LINGER_MS * BT_NS_PER_MS;
+    h2o_linklist_insert(&r->http->lingers, &r->link);
+    h2o_buffer_consume(&r->sock->input, r->sock->input->size);
+    h2o_socket_read_start(r->sock, on_drained);
+}
+
+static void refusal_dispose(void *memory) {
+    refusal *r = memory;
+    if (h2o_linklist_is_linked(&r->link)) h2o_linklist_unlink(&r->link);
+    bt_buf_fini(&r->body);
+}
+
+static void on_setup_ostream(h2o_filter_t *self, h2o_req_t *req, h2o_ostream_t **slot) {
+    (void)self;
+    if (gw_http_exchange_is_ours(req)) {
+        h2o_setup_next_ostream(req, slot);
+        return;
+    }
+    gw_http *http = H2O_STRUCT_FROM_MEMBER(gw_http, context, req->conn->ctx);
+    refusal *r = h2o_mem_alloc_shared(&req->pool, sizeof *r, refusal_dispose);
+    memset(r, 0, sizeof *r);
+    r->super.do_send = refusal_send;
+    r->req = req;
+    r->http = http;
+    gw_error error;
+    if (req->res.status == 413) {
+        gw_fail(&error, 413, "", "The request body is over the limit of %llu bytes.",
+                (unsigned long long)http->config.body_limit_bytes);
+    } else {
+        gw_fail(&error, req->res.status, "", "The HTTP request could not be read: %s.",
+                req->res.status == 417 ? "unknown expectation" : "broken headers or body framing");
+    }
+    gw_error_write(&error, &r->body);
+    memset(&req->res.headers, 0, sizeof req->res.headers);
+    h2o_add_header(&req->pool, &req->res.headers, H2O_TOKEN_CONTENT_TYPE, NULL, H2O_STRLIT("application/json"));
+    req->res.content_length = r->body.n_bytes;
+    req->http1_is_persistent = 0;
+    http->config.on_answered(http->config.context, req->res.status);
+    r->super.next = *slot;
+    *slot = &r->super;
+    h2o_setup_next_ostream(req, &r->super.next);
+}
+
+void gw_http_guard_register(gw_http *http, h2o_pathconf_t *path) {
+    (void)http;
+    h2o_filter_t *filter = h2o_create_filter(path, sizeof *filter);
+    filter->on_setup_ostream = on_setup_ostream;
+}
+
+void gw_http_guard_tick(gw_http *http, int64_t now_ns) {
+    sweep_exchanges(http, now_ns);
+    h2o_linklist_t *next;
+    for (h2o_linklist_t *at = http->lingers.next; at != &http->lingers; at = next) {
+        next = at->next;
+        refusal *r = H2O_STRUCT_FROM_MEMBER(refusal, link, at);
+        if (now_ns >= r->deadline_ns) refusal_finish(r);
+    }
+    if (now_ns - http->last_slow_sweep_ns < (int64_t)SLOW_SWEEP_MS * BT_NS_PER_MS) return;
+    http->last_slow_sweep_ns = now_ns;
+    http->global.http1.callbacks.foreach_request(&http->context, drop_if_slow, http);
+}

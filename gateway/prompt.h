@@ -1,0 +1,19 @@
+/* From a validated request to token ids: the chat template, the tokenizer, and whether it fits the context. */
+#ifndef BATON_GATEWAY_PROMPT_H
+#define BATON_GATEWAY_PROMPT_H
+
+#include "gateway/model.h"
+
+typedef struct {
+    tok_ids ids; /* owned, at least one */
+    bool opens_think;
+    uint32_t max_tokens; /* what the client asked for, cut to the room; 0 only for completions that asked for 0 */
+} gw_tokens;
+
+/* Prompt number `index` (0 for chat). `max_model_len`: the model's or less. BT_BAD_REQUEST: *error says why: the
+ * template refused, or the prompt does not fit (param input_tokens). */
+bt_status gw_prompt_build(const gw_model *model, const gw_request *request, uint32_t index, uint32_t max_model_len,
+                          gw_tokens *out, gw_error *error);
+void gw_tokens_fini(gw_tokens *tokens);
+
+#endif

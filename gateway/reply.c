@@ -1,0 +1,55 @@
+/* Whole answers. Streams are serve.c's. */
+#include "gateway/reply.h"
+
+#include <stdio.h>
+#include <string.h>
+
+bool gw_request_id_is_sane(const char *bytes, size_t n_bytes) {
+    if (n_bytes == 0 || n_bytes >= GW_CAP_REQUEST_ID) return false;
+    for (size_t i = 0; i < n_bytes; i++)
+        if (bytes[i] <= ' ' || bytes[i] > '~' || strchr("\"'\\`<>", bytes[i]) != NULL) return false;
+    return true;
+}
+
+void gw_call_init(gw_call *call, gw_loop *loop, gw_http_exchange *exchange) {
+    *call = (gw_call){.loop = loop, .exchange = exchange};
+    gw_http_text given = gw_http_header(exchange, "x-request-id");
+    call->has_own_id = given.bytes != NULL && gw_request_id_is_sane(given.bytes, given.n_bytes);
+    if (call->has_own_id) {
+        memcpy(call->request_id, given.bytes, given.n_bytes);
+    } else {
+        snprintf(call->request_id, sizeof call->request_id, "%016llx%016llx", (unsigned long long)gw_loop_random(loop),
+                 (unsigned long long)gw_loop_random(loop));
+    }
+}
+
+void gw_call_add_headers(const gw_call *call) {
+    gw_http_add_header(call->exchange, "x-request-id", call->request_id);
+    gw_http_add_header(call->exchange, "request-id", call->request_id);
+    if (gw_http_header(call->exchange, "origin").bytes == NULL) return;
+    gw_http_add_header(call->exchange, "access-control-allow-origin", "*");
+    gw_http_add_header(call->exchange, "access-control-expose-headers",
+                       "x-request-id, request-id, retry-after, x-baton-prefill, x-baton-decode, x-baton-strategy, "
+                       "x-baton-cached-tokens");
+}
+
+void gw_reply(const gw_call *call, int status, const char *content_type, const void *body, size_t n_bytes) {
+    gw_call_add_headers(call);
+    gw_http_reply(call->exchange, status, content_type, body, n_bytes);
+}
+
+void gw_reply_error(const gw_call *call, const gw_error *error) {
+    if (error->retry_after_s > 0) {
+        char seconds[16];
+        snprintf(seconds, sizeof seconds, "%u", error->retry_after_s);
+        gw_http_add_header(call->exchange, "retry-after", seconds);
+    }
+    if (error->http_status == 401) gw_http_add_header(call->exchange, "www-authenticate", "Bearer");
+    if (error->header != NULL) gw_http_add_header(call->exchange, error->header, error->header_value);
+    if (error->header != NULL && strcmp(error->header, "x-error-invalid-routing-strategy") == 0)
+        gw_http_add_header(call->exchange, "x-error-routing", "true");
+    bt_buf body = {0};
+    gw_error_write(error, &body);
+    gw_reply(call, error->http_status, "application/json", body.bytes, body.n_bytes);
+    bt_buf_fini(&body);
+}

@@ -1,0 +1,258 @@
+/* Admission: everything that can be wrong is found here, before a status line. Order of the checks: shutting down, too
+ * many, content type, body, model, strategy, workers, prompt, core. */
+#include "gateway/serve.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <time.h>
+
+#include "common/core/alloc.h"
+#include "common/core/clock.h"
+#include "gateway/answer.h"
+
+enum { RETRY_SATURATED_S = 1, RETRY_NO_WORKER_S = 10 };
+
+/* ---- checks ---------------------------------------------------------------------------------------------------------
+ */
+
+static bt_status check_load(const gw_loop *loop, gw_error *error) {
+    const gw_server *server = loop->server;
+    if (server->is_draining) {
+        gw_fail(error, 503, "", "This gateway is shutting down. Please try again on a different instance.");
+        error->retry_after_s = RETRY_SATURATED_S;
+        return BT_BAD_REQUEST;
+    }
+    if (gw_telemetry_n_running(server->telemetry) >= server->config.max_concurrent_requests) {
+        gw_fail(error, 503, "",
+                "The gateway is currently busy and cannot accept new requests. Please try again later or on a "
+                "different instance.");
+        error->retry_after_s = RETRY_SATURATED_S;
+        return BT_BAD_REQUEST;
+    }
+    return BT_OK;
+}
+
+/* application/json, application/...+json, or nothing; parameters are ignored. */
+static bt_status check_content_type(const gw_http_exchange *exchange, gw_error *error) {
+    gw_http_text type = gw_http_header(exchange, "content-type"), coding = gw_http_header(exchange, "content-encoding");
+    if (coding.n_bytes > 0 && !gw_http_is(coding, "identity"))
+        return gw_fail(error, 415, "", "A Content-Encoding of the request body is not supported.");
+    if (type.n_bytes == 0) return BT_OK;
+    size_t n = 0;
+    while (n < type.n_bytes && type.bytes[n] != ';' && type.bytes[n] != ' ') n++;
+    bool is_application = n > 12 && strncasecmp(type.bytes, "application/", 12) == 0;
+    if (is_application && n == 16 && strncasecmp(type.bytes + 12, "json", 4) == 0) return BT_OK;
+    if (is_application && n > 17 && strncasecmp(type.bytes + n - 5, "+json", 5) == 0) return BT_OK;
+    return gw_fail(error, 400, "", "Unsupported Media Type: Only 'application/json' is allowed.");
+}
+
+static bt_status check_model(const gw_model *model, const gw_request *request, const char **out, gw_error *error) {
+    *out = gw_model_find(model, request->model);
+    if (*out != NULL) return BT_OK;
+    gw_fail(error, 404, "model", "The model `%s` does not exist.", request->model);
+    gw_error_set_header(error, "x-error-no-model-backends", request->model);
+    return BT_BAD_REQUEST;
+}
+
+static bt_status choose_strategy(const gw_call *call, const gw_strategy **out, gw_error *error) {
+    gw_http_text header = gw_http_header(call->exchange, "routing-strategy");
+    *out = call->loop->server->strategy;
+    if (header.n_bytes == 0) return BT_OK;
+    char name[128];
+    snprintf(name, sizeof name, "%.*s", (int)(header.n_bytes < sizeof name ? header.n_bytes : sizeof name - 1),
+             header.bytes);
+    if (header.n_bytes < sizeof name && gw_strategy_find(name, out, NULL) == BT_OK) return BT_OK;
+    gw_fail(error, 400, "", "incorrect routing strategy %s, known are: %s", name, gw_strategy_names());
+    gw_error_set_header(error, "x-error-invalid-routing-strategy", name);
+    return BT_BAD_REQUEST;
+}
+
+static bt_status fail_no_worker(gw_error *error, const char *text) {
+    gw_fail(error, 503, "", "%s", text);
+    error->retry_after_s = RETRY_NO_WORKER_S;
+    gw_error_set_header(error, "x-error-no-model-backends", "true");
+    return BT_BAD_REQUEST;
+}
+
+/* ---- making the answer ----------------------------------------------------------------------------------------------
+ */
+
+static void copy_stop(const gw_request *request, gw_answer *answer) {
+    answer->n_stop = request->n_stop;
+    answer->stop = bt_arena_alloc(&answer->arena, (request->n_stop + 1) * sizeof *answer->stop);
+    for (uint32_t i = 0; i < request->n_stop; i++)
+        answer->stop[i] = bt_arena_strndup(&answer->arena, request->stop[i], strlen(request->stop[i]));
+}
+
+static bt_status open_stream(const gw_model *model, const gw_request *request, gw_choice *choice, gw_error *error) {
+    uint32_t end_ids[GW_MAX_END_IDS], n = 0;
+    for (uint32_t i = 0; i < model->config.n_eos_token_ids && !request->sampling.ignore_eos; i++)
+        end_ids[n++] = model->config.eos_token_ids[i];
+    for (uint32_t i = 0; i < request->n_stop_token_ids; i++) end_ids[n++] = request->stop_token_ids[i];
+    gw_stream_options options = {.tokenizer = model->tokenizer,
+                                 .stop = choice->answer->stop,
+                                 .n_stop = choice->answer->n_stop,
+                                 .include_stop_str = request->include_stop_str,
+                                 .skip_special_tokens = request->skip_special_tokens,
+                                 .has_reasoning = choice->answer->format.has_reasoning,
+                                 .opens_think = choice->prompt.opens_think,
+                                 .min_tokens = request->sampling.min_tokens,
+                                 .end_ids = end_ids,
+                                 .n_end_ids = n};
+    bt_error err = {0};
+    if (gw_stream_init(&choice->stream, &options, &err) == BT_OK) return BT_OK;
+    return gw_fail(error, 400, "stop", "%s.", err.text);
+}
+
+static void fill_echo(const gw_model *model, const gw_request *request, gw_choice *choice) {
+    if (!request->echo) return;
+    if (request->endpoint == GW_CHAT) {
+        bt_buf_puts(&choice->echo, request->last_text);
+        return;
+    }
+    const gw_prompt *prompt = &request->prompts[choice->index];
+    if (prompt->text != NULL) {
+        bt_buf_put(&choice->echo, prompt->text, prompt->n_bytes);
+        return;
+    }
+    det_stream det;
+    det_init(&det, model->tokenizer, request->skip_special_tokens);
+    for (size_t i = 0; i < choice->prompt.ids.n_ids; i++) det_put(&det, choice->prompt.ids.ids[i], &choice->echo);
+    det_finish(&det, &choice->echo);
+}
+
+static bt_status prepare_choice(gw_loop *loop, const gw_request *request, gw_choice *choice, gw_error *error) {
+    const gw_model *model = loop->server->model;
+    bt_status status =
+        gw_prompt_build(model, request, choice->index, gw_loop_max_model_len(loop), &choice->prompt, error);
+    if (status == BT_OK) status = open_stream(model, request, choice, error);
+    if (status != BT_OK) return status;
+    choice->n_prompt = (uint32_t)choice->prompt.ids.n_ids;
+    fill_echo(model, request, choice);
+    return BT_OK;
+}
+
+static gw_answer *make_answer(const gw_call *call, const gw_request *request, const char *model_name) {
+    gw_loop *loop = call->loop;
+    const gw_model *model = loop->server->model;
+    gw_answer *answer = bt_calloc(1, sizeof *answer);
+    answer->loop = loop;
+    answer->call = *call;
+    answer->exchange = call->exchange;
+    answer->is_chat = request->endpoint == GW_CHAT;
+    answer->is_stream = request->stream;
+    answer->include_usage = request->include_usage;
+    answer->continuous_usage = request->continuous_usage;
+    answer->return_token_ids = request->return_token_ids;
+    answer->include_reasoning = request->include_reasoning;
+    answer->arrival_ns = gw_http_arrival_ns(call->exchange);
+    copy_stop(request, answer);
+    char id[16 + GW_CAP_REQUEST_ID];
+    bool is_body_id = !call->has_own_id && gw_request_id_is_sane(request->request_id, strlen(request->request_id));
+    snprintf(id, sizeof id, "%s%s", answer->is_chat ? "chatcmpl-" : "cmpl-",
+             is_body_id ? request->request_id : call->request_id);
+    bool has_reasoning = model->has_reasoning && answer->is_chat;
+    gw_format_init(&answer->format, answer->is_chat, answer->is_stream, has_reasoning, id, model_name, time(NULL),
+                   model->fingerprint);
+    answer->n_choices = answer->is_chat ? 1 : request->n_prompts;
+    answer->choices = bt_calloc(answer->n_choices, sizeof *answer->choices);
+    for (uint32_t i = 0; i < answer->n_choices; i++) answer->choices[i] = (gw_choice){.answer = answer, .index = i};
+    return answer;
+}
+
+static void link_answer(gw_loop *loop, gw_answer *answer) {
+    answer->next = loop->answers;
+    if (loop->answers != NULL) loop->answers->previous = answer;
+    loop->answers = answer;
+    loop->n_answers++;
+}
+
+/* ---- submit ---------------------------------------------------------------------------------------------------------
+ */
+
+static bt_status submit_choice(gw_loop *loop, const gw_request *request, const gw_strategy *strategy, gw_choice *choice,
+                               gw_error *error) {
+    wire_sampling sampling = request->sampling;
+    sampling.seed = request->has_seed ? request->sampling.seed : gw_loop_random(loop);
+    if (sampling.min_tokens > choice->prompt.max_tokens) sampling.min_tokens = choice->prompt.max_tokens;
+    gw_submit submit = {.tokens = choice->prompt.ids.ids,
+                        .n_tokens = choice->n_prompt,
+                        .max_tokens = choice->prompt.max_tokens,
+                        .sampling = sampling,
+                        .stop_token_ids = request->stop_token_ids,
+                        .n_stop_token_ids = request->n_stop_token_ids,
+                        .cache_salt = request->cache_salt,
+                        .strategy = strategy,
+                        .user = choice};
+    bt_error err = {0};
+    bt_status status = gw_core_submit(loop->core, &submit, bt_now_ns(), &choice->serial, &err);
+    if (status == BT_NO_CAPACITY) return fail_no_worker(error, err.text);
+    if (status != BT_OK) return gw_fail(error, 400, "", "%s", err.text);
+    gw_telemetry_admitted(loop->server->telemetry, choice->n_prompt);
+    return BT_OK;
+}
+
+static bt_status submit_all(gw_loop *loop, const gw_request *request, const gw_strategy *strategy, gw_answer *answer,
+                            gw_error *error) {
+    for (uint32_t i = 0; i < answer->n_choices; i++) {
+        gw_choice *choice = &answer->choices[i];
+        choice->is_open = true;
+        answer->n_open++;
+        if (choice->prompt.max_tokens == 0) continue;
+        bt_status status = submit_choice(loop, request, strategy, choice, error);
+        if (status != BT_OK) return status;
+        if (!answer->return_token_ids) tok_ids_fini(&choice->prompt.ids); /* the core has its own copy */
+    }
+    return BT_OK;
+}
+
+/* The request is in order: answer or error. */
+static bt_status admit(const gw_call *call, const gw_request *request, gw_error *error) {
+    gw_loop *loop = call->loop;
+    const char *model_name;
+    const gw_strategy *strategy;
+    bt_status status = check_model(loop->server->model, request, &model_name, error);
+    if (status == BT_OK) status = choose_strategy(call, &strategy, error);
+    if (status != BT_OK) return status;
+    if (!gw_loop_is_ready(loop)) return fail_no_worker(error, "No worker can take the request now. Please try again.");
+    gw_answer *answer = make_answer(call, request, model_name);
+    answer->strategy = gw_strategy_name(strategy);
+    for (uint32_t i = 0; i < answer->n_choices && status == BT_OK; i++)
+        status = prepare_choice(loop, request, &answer->choices[i], error);
+    if (status != BT_OK) {
+        gw_answer_free(answer);
+        return status;
+    }
+    link_answer(loop, answer);
+    status = submit_all(loop, request, strategy, answer, error);
+    if (status != BT_OK) {
+        gw_answer_end(answer);
+        return status;
+    }
+    gw_http_set_user(call->exchange, answer, gw_answer_on_gone);
+    for (uint32_t i = 0; i < answer->n_choices; i++)
+        if (answer->choices[i].serial == 0) gw_choice_finish_empty(&answer->choices[i]);
+    return BT_OK;
+}
+
+void gw_serve(const gw_call *call, gw_endpoint endpoint) {
+    gw_error error = {0};
+    gw_request request = {0};
+    gw_http_text body = gw_http_body(call->exchange);
+    bt_status status = check_load(call->loop, &error);
+    if (status == BT_OK && body.n_bytes > call->loop->server->config.http_body_limit)
+        status = gw_fail(&error, 413, "", "The request body is over the limit of %llu bytes.",
+                         (unsigned long long)call->loop->server->config.http_body_limit);
+    if (status == BT_OK) status = check_content_type(call->exchange, &error);
+    if (status == BT_OK)
+        status = gw_api_parse(endpoint, &call->loop->server->model->rules, (char *)(uintptr_t)body.bytes, body.n_bytes,
+                              &request, &error);
+    if (status == BT_OK) status = admit(call, &request, &error);
+    if (status != BT_OK) {
+        gw_telemetry_refused(call->loop->server->telemetry);
+        gw_reply_error(call, &error);
+    }
+    gw_request_fini(&request);
+}

@@ -1,0 +1,37 @@
+/* What all loops of a gateway share: read-only after the start, but for two flags and the metrics. */
+#ifndef BATON_GATEWAY_SERVER_H
+#define BATON_GATEWAY_SERVER_H
+
+#include <stdatomic.h>
+
+#include "common/core/config.h"
+#include "gateway/gw_router.h"
+#include "gateway/model.h"
+#include "gateway/telemetry.h"
+
+#define CFG(type, name, default_text, help) cfg_##type name;
+typedef struct {
+#include "gateway/config.def"
+} gw_config;
+#undef CFG
+
+enum { GW_MAX_API_KEYS = 64, GW_MAX_THREADS = 64 };
+
+typedef struct {
+    gw_config config;
+    gw_model *model;                 /* owned */
+    const gw_strategy *strategy;     /* of requests that name none */
+    gw_telemetry *telemetry;         /* owned */
+    char *api_keys[GW_MAX_API_KEYS]; /* owned */
+    uint32_t n_api_keys;
+    uint64_t cluster_key;
+    atomic_bool is_draining; /* SIGTERM came: new requests get 503, loops end when theirs are done */
+    atomic_uint n_running_loops;
+    atomic_bool is_hurried; /* a second one: loops end now */
+} gw_server;
+
+/* Flags -> server: opens the model, checks every flag. BT_BAD_REQUEST: the sentence names flag or file. */
+bt_status gw_server_open(const gw_config *config, gw_server **out, bt_error *err);
+void gw_server_close(gw_server *server); /* NULL is accepted */
+
+#endif

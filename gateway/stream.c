@@ -1,0 +1,80 @@
+/* The pipeline of one choice. Counts tokens, but does not know why a request ends. */
+#include "gateway/stream.h"
+
+#include <string.h>
+
+bt_status gw_stream_init(gw_stream *stream, const gw_stream_options *options, bt_error *err) {
+    *stream = (gw_stream){.has_reasoning = options->has_reasoning,
+                          .include_stop_str = options->include_stop_str,
+                          .min_tokens = options->min_tokens};
+    bt_status status = stop_init(&stream->stop, options->stop, options->n_stop, options->include_stop_str, err);
+    if (status != BT_OK) return status;
+    det_init(&stream->det, options->tokenizer, options->skip_special_tokens);
+    rsn_init(&stream->rsn, options->tokenizer, options->opens_think);
+    BT_ASSERT(options->n_end_ids <= GW_MAX_END_IDS);
+    stream->n_end_ids = options->n_end_ids;
+    if (options->n_end_ids > 0) memcpy(stream->end_ids, options->end_ids, options->n_end_ids * sizeof(uint32_t));
+    return BT_OK;
+}
+
+void gw_stream_fini(gw_stream *stream) {
+    stop_fini(&stream->stop);
+    bt_buf_fini(&stream->piece);
+    bt_buf_fini(&stream->clean);
+    bt_buf_fini(&stream->reasoning);
+    bt_buf_fini(&stream->content);
+}
+
+static bool is_end_id(const gw_stream *stream, uint32_t id) {
+    for (uint32_t i = 0; i < stream->n_end_ids; i++)
+        if (stream->end_ids[i] == id) return true;
+    return false;
+}
+
+/* stream->piece -> stream->clean. */
+static bool match_stop(gw_stream *stream) {
+    bt_buf_clear(&stream->clean);
+    if (stream->n_tokens > stream->min_tokens)
+        return stop_put(&stream->stop, (const char *)stream->piece.bytes, stream->piece.n_bytes, &stream->clean);
+    bt_buf_put(&stream->clean, stream->piece.bytes, stream->piece.n_bytes);
+    return false;
+}
+
+bool gw_stream_put(gw_stream *stream, uint32_t id) {
+    if (stream->is_ended) return true;
+    stream->n_tokens++;
+    bt_buf_clear(&stream->piece);
+    bool is_shown = stream->include_stop_str || !is_end_id(stream, id) || stream->n_tokens <= stream->min_tokens;
+    if (is_shown) det_put(&stream->det, id, &stream->piece);
+    bool is_stop = match_stop(stream);
+    const char *text = (const char *)stream->clean.bytes;
+    if (stream->has_reasoning) {
+        rsn_put(&stream->rsn, id, text, stream->clean.n_bytes, &stream->reasoning, &stream->content);
+        if (is_stop) rsn_finish(&stream->rsn, &stream->reasoning, &stream->content);
+    } else {
+        bt_buf_put(&stream->content, text, stream->clean.n_bytes);
+    }
+    stream->is_ended = is_stop;
+    return is_stop;
+}
+
+bool gw_stream_finish(gw_stream *stream) {
+    if (stream->is_ended) return stream->stop.matched >= 0;
+    stream->is_ended = true;
+    bt_buf_clear(&stream->piece);
+    det_finish(&stream->det, &stream->piece);
+    bool is_stop = match_stop(stream);
+    if (!is_stop) stop_finish(&stream->stop, &stream->clean);
+    const char *text = (const char *)stream->clean.bytes;
+    if (stream->has_reasoning) {
+        rsn_put_text(&stream->rsn, text, stream->clean.n_bytes, &stream->reasoning, &stream->content);
+        rsn_finish(&stream->rsn, &stream->reasoning, &stream->content);
+    } else {
+        bt_buf_put(&stream->content, text, stream->clean.n_bytes);
+    }
+    return is_stop;
+}
+
+uint64_t gw_stream_n_reasoning(const gw_stream *stream) {
+    return stream->has_reasoning ? stream->rsn.n_reasoning_tokens : 0;
+}

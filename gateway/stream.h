@@ -1,0 +1,51 @@
+/* One choice's way from token ids to text: detokenizer, stop strings, reasoning. What comes out is the same whatever
+ * the batches in which the tokens arrived. */
+#ifndef BATON_GATEWAY_STREAM_H
+#define BATON_GATEWAY_STREAM_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/text/detokenizer.h"
+#include "common/text/reasoning.h"
+#include "common/text/stop.h"
+#include "gateway/api_request.h"
+
+typedef struct {
+    const tok_tokenizer *tokenizer; /* NULL: markers of reasoning are text */
+    const char *const *stop;        /* [n_stop]; copied */
+    uint32_t n_stop;
+    bool include_stop_str, skip_special_tokens;
+    bool has_reasoning, opens_think;
+    uint32_t min_tokens;     /* stop strings count only behind so many tokens */
+    const uint32_t *end_ids; /* [n_end_ids] tokens that end the request: shown only with include_stop_str; copied */
+    uint32_t n_end_ids;
+} gw_stream_options;
+
+enum { GW_MAX_END_IDS = WIRE_MAX_STOP_IDS + 8 };
+
+typedef struct {
+    det_stream det;
+    stop_matcher stop; /* owned */
+    rsn_parser rsn;
+    bool has_reasoning, include_stop_str, is_ended;
+    uint32_t min_tokens, n_tokens;
+    uint32_t end_ids[GW_MAX_END_IDS], n_end_ids;
+    bt_buf piece, clean;       /* owned: scratch */
+    bt_buf reasoning, content; /* owned: what came out; the caller clears what it has sent */
+} gw_stream;
+
+/* BT_BAD_REQUEST: the stop strings (stop_init()). */
+bt_status gw_stream_init(gw_stream *stream, const gw_stream_options *options, bt_error *err);
+void gw_stream_fini(gw_stream *stream); /* of a zeroed one: nothing */
+
+/* The next token. true: a stop string is complete, the text has ended with it: stop->strings' index is
+ * stream->stop.matched. Further tokens are ignored and give true. */
+bool gw_stream_put(gw_stream *stream, uint32_t id);
+
+/* The end by token or length: what was held back comes out. true: it completed a stop string after all. */
+bool gw_stream_finish(gw_stream *stream);
+
+uint64_t gw_stream_n_reasoning(const gw_stream *stream);
+
+#endif

@@ -1,0 +1,48 @@
+/* The gateway's metrics: series looked up once, so that updates are a relaxed atomic each. Any thread. */
+#ifndef BATON_GATEWAY_TELEMETRY_H
+#define BATON_GATEWAY_TELEMETRY_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/core/buf.h"
+#include "gateway/gw_core.h"
+
+typedef struct gw_telemetry gw_telemetry;
+
+typedef enum {
+    GW_ENDED_STOP,
+    GW_ENDED_LENGTH,
+    GW_ENDED_ABORT,
+    GW_ENDED_ERROR,
+    GW_ENDED_REFUSED,
+    GW_N_OUTCOMES
+} gw_outcome;
+
+gw_telemetry *gw_telemetry_open(const char *model_name);
+void gw_telemetry_close(gw_telemetry *telemetry); /* NULL is accepted */
+
+const char *gw_outcome_name(gw_outcome outcome);
+
+void gw_telemetry_admitted(gw_telemetry *telemetry, uint32_t n_prompt);
+void gw_telemetry_refused(gw_telemetry *telemetry);
+void gw_telemetry_first_token(gw_telemetry *telemetry, int64_t ttft_ns);
+void gw_telemetry_tokens(gw_telemetry *telemetry, uint32_t n_tokens, int64_t gap_ns); /* gap 0: the first ones */
+
+/* An admitted request's end. `info` may be NULL; its times fill the stages. */
+typedef struct {
+    gw_outcome outcome;
+    const gw_info *info;
+    int64_t arrival_ns, first_token_ns, last_token_ns, now_ns; /* 0: never */
+    uint32_t n_output;
+} gw_ended;
+void gw_telemetry_ended(gw_telemetry *telemetry, const gw_ended *ended);
+
+void gw_telemetry_answered(gw_telemetry *telemetry, int status);
+void gw_telemetry_workers(gw_telemetry *telemetry, uint32_t n_prefill, uint32_t n_decode, bool is_redis_up);
+void gw_telemetry_replays(gw_telemetry *telemetry, const gw_counters *before, const gw_counters *now);
+
+uint32_t gw_telemetry_n_running(const gw_telemetry *telemetry);
+void gw_telemetry_write(gw_telemetry *telemetry, bt_buf *out);
+
+#endif
