@@ -52,6 +52,8 @@ TEST(divisibleby, remainder_of(run, self, tpl_arg_int(run, a[0], 0)) == 0)
 static bool is_same(tpl_value a, tpl_value b) {
     if (a.kind != b.kind) return false;
     if (a.kind == TPL_BOOL) return a.u.b == b.u.b;
+    if (a.kind == TPL_STR)
+        return a.u.str->n_bytes == b.u.str->n_bytes && memcmp(a.u.str->bytes, b.u.str->bytes, a.u.str->n_bytes) == 0;
     return a.kind == TPL_NONE || a.u.i == b.u.i; /* small integers and constants are one object in Python too */
 }
 
