@@ -68,7 +68,8 @@ static void pack_task(void *context, uint32_t block, uint32_t thread) {
         cpu_rows rows = {.x = cached, .stride = d->width, .n_rows = n, .n = d->rank};
         j->backend->isa->pack(&rows, 0, n, out);
     } else {
-        for (uint32_t t = 0; t < n; t++) memcpy(out + t * d->rank, cached + t * d->width, d->rank * sizeof(*out));
+        size_t stride = cpu_round_up(d->rank, CPU_K_STEP);
+        for (uint32_t t = 0; t < n; t++) memcpy(out + t * stride, cached + t * d->width, d->rank * sizeof(*out));
     }
     uint32_t *keys = m->rope_keys + (size_t)block * d->rope / 2 * TOKENS;
     for (uint32_t t = 0; t < n; t++) {
@@ -85,7 +86,7 @@ static void expand(const job *j, const work *w, uint32_t head, uint32_t block, u
     uint32_t n = cpu_min(EXPAND_TOKENS, j->n_context - block * TOKENS);
     const uint16_t *latents = m->latents + block * cpu_packed_elems(TOKENS, d->rank);
     cpu_dots dots = {.w = &j->args->layer->kv_b, .first_row = head * (d->nope + d->v), .packed = latents};
-    dots.rows = (cpu_rows){.x = latents, .stride = d->rank, .n_rows = n, .n = d->rank};
+    dots.rows = (cpu_rows){.x = latents, .stride = cpu_round_up(d->rank, CPU_K_STEP), .n_rows = n, .n = d->rank};
     dots.n_out = d->nope;
     dots.out = w->k_float;
     dots.out_stride = EXPAND_TOKENS;
@@ -108,6 +109,8 @@ static void expand(const job *j, const work *w, uint32_t head, uint32_t block, u
             vector->interleave(even, even + EXPAND_TOKENS, TOKENS, k);
         }
         memcpy(k, m->rope_keys + (size_t)(block + b) * d->rope / 2 * TOKENS, (size_t)d->rope / 2 * TOKENS * sizeof(*k));
+        k += (size_t)d->rope / 2 * TOKENS; /* padding: queries are 0 there, but 0 times a stale NaN is one */
+        memset(k, 0, (size_t)(d->key_width - nope_even - d->rope) / 2 * TOKENS * sizeof(*k));
         uint32_t *v = w->v + (size_t)b * TOKENS / 2 * d->v_width;
         const float *v_float = w->v_float + (size_t)b * TOKENS * d->v;
         for (uint32_t t = 0; t < TOKENS; t += 2, v_float += 2 * d->v, v += d->v_width) {

@@ -1,0 +1,261 @@
+/* Every operation but attention, on every instruction set of this machine: against plain loops in double precision, on
+ * sizes that fit no register, and bit for bit whatever the number of rows, threads and neighbours. */
+#include "kernels/cpu/cpu_pool.h"
+#include "kernels/cpu/cpu_test.h"
+
+enum { MAX_ROWS = 70, MAX_THREADS = 3 };
+
+static const struct {
+    mdl_dtype dtype;
+    uint32_t n_out, n_in, block;
+    const char *why;
+} shapes[] = {
+    {MDL_BF16, 64, 128, 0, "whole tiles"},
+    {MDL_BF16, 1, 32, 0, "one output"},
+    {MDL_BF16, 20, 24, 0, "less than a step of k"},
+    {MDL_BF16, 53, 97, 0, "odd in both directions"},
+    {MDL_BF16, 200, 40, 0, "several panels, a short tail of k"},
+    {MDL_BF16, 33, 1100, 0, "several pieces of k"},
+    {MDL_BF16, 700, 64, 0, "several tasks"},
+    {MDL_F8_E4M3, 128, 256, 128, "whole blocks"},
+    {MDL_F8_E4M3, 57, 192, 128, "a block cut by the edge"},
+    {MDL_F8_E4M3, 300, 137, 128, "blocks that end inside a panel, odd k"},
+    {MDL_F8_E4M3, 40, 300, 96, "blocks that are no power of two"},
+    {MDL_F8_E4M3, 40, 700, 256, "blocks longer than a piece"},
+    {MDL_F8_E4M3, 30, 100, 24, "blocks that no kernel step divides"},
+    {MDL_F16, 33, 75, 0, "half precision"},
+    {MDL_F32, 33, 75, 0, "float32"},
+};
+
+static void check_linear(const char *isa, size_t shape, krn_backend *const backends[MAX_THREADS]) {
+    test_matrix m = test_matrix_make(shapes[shape].dtype, shapes[shape].n_out, shapes[shape].n_in, shapes[shape].block);
+    uint32_t n_out = m.w.n_out, n_in = m.w.n_in;
+    float *x_float;
+    uint16_t *x = test_rows((size_t)MAX_ROWS * n_in, &x_float);
+    float *expected = bt_calloc((size_t)MAX_ROWS * n_out, sizeof(float));
+    float *y = bt_calloc((size_t)MAX_ROWS * n_out, sizeof(float));
+    for (uint32_t r = 0; r < MAX_ROWS; r++) { /* one row at a time, the measure for all others */
+        backends[0]->linear(backends[0], &m.w, x + (size_t)r * n_in, 1, expected + (size_t)r * n_out, false);
+        for (uint32_t o = 0; o < n_out; o++) {
+            double size, sum = test_dot(m.values + (size_t)o * n_in, x_float + (size_t)r * n_in, n_in, &size);
+            double error = fabs(expected[(size_t)r * n_out + o] - sum);
+            CHECK(error <= 2e-6 * size, "%s %s: row %u output %u is off by %g of %g", isa, shapes[shape].why, r, o,
+                  error, size);
+        }
+    }
+    for (uint32_t n_rows = 2; n_rows <= MAX_ROWS; n_rows++) {
+        krn_backend *backend = backends[n_rows % MAX_THREADS];
+        memset(y, 0xff, (size_t)n_rows * n_out * sizeof(float));
+        backend->linear(backend, &m.w, x, n_rows, y, false);
+        CHECK(memcmp(y, expected, (size_t)n_rows * n_out * sizeof(float)) == 0, "%s %s: %u rows give other bits", isa,
+              shapes[shape].why, n_rows);
+    }
+    for (size_t i = 0; i < (size_t)MAX_ROWS * n_out; i++) y[i] = 0.25f;
+    backends[1]->linear(backends[1], &m.w, x, MAX_ROWS, y, true);
+    for (size_t i = 0; i < (size_t)MAX_ROWS * n_out; i++) {
+        CHECK(y[i] == 0.25f + expected[i], "%s %s: accumulate", isa, shapes[shape].why);
+    }
+    free(x);
+    free(x_float);
+    free(expected);
+    free(y);
+    test_matrix_free(&m);
+}
+
+/* All 256 codes, one at a time: exact, NaN included. */
+static void check_fp8_codes(const char *isa, krn_backend *backend) {
+    uint8_t codes[256][32] = {{0}};
+    float scale[2] = {1, 1}, y[256];
+    uint16_t x[32] = {krn_bf16_from_float(1)};
+    for (int i = 0; i < 256; i++) codes[i][0] = (uint8_t)i;
+    krn_matrix w = {.data = codes, .dtype = MDL_F8_E4M3, .n_out = 256, .n_in = 32, .scale = scale};
+    w.block_rows = w.block_cols = 128;
+    w.n_scale_cols = 1;
+    backend->linear(backend, &w, x, 1, y, false);
+    for (int i = 0; i < 256; i++) {
+        float value = krn_float_from_e4m3((uint8_t)i);
+        CHECK(y[i] == value || (isnan(value) && isnan(y[i])), "%s: code %d is %g, not %g", isa, i, y[i], value);
+    }
+}
+
+static void check_rows(const char *isa, krn_backend *backend) {
+    static const uint32_t widths[] = {1, 7, 8, 16, 31, 96, 129, 1000};
+    for (size_t i = 0; i < sizeof(widths) / sizeof(widths[0]); i++) {
+        uint32_t n = widths[i];
+        float *x = test_floats(5 * n), *gain = test_floats(n), *up = test_floats(5 * n), out[5 * 1000];
+        uint16_t act[5 * 1000];
+        backend->rmsnorm(backend, x, 5, n, gain, 1e-5f, act, out);
+        for (uint32_t r = 0; r < 5; r++) {
+            double squares = 0;
+            for (uint32_t k = 0; k < n; k++) squares += (double)x[r * n + k] * x[r * n + k];
+            for (uint32_t k = 0; k < n; k++) {
+                double expected = x[r * n + k] / sqrt(squares / n + 1e-5) * gain[k];
+                float y = out[r * n + k];
+                CHECK(fabs(y - expected) <= 1e-6 * fabs(expected) + 1e-9, "%s: rmsnorm of %u: %g, not %g", isa, n, y,
+                      expected);
+                CHECK(act[r * n + k] == krn_bf16_from_float(y), "%s: rmsnorm of %u rounds wrongly", isa, n);
+            }
+        }
+        for (uint32_t k = 0; k < 5 * n; k++) x[k] *= (float)(1 << k % 8); /* silu of small and of large numbers */
+        backend->silu_mul(backend, x, up, 5 * n, act);
+        for (uint32_t k = 0; k < 5 * n; k++) {
+            double expected = x[k] / (1 + exp(-(double)x[k])) * up[k], y = krn_float_from_bf16(act[k]);
+            CHECK(fabs(y - expected) <= 0.004 * fabs(expected) + 1e-30, "%s: silu(%g) * %g is %g", isa, x[k], up[k], y);
+        }
+        free(x);
+        free(gain);
+        free(up);
+    }
+}
+
+static void check_embed(const char *isa, krn_backend *backend) {
+    static const mdl_dtype dtypes[] = {MDL_BF16, MDL_F16, MDL_F32, MDL_F8_E4M3};
+    static const uint32_t ids[] = {49, 0, 7, 7, 48};
+    for (size_t i = 0; i < 4; i++) {
+        test_matrix m = test_matrix_make(dtypes[i], 50, 90, 32);
+        float out[5 * 90];
+        backend->embed(backend, &m.w, ids, 5, out);
+        for (uint32_t r = 0; r < 5; r++) {
+            CHECK(memcmp(out + r * 90, m.values + ids[r] * 90, 90 * sizeof(float)) == 0, "%s: %s embedding", isa,
+                  mdl_dtype_name(dtypes[i]));
+        }
+        test_matrix_free(&m);
+    }
+}
+
+/* The router must not round to bfloat16 anywhere. */
+static void check_router(const char *isa, krn_backend *const backends[MAX_THREADS]) {
+    static const mdl_dtype dtypes[] = {MDL_BF16, MDL_F32};
+    enum { EXPERTS = 150, WIDTH = 93, ROWS = 20 };
+    for (size_t i = 0; i < 2; i++) {
+        test_matrix m = test_matrix_make(dtypes[i], EXPERTS, WIDTH, 0);
+        float *x = test_floats(ROWS * WIDTH), all[ROWS * EXPERTS], one[EXPERTS];
+        backends[i + 1]->router(backends[i + 1], &m.w, x, ROWS, all);
+        for (uint32_t r = 0; r < ROWS; r++) {
+            backends[0]->router(backends[0], &m.w, x + r * WIDTH, 1, one);
+            CHECK(memcmp(one, all + r * EXPERTS, sizeof(one)) == 0, "%s: router bits depend on rows", isa);
+            for (uint32_t e = 0; e < EXPERTS; e++) {
+                double size, sum = test_dot(m.values + e * WIDTH, x + r * WIDTH, WIDTH, &size);
+                CHECK(fabs(one[e] - sum) <= 3e-7 * size, "%s: router logit %g, not %g", isa, one[e], sum);
+            }
+        }
+        free(x);
+        test_matrix_free(&m);
+    }
+}
+
+static void expert_plain(const test_matrix mlp[3], const float *x, uint32_t hidden, uint32_t inter, float *y) {
+    float *h = bt_calloc(inter, sizeof(float));
+    double size;
+    for (uint32_t i = 0; i < inter; i++) {
+        double gate = test_dot(mlp[0].values + (size_t)i * hidden, x, hidden, &size);
+        double up = test_dot(mlp[1].values + (size_t)i * hidden, x, hidden, &size);
+        h[i] = krn_float_from_bf16(krn_bf16_from_float((float)(gate / (1 + exp(-gate)) * up)));
+    }
+    for (uint32_t o = 0; o < hidden; o++) y[o] = (float)test_dot(mlp[2].values + (size_t)o * inter, h, inter, &size);
+    free(h);
+}
+
+static void check_experts(const char *isa, mdl_dtype dtype, krn_backend *const backends[MAX_THREADS],
+                          const mdl_config *c) {
+    enum { ROWS = 60 };
+    uint32_t hidden = c->hidden_size, inter = c->moe_intermediate_size, n_pairs = 0;
+    test_matrix parts[6][3];
+    krn_mlp experts[6];
+    krn_pair pairs[6 * ROWS];
+    for (uint32_t e = 0; e < 6; e++) {
+        parts[e][0] = test_matrix_make(dtype, inter, hidden, 32);
+        parts[e][1] = test_matrix_make(MDL_BF16, inter, hidden, 0); /* types may differ within an expert */
+        parts[e][2] = test_matrix_make(dtype, hidden, inter, 32);
+        experts[e] = (krn_mlp){parts[e][0].w, parts[e][1].w, parts[e][2].w};
+        for (uint32_t row = 0; row < ROWS; row++) { /* expert 0 sees all rows, 4 one, 5 none */
+            if (e == 5 || (e == 4 && row != 33) || (e > 0 && test_random() % 2 == 0)) continue;
+            pairs[n_pairs++] = (krn_pair){.row = row, .expert = e, .weight = test_uniform()};
+        }
+    }
+    float *x_float, *all = bt_calloc((size_t)n_pairs * hidden, sizeof(float)), *one = bt_calloc(hidden, sizeof(float));
+    uint16_t *x = test_rows((size_t)ROWS * hidden, &x_float);
+    krn_experts_args args = {.experts = experts, .pairs = pairs, .n_pairs = n_pairs, .x = x, .y = all};
+    for (uint32_t b = 0; b < MAX_THREADS; b++) {
+        memset(all, 0xff, (size_t)n_pairs * hidden * sizeof(float));
+        backends[b]->experts(backends[b], &args);
+        for (uint32_t p = 0; p < n_pairs; p += 1 + test_random() % 5) {
+            krn_experts_args single = {.experts = experts, .pairs = &pairs[p], .n_pairs = 1, .x = x, .y = one};
+            backends[0]->experts(backends[0], &single);
+            CHECK(memcmp(one, all + (size_t)p * hidden, hidden * sizeof(float)) == 0,
+                  "%s: pair %u has other bits alone", isa, p);
+            float expected[96];
+            expert_plain(parts[pairs[p].expert], x_float + pairs[p].row * hidden, hidden, inter, expected);
+            double error = 0, size = 0;
+            for (uint32_t o = 0; o < hidden; o++) {
+                error = fmax(error, fabs(one[o] - pairs[p].weight * expected[o]));
+                size = fmax(size, fabs(pairs[p].weight * expected[o]));
+            }
+            CHECK(error <= 0.005 * size, "%s %s: pair %u is off by %g of %g", isa, mdl_dtype_name(dtype), p, error,
+                  size);
+        }
+    }
+    for (uint32_t e = 0; e < 6; e++) {
+        for (int i = 0; i < 3; i++) test_matrix_free(&parts[e][i]);
+    }
+    free(x);
+    free(x_float);
+    free(all);
+    free(one);
+}
+
+enum { POOL_TASKS = 40 };
+
+static void count_task(void *context, uint32_t task, uint32_t thread) {
+    uint32_t *counts = context;
+    counts[task] += 1 + thread * 0;
+}
+
+static void check_pool(void) {
+    for (uint32_t n_threads = 1; n_threads <= 4; n_threads++) {
+        cpu_pool *pool = NULL;
+        bt_error err = {0};
+        CHECK(cpu_pool_open(n_threads, &pool, &err) == BT_OK, "%s", err.text);
+        uint32_t counts[POOL_TASKS] = {0}, runs = 3000;
+        for (uint32_t i = 0; i < runs; i++) cpu_pool_run(pool, POOL_TASKS - i % 2, count_task, counts);
+        for (uint32_t t = 0; t < POOL_TASKS; t++) {
+            uint32_t expected = t < POOL_TASKS - 1 ? runs : runs / 2;
+            CHECK(counts[t] == expected, "task %u ran %u times with %u threads", t, counts[t], n_threads);
+        }
+        cpu_pool_close(pool);
+    }
+}
+
+static void check_isa(const char *isa) {
+    mdl_config config = test_config();
+    mdl_config wide = config; /* scratch for the longest row of the shapes above */
+    wide.intermediate_size = 1100;
+    krn_backend *backends[MAX_THREADS];
+    for (uint32_t i = 0; i < MAX_THREADS; i++) backends[i] = test_open(&wide, isa, i + 1, MAX_ROWS, 64);
+    for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++) check_linear(isa, i, backends);
+    check_fp8_codes(isa, backends[0]);
+    check_rows(isa, backends[0]);
+    check_embed(isa, backends[0]);
+    check_router(isa, backends);
+    check_experts(isa, MDL_BF16, backends, &config);
+    check_experts(isa, MDL_F8_E4M3, backends, &config);
+    check_experts(isa, MDL_F16, backends, &config);
+    for (uint32_t i = 0; i < MAX_THREADS; i++) backends[i]->close(backends[i]);
+}
+
+int main(void) {
+    const char *isas[KRN_CPU_MAX_ISAS];
+    uint32_t n_isas = krn_cpu_isas(isas);
+    if (n_isas == 0) TEST_SKIP("this processor lacks AVX2, FMA or F16C");
+    check_pool();
+    for (uint32_t i = 0; i < n_isas; i++) {
+        fprintf(stderr, "%s\n", isas[i]);
+        check_isa(isas[i]);
+    }
+    bt_error err = {0};
+    mdl_config config = test_config();
+    krn_backend_limits limits = {.n_threads = 1, .max_rows = 1, .max_positions = 1, .config = &config};
+    krn_backend *backend = NULL;
+    CHECK(krn_cpu_open_isa(&limits, "mmx", &backend, &err) == BT_BAD_REQUEST, "mmx must be refused");
+    TEST_END();
+}
