@@ -676,6 +676,8 @@ bt_status link_hub_listen(link_hub *hub, const char *host, uint32_t port, uint32
     snprintf(url, sizeof(url), strchr(host, ':') != NULL ? "tcp://[%s]:%u" : "tcp://%s:%u", host, port);
     nng_stream_listener *listener = NULL;
     int result = nng_stream_listener_alloc(&listener, url);
+    /* NNG leaves Nagle on: a token behind another unacknowledged frame would wait for the peer's delayed ACK, 40 ms */
+    if (result == 0) result = nng_stream_listener_set_bool(listener, NNG_OPT_TCP_NODELAY, true);
     if (result == 0) result = nng_stream_listener_listen(listener);
     int bound_port = 0;
     if (result == 0) result = nng_stream_listener_get_int(listener, NNG_OPT_TCP_BOUND_PORT, &bound_port);
@@ -701,6 +703,7 @@ bt_status link_hub_dial(link_hub *hub, const char *address, uint64_t tag, link_d
     snprintf(url, sizeof(url), "tcp://%s", address);
     nng_stream_dialer *stream_dialer = NULL;
     int result = nng_stream_dialer_alloc(&stream_dialer, url);
+    if (result == 0) result = nng_stream_dialer_set_bool(stream_dialer, NNG_OPT_TCP_NODELAY, true);
     if (result != 0) return bt_fail(err, BT_BAD_REQUEST, "cannot dial %s: %s", url, nng_strerror(result));
     link_dialer *dialer = bt_calloc(1, sizeof(*dialer));
     dialer->hub = hub;
