@@ -50,6 +50,8 @@ void gw_loop_pump(gw_loop *loop) {
     gw_serve_reap(loop);
 }
 
+static void settle(void *loop) { gw_loop_pump(loop); }
+
 static void on_events(void *context) {
     gw_loop *loop = context;
     bt_queue_node *node = bt_queue_take(loop->events);
@@ -98,8 +100,9 @@ static void on_tick(void *context) {
     gw_loop *loop = context;
     int64_t now_ns = bt_now_ns();
     reg_watcher_tick(loop->watcher);
-    gw_core_tick(loop->core, now_ns);
     gw_loop_pump(loop); /* also what clients that left have cancelled */
+    gw_core_tick(loop->core, now_ns);
+    gw_loop_pump(loop);
     if (now_ns - loop->last_second_ns >= BT_NS_PER_S) {
         loop->last_second_ns = now_ns;
         on_second(loop, now_ns);
@@ -149,7 +152,12 @@ static bt_status open_links(gw_loop *loop, bt_error *err) {
                           .queue = loop->events};
     bt_status status = link_hub_open(&config, &loop->hub, err);
     if (status != BT_OK) return status;
-    loop->members = gw_members_open(loop->core, loop->hub, loop->server->model->served_names[0]);
+    gw_members_config members = {.core = loop->core,
+                                 .hub = loop->hub,
+                                 .served_model = loop->server->model->served_names[0],
+                                 .settle = settle,
+                                 .context = loop};
+    loop->members = gw_members_open(&members);
     return gw_http_watch(loop->http, bt_queue_fd(loop->events), on_events, loop, err);
 }
 

@@ -24,8 +24,7 @@ typedef struct {
 } member;
 
 struct gw_members {
-    gw_core *core;
-    link_hub *hub;
+    gw_members_config config;
     char *served_model; /* owned */
     member *slots;      /* owned, [n_slots] */
     uint32_t n_slots;
@@ -34,11 +33,10 @@ struct gw_members {
 
 static bt_key key_of(uint64_t incarnation) { return (bt_key){.a = incarnation}; }
 
-gw_members *gw_members_open(gw_core *core, link_hub *hub, const char *served_model) {
+gw_members *gw_members_open(const gw_members_config *config) {
     gw_members *members = bt_calloc(1, sizeof *members);
-    members->core = core;
-    members->hub = hub;
-    members->served_model = bt_strdup(served_model);
+    members->config = *config;
+    members->served_model = bt_strdup(config->served_model);
     return members;
 }
 
@@ -80,7 +78,8 @@ static void tell_core(gw_members *members, const member *m) {
         .role = m->info.role, .incarnation = m->info.incarnation, .is_draining = m->info.is_draining || m->is_leaving};
     snprintf(known.name, sizeof known.name, "%s", m->info.name);
     snprintf(known.kv_address, sizeof known.kv_address, "%s", m->info.kv_address);
-    gw_core_worker_up(members->core, &known, bt_now_ns());
+    members->config.settle(members->config.context);
+    gw_core_worker_up(members->config.core, &known, bt_now_ns());
 }
 
 static void add(gw_members *members, const reg_worker *worker) {
@@ -89,7 +88,7 @@ static void add(gw_members *members, const reg_worker *worker) {
     *m = (member){.is_used = true, .use = use, .info = *worker};
     bt_error err = {0};
     uint64_t tag = (uint64_t)use << 32 | slot;
-    if (link_hub_dial(members->hub, worker->control_address, tag, &m->dialer, &err) != BT_OK) {
+    if (link_hub_dial(members->config.hub, worker->control_address, tag, &m->dialer, &err) != BT_OK) {
         bt_log(BT_LOG_ERROR, "gateway", "cannot dial a worker", "worker=%s text=\"%s\"", worker->name, err.text);
         m->is_used = false;
         return;
@@ -172,13 +171,14 @@ void gw_members_on_link(gw_members *members, const link_event *event, int64_t no
         return;
     }
     if (event->link != m->link) return; /* one that was refused in on_up() */
+    members->config.settle(members->config.context);
     if (event->kind == LINK_MESSAGE) {
-        gw_core_message(members->core, m->info.incarnation, &event->message, now_ns);
+        gw_core_message(members->config.core, m->info.incarnation, &event->message, now_ns);
         return;
     }
     m->link = NULL;
     bt_log(BT_LOG_WARN, "gateway", "worker lost", "worker=%s text=\"%s\"", m->info.name, event->reason);
-    gw_core_worker_gone(members->core, m->info.incarnation, now_ns);
+    gw_core_worker_gone(members->config.core, m->info.incarnation, now_ns);
     free_if_idle(members, m);
 }
 

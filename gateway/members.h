@@ -12,9 +12,16 @@
 
 typedef struct gw_members gw_members;
 
-/* All borrowed; `core` and `hub` outlive the members. `served_model`: workers that announce another one are left
- * alone. */
-gw_members *gw_members_open(gw_core *core, link_hub *hub, const char *served_model);
+typedef struct {
+    gw_core *core; /* borrowed, as the hub: both outlive the members */
+    link_hub *hub;
+    const char *served_model; /* copied; workers that announce another one are left alone */
+    /* Called before each event that the core is given: carries out what the core decided before. */
+    void (*settle)(void *context);
+    void *context;
+} gw_members_config;
+
+gw_members *gw_members_open(const gw_members_config *config);
 void gw_members_close(gw_members *members); /* closes the dialers; NULL is accepted */
 
 /* reg_watcher_config.on_worker with the members as context. */
