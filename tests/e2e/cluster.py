@@ -1,0 +1,153 @@
+"""A cluster under test: started by deploy/local/up in a folder of its own, seen from outside through HTTP, metrics,
+pid files and signals."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = ROOT / "deploy" / "models" / "nano-r1"
+BUILD_TYPE = os.environ.get("BATON_BUILD_TYPE", "Release")
+BUILD = ROOT / {"Release": "build", "asan": "build-asan", "tsan": "build-tsan"}[BUILD_TYPE]
+SLOW = 1 if BUILD_TYPE == "Release" else 6  # sanitizers: every deadline is that much later
+
+
+def wait_for(what, seconds=10.0, why=""):
+    """what() until it returns something true, which is returned; fails when it does not in time."""
+    deadline = time.monotonic() + seconds * SLOW
+    while True:
+        result = what()
+        if result:
+            return result
+        assert time.monotonic() < deadline, f"not within {seconds * SLOW} s: {why or what.__name__}"
+        time.sleep(0.02)
+
+
+class Metrics:
+    """One scrape: value("name", label="...") adds up the series that have these labels; none is 0."""
+
+    def __init__(self, text):
+        self.text = text
+        self.series = []
+        for line in text.splitlines():
+            match = re.fullmatch(r'([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)', line)
+            if match:
+                labels = dict(re.findall(r'(\w+)="((?:[^"\\]|\\.)*)"', match[2] or ""))
+                self.series.append((match[1], labels, float(match[3])))
+
+    def has(self, name):
+        return any(series[0] == name for series in self.series)
+
+    def value(self, name, **labels):
+        return sum(v for n, have, v in self.series if n == name and labels.items() <= have.items())
+
+
+class Cluster:
+    """Workers are named prefill-0, decode-0, ...; gateways gateway-0, ..."""
+
+    def __init__(self, run, n_prefill=1, n_decode=2, n_gateways=1, **args):
+        self.run = Path(run)
+        self.workers = [f"prefill-{i}" for i in range(n_prefill)] + [f"decode-{i}" for i in range(n_decode)]
+        self.gateways = [f"gateway-{i}" for i in range(n_gateways)]
+        self.names = self.gateways + self.workers + ["redis"]
+        flags = ["--prefill", n_prefill, "--decode", n_decode, "--gateways", n_gateways, "--port", 0]
+        flags += ["--no-build", "--build-type", BUILD_TYPE]
+        for role in ("prefill", "decode", "gateway"):
+            memory = " --kv-cache-memory-bytes 256M" if role != "gateway" else ""
+            flags += [f"--{role}-args", args.get(role, "") + memory]
+        self.script("up", *flags)
+        self.wait_all_linked()
+
+    def script(self, name, *args, code=0):
+        """Runs deploy/local/NAME; its output."""
+        command = [ROOT / "deploy" / "local" / name, "--run", self.run, *args]
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=120 * SLOW)
+        assert done.returncode == code, f"{name} exited {done.returncode}:\n{done.stdout}{done.stderr}"
+        return done.stdout + done.stderr
+
+    def down(self):
+        if (self.run / "redis.socket").exists():
+            self.script("down")
+
+    # ---- seen from outside
+
+    def url(self, name="gateway-0"):
+        return (self.run / f"{name}.url").read_text().strip()
+
+    def get(self, path, name="gateway-0"):
+        """(status, body); (0, "") while nobody answers."""
+        try:
+            with urllib.request.urlopen(self.url(name) + path, timeout=5 * SLOW) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+    def metrics(self, name="gateway-0"):
+        return Metrics(self.get("/metrics", name)[1])
+
+    def log(self, name):
+        return (self.run / f"{name}.log").read_text(errors="replace")
+
+    def linked(self, role, gateway="gateway-0"):
+        return int(self.metrics(gateway).value("baton_workers", role=role))
+
+    def wait_all_linked(self):
+        for role in ("prefill", "decode"):
+            want = sum(name.startswith(role) for name in self.workers)
+            for gateway in self.gateways:
+                wait_for(lambda: self.linked(role, gateway) == want, 15, f"{gateway} sees {want} {role} workers")
+
+    def used(self, name):
+        """What a worker still holds: requests, blocks, leases."""
+        metrics = self.metrics(name)
+        assert metrics.has("baton_kv_blocks"), f"{name} does not answer"
+        return tuple(int(metrics.value(*what[:1], **what[1])) for what in (
+            ("baton_running", {}), ("baton_waiting", {}), ("baton_kv_blocks", {"state": "used"}), ("baton_kv_leases", {})))
+
+    def wait_idle(self, seconds=1.0, names=None):
+        """Everything is given back, everywhere, that soon."""
+        for name in names or self.workers:
+            wait_for(lambda: self.used(name) == (0, 0, 0, 0), seconds,
+                     f"{name} holds (running, waiting, blocks, leases) {self.used(name)}")
+        for name in self.gateways:
+            if self.is_alive(name):
+                wait_for(lambda: self.metrics(name).value("baton_requests_running") == 0, seconds, f"{name} is idle")
+
+    # ---- processes
+
+    def pid(self, name):
+        return int((self.run / f"{name}.pid").read_text())
+
+    def is_alive(self, name):
+        try:
+            stat = Path(f"/proc/{self.pid(name)}/stat").read_text()
+        except (OSError, ValueError):
+            return False
+        return stat.rpartition(")")[2].split()[0] != "Z"
+
+    def signal(self, name, number):
+        os.kill(self.pid(name), number)
+
+    def kill(self, name):
+        """kill -9, and wait until it is gone."""
+        self.signal(name, signal.SIGKILL)
+        wait_for(lambda: not self.is_alive(name), 5, f"{name} is gone")
+
+    def restart(self, name):
+        self.script("restart", name)
+
+    def heal(self):
+        """Starts what died and continues what was stopped: a test leaves the cluster as it found it."""
+        for name in ["redis"] + self.workers + self.gateways:
+            if self.is_alive(name):
+                self.signal(name, signal.SIGCONT)
+            else:
+                self.restart(name)
+        self.wait_all_linked()

@@ -1,0 +1,98 @@
+"""Fixtures: `cluster` (1 prefill, 2 decode, 1 gateway) and `pair` (2 + 2) are started once and shared; after each test
+they are healed and must be idle. `client` is the openai client of `cluster`; start_cluster(...) starts one more."""
+
+import openai
+import pytest
+
+from cluster import BUILD, SLOW, Cluster
+
+MODEL_NAME = "nano-r1"
+
+
+def pytest_collection_modifyitems(items):
+    for program in ("baton-gateway", "baton-prefill", "baton-decode"):
+        if not (BUILD / "bin" / program).exists():
+            pytest.exit(f"{BUILD}/bin/{program} is not built", returncode=2)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    outcome = yield
+    report = outcome.get_result()
+    if report.failed:  # show what the cluster said
+        for fixture in ("cluster", "pair"):
+            one = item.funcargs.get(fixture)
+            for name in one.names if one else ():
+                report.sections.append((f"end of {name}.log", "".join(one.log(name).splitlines(True)[-12:])))
+
+
+@pytest.fixture(scope="session")
+def start_cluster(tmp_path_factory):
+    started = []
+
+    def start(**args):
+        one = Cluster(tmp_path_factory.mktemp("run"), **args)
+        started.append(one)
+        return one
+
+    yield start
+    for one in started:
+        one.down()
+
+
+@pytest.fixture(scope="session")
+def shared_cluster(start_cluster):
+    return start_cluster()
+
+
+@pytest.fixture(scope="session")
+def shared_pair(start_cluster):
+    return start_cluster(n_prefill=2, n_decode=2)
+
+
+def lend(one):
+    yield one
+    one.heal()
+    one.wait_idle(5)
+
+
+@pytest.fixture
+def cluster(shared_cluster):
+    yield from lend(shared_cluster)
+
+
+@pytest.fixture
+def pair(shared_pair):
+    yield from lend(shared_pair)
+
+
+def client_of(one, gateway="gateway-0", **args):
+    return openai.OpenAI(base_url=one.url(gateway) + "/v1", api_key="none", timeout=60 * SLOW, max_retries=0, **args)
+
+
+@pytest.fixture
+def client(cluster):
+    return client_of(cluster)
+
+
+def ask(client, question, **args):
+    """One user message, greedy; the answer, whole."""
+    args = {"model": MODEL_NAME, "temperature": 0, "max_tokens": 400} | args
+    return client.chat.completions.create(messages=[{"role": "user", "content": question}], **args)
+
+
+def text_of(answer):
+    """(reasoning, content) of an answer."""
+    message = answer.choices[0].message
+    return getattr(message, "reasoning_content", None) or "", message.content or ""
+
+
+def text_of_stream(stream):
+    """(reasoning, content, finish_reason) of a stream."""
+    reasoning, content, finish = "", "", None
+    for chunk in stream:
+        for choice in chunk.choices:
+            reasoning += getattr(choice.delta, "reasoning_content", None) or ""
+            content += choice.delta.content or ""
+            finish = choice.finish_reason or finish
+    return reasoning, content, finish
