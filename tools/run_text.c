@@ -50,10 +50,14 @@ static void add_default_variables(cJSON *variables, const tok_tokenizer *tokeniz
         cJSON_AddStringToObject(variables, "bos_token", bos);
     if (eos != NULL && !cJSON_HasObjectItem(variables, "eos_token"))
         cJSON_AddStringToObject(variables, "eos_token", eos);
-    const cJSON *extra = cJSON_GetObjectItemCaseSensitive(variables, "chat_template_kwargs"), *item;
-    cJSON_ArrayForEach(item, extra) {
-        cJSON_DeleteItemFromObjectCaseSensitive(variables, item->string);
-        cJSON_AddItemToObject(variables, item->string, cJSON_Duplicate(item, 1));
+    static const char *const places[] = {"chat_template_kwargs", "kwargs"}; /* vLLM's name and transformers' */
+    for (size_t i = 0; i < sizeof(places) / sizeof(places[0]); i++) {
+        cJSON *extra = cJSON_DetachItemFromObjectCaseSensitive(variables, places[i]), *item;
+        while (cJSON_IsObject(extra) && (item = cJSON_DetachItemFromArray(extra, 0)) != NULL) {
+            cJSON_DeleteItemFromObjectCaseSensitive(variables, item->string);
+            cJSON_AddItemToObject(variables, item->string, item);
+        }
+        cJSON_Delete(extra);
     }
 }
 
