@@ -25,6 +25,13 @@ static tpl_value join_lists(tpl_run *run, tpl_value a, tpl_value b) {
     return joined;
 }
 
+/* Plain text that joins markup is escaped, and the sum is markup. */
+static tpl_value add_strings(tpl_run *run, const tpl_str *a, const tpl_str *b) {
+    if (!a->is_markup && !b->is_markup) return tpl_concat(run, a, b);
+    tpl_value left = tpl_markup(run, a, true), right = tpl_markup(run, b, true);
+    return tpl_markup(run, tpl_concat(run, left.u.str, right.u.str).u.str, false);
+}
+
 static tpl_value repeat(tpl_run *run, tpl_value what, int64_t n) {
     tpl_value result = what.kind == TPL_STR ? tpl_string_at(run, "", 0) : tpl_list_new(run, what.kind, 0);
     for (int64_t i = 0; i < n && tpl_step(run, 1); i++) {
@@ -130,7 +137,7 @@ tpl_value tpl_binary(tpl_run *run, int op, tpl_value a, tpl_value b) {
     if (tpl_is_integral(a) && tpl_is_integral(b)) return int_binary(run, op, tpl_to_int(a), tpl_to_int(b));
     if (tpl_is_number(a) && tpl_is_number(b)) return float_binary(run, op, tpl_to_float(a), tpl_to_float(b));
     if (op == '+') {
-        if (a.kind == TPL_STR && b.kind == TPL_STR) return tpl_concat(run, a.u.str, b.u.str);
+        if (a.kind == TPL_STR && b.kind == TPL_STR) return add_strings(run, a.u.str, b.u.str);
         if (a.kind == b.kind && tpl_is_sequence(a)) return join_lists(run, a, b);
         if (a.kind == TPL_STR && b.kind != TPL_UNDEFINED) {
             return tpl_fail(run, "can only concatenate str (not \"%s\") to str", tpl_type_name(b));
@@ -157,6 +164,9 @@ bool tpl_contains(tpl_run *run, tpl_value container, tpl_value needle) {
         if (needle.kind == TPL_UNDEFINED) tpl_fail_undefined(run, needle);
         tpl_fail(run, "'in <string>' requires string as left operand, not %s", tpl_type_name(needle));
         return false;
+    case TPL_GENERATOR:
+        container = tpl_items(run, container);
+        /* fall through */
     case TPL_LIST:
     case TPL_TUPLE:
         for (size_t i = 0; i < container.u.list->n && tpl_step(run, 1); i++) {

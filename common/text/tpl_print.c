@@ -91,7 +91,9 @@ void tpl_put_repr(tpl_run *run, tpl_value value, bt_buf *out) {
     size_t n_before = out->n_bytes;
     switch (value.kind) {
     case TPL_STR:
+        if (value.u.str->is_markup) bt_buf_puts(out, "Markup(");
         put_quoted(value.u.str, out);
+        if (value.u.str->is_markup) bt_buf_puts(out, ")");
         count_work(run, out, n_before);
         break;
     case TPL_LIST:

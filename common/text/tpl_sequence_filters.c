@@ -1,5 +1,5 @@
-/* Owns the filters on lists, dicts and whatever can be iterated: jinja2/filters.py. Where Jinja2 makes a generator
- * these make a list, which a template cannot tell apart but by printing it. */
+/* Owns the filters on lists, dicts and whatever can be iterated: jinja2/filters.py. Where Jinja2 makes a generator the
+ * items are computed at once, but the value is a generator all the same: always true, walked once, without length. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -76,6 +76,17 @@ static tpl_value sorted(tpl_run *run, tpl_value self, tpl_value path, bool is_ca
     return items;
 }
 
+/* The result list of a filter that is a generator in Jinja2. */
+static tpl_value as_generator(tpl_value list) {
+    list.kind = TPL_GENERATOR;
+    return list;
+}
+
+/* map, select and their like take what is not true for empty, None too. */
+static tpl_value items_if_true(tpl_run *run, tpl_value value) {
+    return tpl_truth(value) ? tpl_items(run, value) : tpl_list_new(run, TPL_LIST, 0);
+}
+
 FILTER(length) {
     UNUSED;
     switch (self.kind) {
@@ -102,12 +113,19 @@ FILTER(default) {
 
 FILTER(first) {
     UNUSED;
+    if (self.kind == TPL_GENERATOR && self.u.list->n > 0) { /* takes only that one out */
+        tpl_value first = *self.u.list->items++;
+        self.u.list->n--;
+        self.u.list->cap--;
+        return first;
+    }
     tpl_value items = tpl_items(run, self);
     return items.u.list->n > 0 ? items.u.list->items[0] : (tpl_value){.kind = TPL_UNDEFINED};
 }
 
 FILTER(last) {
     UNUSED;
+    if (self.kind == TPL_GENERATOR) return tpl_fail(run, "'generator' object is not reversible");
     tpl_value items = tpl_items(run, self);
     return items.u.list->n > 0 ? items.u.list->items[items.u.list->n - 1] : (tpl_value){.kind = TPL_UNDEFINED};
 }
@@ -121,7 +139,7 @@ FILTER(reverse) {
     UNUSED;
     tpl_value items = tpl_items(run, self), turned = tpl_list_new(run, TPL_LIST, 0);
     for (size_t i = items.u.list->n; i-- > 0 && tpl_step(run, 1);) tpl_list_push(run, turned, items.u.list->items[i]);
-    if (self.kind != TPL_STR) return turned;
+    if (self.kind != TPL_STR) return as_generator(turned);
     bt_buf text = {0};
     for (size_t i = 0; i < turned.u.list->n; i++) tpl_put_str(run, turned.u.list->items[i], &text);
     return tpl_string_take(run, &text);
@@ -140,9 +158,9 @@ FILTER(join) {
 
 FILTER(items) {
     UNUSED;
-    if (self.kind == TPL_UNDEFINED) return tpl_list_new(run, TPL_LIST, 0);
+    if (self.kind == TPL_UNDEFINED) return as_generator(tpl_list_new(run, TPL_LIST, 0));
     if (self.kind != TPL_DICT) return tpl_fail(run, "can only get item pairs from a mapping");
-    return tpl_dict_items(run, self);
+    return as_generator(tpl_dict_items(run, self));
 }
 
 FILTER(dictsort) {
@@ -181,7 +199,7 @@ FILTER(unique) {
         tpl_dict_set(run, seen, key, tpl_none());
         tpl_list_push(run, result, items.u.list->items[i]);
     }
-    return result;
+    return as_generator(result);
 }
 
 static tpl_value extreme(tpl_run *run, tpl_value self, const tpl_value *a, int sign) {
@@ -228,7 +246,7 @@ FILTER(batch) {
     }
     bool is_filled = a[1].kind != TPL_MISSING && a[1].kind != TPL_NONE && row.kind != TPL_MISSING;
     while (is_filled && (int64_t)row.u.list->n < n && tpl_step(run, 1)) tpl_list_push(run, row, a[1]);
-    return result;
+    return as_generator(result);
 }
 
 FILTER(slice) {
@@ -243,7 +261,7 @@ FILTER(slice) {
         if (a[1].kind != TPL_MISSING && a[1].kind != TPL_NONE && i >= length % n) tpl_list_push(run, row, a[1]);
         tpl_list_push(run, result, row);
     }
-    return result;
+    return as_generator(result);
 }
 
 FILTER(groupby) {
@@ -292,7 +310,7 @@ FILTER(map) {
         rest.items++;
         rest.n--;
     }
-    tpl_value items = tpl_items(run, self), result = tpl_list_new(run, TPL_LIST, 0);
+    tpl_value items = items_if_true(run, self), result = tpl_list_new(run, TPL_LIST, 0);
     for (size_t i = 0; i < items.u.list->n && tpl_step(run, 1); i++) {
         tpl_value item = items.u.list->items[i];
         if (filter != NULL && tpl_enter(run)) item = tpl_call_builtin(run, filter, item, &rest);
@@ -300,7 +318,7 @@ FILTER(map) {
         if (path != NULL) item = get_path(run, item, *path, fallback != NULL ? *fallback : missing);
         tpl_list_push(run, result, item);
     }
-    return result;
+    return as_generator(result);
 }
 
 /* select, reject (the item) and selectattr, rejectattr (a path of it): by a test, or by truth without one. */
@@ -320,13 +338,13 @@ static tpl_value choose(tpl_run *run, tpl_value self, const tpl_args *args, bool
         rest.items++;
         rest.n--;
     }
-    tpl_value items = tpl_items(run, self), result = tpl_list_new(run, TPL_LIST, 0);
+    tpl_value items = items_if_true(run, self), result = tpl_list_new(run, TPL_LIST, 0);
     for (size_t i = 0; i < items.u.list->n && tpl_step(run, 1); i++) {
         tpl_value value = get_path(run, items.u.list->items[i], path, missing);
         if (test != NULL && !run->failed) value = tpl_call_builtin(run, test, value, &rest);
         if (tpl_truth(value) == keeps) tpl_list_push(run, result, items.u.list->items[i]);
     }
-    return result;
+    return as_generator(result);
 }
 
 FILTER(select) {

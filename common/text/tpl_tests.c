@@ -25,10 +25,11 @@ TEST(number, tpl_is_number(self))
 TEST(string, self.kind == TPL_STR)
 TEST(mapping, self.kind == TPL_DICT)
 TEST(sequence, self.kind == TPL_STR || tpl_is_sequence(self) || self.kind == TPL_DICT || self.kind == TPL_UNDEFINED)
-TEST(iterable, self.kind == TPL_STR || tpl_is_sequence(self) || self.kind == TPL_DICT || self.kind == TPL_UNDEFINED)
+TEST(iterable, self.kind == TPL_STR || self.kind == TPL_GENERATOR || tpl_is_sequence(self) || self.kind == TPL_DICT ||
+                   self.kind == TPL_UNDEFINED)
 TEST(callable,
      self.kind == TPL_MACRO || self.kind == TPL_FUNCTION || self.kind == TPL_METHOD || self.kind == TPL_UNDEFINED)
-TEST(escaped, false)
+TEST(escaped, self.kind == TPL_STR && self.u.str->is_markup)
 TEST(eq, tpl_compare(run, LEX_EQ, self, a[0]))
 TEST(ne, tpl_compare(run, LEX_NE, self, a[0]))
 TEST(lt, tpl_compare(run, '<', self, a[0]))

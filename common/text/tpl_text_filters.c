@@ -62,20 +62,19 @@ FILTER(replace) {
 
 FILTER(escape) {
     UNUSED;
-    const tpl_str *str = tpl_to_str(run, self).u.str;
-    bt_buf out = {0};
-    tpl_step(run, str->n_bytes / 8);
-    for (size_t i = 0; i < str->n_bytes; i++) {
-        static const char marks[] = "&<>'\"";
-        static const char *const names[] = {"&amp;", "&lt;", "&gt;", "&#39;", "&#34;"};
-        const char *found = memchr(marks, str->bytes[i], 5);
-        if (found != NULL) {
-            bt_buf_puts(&out, names[found - marks]);
-        } else {
-            bt_buf_put(&out, &str->bytes[i], 1);
-        }
-    }
-    return tpl_string_take(run, &out);
+    return tpl_markup(run, tpl_to_str(run, self).u.str, true);
+}
+
+FILTER(forceescape) {
+    UNUSED;
+    tpl_str plain = *tpl_to_str(run, self).u.str;
+    plain.is_markup = false;
+    return tpl_markup(run, &plain, true);
+}
+
+FILTER(safe) {
+    UNUSED;
+    return tpl_markup(run, tpl_to_str(run, self).u.str, false);
 }
 
 FILTER(urlencode) {
@@ -276,7 +275,7 @@ FILTER(round) {
 
 const tpl_builtin tpl_text_filters[] = {
     {"string", "", 0, f_string},
-    {"safe", "", 0, f_string},
+    {"safe", "", 0, f_safe},
     {"trim", "chars", 0, f_trim},
     {"upper", "", 0, f_upper},
     {"lower", "", 0, f_lower},
@@ -285,7 +284,7 @@ const tpl_builtin tpl_text_filters[] = {
     {"replace", "old,new,count", 2, f_replace},
     {"escape", "", 0, f_escape},
     {"e", "", 0, f_escape},
-    {"forceescape", "", 0, f_escape},
+    {"forceescape", "", 0, f_forceescape},
     {"urlencode", "", 0, f_urlencode},
     {"center", "width", 0, f_center},
     {"indent", "width,first,blank", 0, f_indent},

@@ -72,15 +72,15 @@ tpl_value tpl_undefined_name(tpl_run *run, const tpl_str *name, tpl_kind owner) 
     return (tpl_value){.kind = TPL_UNDEFINED, .u.undefined = undefined};
 }
 
-static tpl_value string_of(tpl_run *run, const char *bytes, size_t n_bytes, size_t n_chars, tpl_strbuf *buf) {
+static tpl_value string_of(tpl_run *run, const char *bytes, size_t n_bytes, size_t n_chars) {
     tpl_str *str = tpl_alloc(run, sizeof(*str));
-    *str = (tpl_str){.bytes = bytes, .n_bytes = n_bytes, .n_chars = n_chars, .buf = buf};
+    *str = (tpl_str){.bytes = bytes, .n_bytes = n_bytes, .n_chars = n_chars};
     return (tpl_value){.kind = TPL_STR, .u.str = str};
 }
 
 tpl_value tpl_string_at(tpl_run *run, const char *bytes, size_t n_bytes) {
     tpl_step(run, n_bytes / 64);
-    return string_of(run, bytes, n_bytes, utf8_count((const uint8_t *)bytes, n_bytes), NULL);
+    return string_of(run, bytes, n_bytes, utf8_count((const uint8_t *)bytes, n_bytes));
 }
 
 tpl_value tpl_string(tpl_run *run, const char *bytes, size_t n_bytes) {
@@ -115,7 +115,28 @@ tpl_value tpl_concat(tpl_run *run, const tpl_str *left, const tpl_str *right) {
     const char *begin = left != NULL ? left->bytes : buf->bytes;
     memcpy(buf->bytes + buf->n_bytes, right->bytes, right->n_bytes);
     buf->n_bytes += right->n_bytes;
-    return string_of(run, begin, n_bytes, n_chars, buf);
+    tpl_str *joined = tpl_alloc(run, sizeof(*joined));
+    *joined = (tpl_str){.bytes = begin, .n_bytes = n_bytes, .n_chars = n_chars, .buf = buf};
+    return (tpl_value){.kind = TPL_STR, .u.str = joined};
+}
+
+tpl_value tpl_markup(tpl_run *run, const tpl_str *str, bool escapes) {
+    bt_buf out = {0};
+    tpl_step(run, str->n_bytes / 8);
+    for (size_t i = 0; i < str->n_bytes; i++) {
+        static const char marks[] = "&<>'\"";
+        static const char *const names[] = {"&amp;", "&lt;", "&gt;", "&#39;", "&#34;"};
+        const char *found = escapes && !str->is_markup ? memchr(marks, str->bytes[i], 5) : NULL;
+        if (found != NULL) {
+            bt_buf_puts(&out, names[found - marks]);
+        } else {
+            bt_buf_put(&out, &str->bytes[i], 1);
+        }
+    }
+    tpl_str *markup = tpl_alloc(run, sizeof(*markup));
+    *markup = *tpl_string_take(run, &out).u.str;
+    markup->is_markup = true;
+    return (tpl_value){.kind = TPL_STR, .u.str = markup};
 }
 
 tpl_value tpl_list_new(tpl_run *run, tpl_kind kind, size_t cap) {
@@ -383,6 +404,7 @@ const char *tpl_type_name(tpl_value value) {
         [TPL_LIST] = "list",
         [TPL_TUPLE] = "tuple",
         [TPL_DICT] = "dict",
+        [TPL_GENERATOR] = "generator",
         [TPL_NAMESPACE] = "Namespace",
         [TPL_LOOP] = "LoopContext",
         [TPL_MACRO] = "Macro",
@@ -402,7 +424,7 @@ static tpl_value chars_of(tpl_run *run, const tpl_str *str) {
     while (p < end && tpl_step(run, 1)) {
         uint32_t code_point;
         size_t n_bytes = utf8_next((const uint8_t *)p, &code_point);
-        tpl_list_push(run, list, string_of(run, p, n_bytes, 1, NULL));
+        tpl_list_push(run, list, string_of(run, p, n_bytes, 1));
         p += n_bytes;
     }
     return list;
@@ -415,6 +437,12 @@ tpl_value tpl_items(tpl_run *run, tpl_value value) {
         return value;
     case TPL_UNDEFINED:
         return tpl_list_new(run, TPL_LIST, 0);
+    case TPL_GENERATOR: {
+        tpl_value rest = tpl_list_new(run, TPL_LIST, 0);
+        *rest.u.list = *value.u.list;
+        *value.u.list = (tpl_list){0};
+        return rest;
+    }
     case TPL_STR:
         return chars_of(run, value.u.str);
     case TPL_DICT: {

@@ -1,7 +1,7 @@
 /* Values of the template language and the state of one rendering. Internal to the chat template (tpl_*.c).
  *
  * Everything lives in the run's arena and is dropped with it; strings of the template and of the variables are
- * borrowed. Values are immutable but for namespaces, so they are shared freely.
+ * borrowed. Values are immutable but for namespaces and generators, so they are shared freely.
  *
  * Errors stick: the first tpl_fail() sets run->failed, and from then on every function may return anything harmless.
  * Loops that do work look at run->failed. */
@@ -28,6 +28,7 @@ typedef enum {
     TPL_LIST,
     TPL_TUPLE,
     TPL_DICT,
+    TPL_GENERATOR, /* what map, select, ... give: can be walked once, has no length, is always true */
     TPL_NAMESPACE,
     TPL_LOOP,
     TPL_MACRO,
@@ -52,7 +53,7 @@ typedef struct {
         int64_t i;
         double f;
         const tpl_str *str;
-        tpl_list *list;                 /* TPL_LIST, TPL_TUPLE */
+        tpl_list *list;                 /* TPL_LIST, TPL_TUPLE, TPL_GENERATOR: what is left of it */
         tpl_dict *dict;                 /* TPL_DICT, TPL_NAMESPACE */
         const tpl_undefined *undefined; /* may be NULL */
         tpl_loop *loop;
@@ -71,6 +72,7 @@ typedef struct {
 struct tpl_str {
     const char *bytes; /* valid UTF-8, may hold NUL, not terminated */
     size_t n_bytes, n_chars;
+    bool is_markup;  /* went through safe or escape: what is joined to it is escaped */
     tpl_strbuf *buf; /* NULL: the bytes are somebody else's */
 };
 
@@ -129,6 +131,7 @@ tpl_value tpl_string(tpl_run *run, const char *bytes, size_t n_bytes);    /* cop
 tpl_value tpl_string_at(tpl_run *run, const char *bytes, size_t n_bytes); /* borrows; valid UTF-8 */
 tpl_value tpl_string_take(tpl_run *run, bt_buf *buf);                     /* copies and empties a buffer */
 tpl_value tpl_concat(tpl_run *run, const tpl_str *left, const tpl_str *right);
+tpl_value tpl_markup(tpl_run *run, const tpl_str *str, bool escapes); /* the string as markup, escaped first or not */
 tpl_value tpl_list_new(tpl_run *run, tpl_kind kind, size_t cap);
 void tpl_list_push(tpl_run *run, tpl_value list, tpl_value item);
 tpl_value tpl_dict_new(tpl_run *run, tpl_kind kind);
@@ -148,7 +151,8 @@ static inline int64_t tpl_to_int(tpl_value v) { return v.kind == TPL_BOOL ? v.u.
 static inline double tpl_to_float(tpl_value v) { return v.kind == TPL_FLOAT ? v.u.f : (double)tpl_to_int(v); }
 static inline bool tpl_is_sequence(tpl_value v) { return v.kind == TPL_LIST || v.kind == TPL_TUPLE; }
 
-/* A list of what iteration over the value gives: items, keys of a dict, characters. Fails for what is not iterable. */
+/* A list of what iteration over the value gives: items, keys of a dict, characters; a generator is then empty. Fails
+ * for what is not iterable. */
 tpl_value tpl_items(tpl_run *run, tpl_value value);
 
 /* Writing values (tpl_print.c). */
