@@ -43,7 +43,9 @@ uint32_t gw_http_port(const gw_http *http);
 void gw_http_run(gw_http *http);   /* until gw_http_stop() */
 void gw_http_stop(gw_http *http);  /* on the loop's thread */
 void gw_http_drain(gw_http *http); /* on the loop's thread: answers say `Connection: close` from now on */
-void gw_http_close(gw_http *http); /* after gw_http_run() returned; open exchanges are dropped without on_gone */
+uint32_t gw_http_n_exchanges(const gw_http *http); /* requests whose answer is not written to its end */
+void gw_http_close(
+    gw_http *http); /* after gw_http_run() returned; connections are cut, without on_gone. NULL is fine */
 
 /* Calls fn(arg) whenever fd is readable, on the loop's thread, as long as the loop runs. Borrows fd. */
 bt_status gw_http_watch(gw_http *http, int fd, void (*fn)(void *arg), void *arg, bt_error *err);

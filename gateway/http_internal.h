@@ -29,8 +29,9 @@ struct gw_http {
     bool is_stopped;
     h2o_linklist_t exchanges; /* of this loop, whole life */
     uint32_t n_exchanges;
-    h2o_linklist_t lingers; /* refused requests whose rest is being thrown away */
-    struct pollfd *polls;   /* [cap_polls] scratch of the sweep */
+    gw_http_watched *watches; /* owned */
+    h2o_linklist_t lingers;   /* refused requests whose rest is being thrown away */
+    struct pollfd *polls;     /* [cap_polls] scratch of the sweep */
     gw_http_exchange **polled;
     uint32_t cap_polls;
     int64_t last_tick_ns, last_slow_sweep_ns;

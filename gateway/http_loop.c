@@ -15,6 +15,11 @@
 #include "common/core/log.h"
 #include "gateway/http_internal.h"
 
+#ifdef __SANITIZE_ADDRESS__ /* h2o keeps freed chunks per thread and loses them (a few KiB) when the thread ends */
+const char *__lsan_default_suppressions(void);
+const char *__lsan_default_suppressions(void) { return "leak:h2o_mem_alloc_recycle\n"; }
+#endif
+
 #define ACCEPTS_PER_WAKE 16
 #define BACKLOG          4096
 
@@ -65,6 +70,8 @@ static bt_status open_listener(gw_http *http, bt_error *err) {
     return BT_OK;
 }
 
+static void unwatch(void *handle);
+
 /* ---- loop -----------------------------------------------------------------------------------------------------------
  */
 
@@ -111,17 +118,51 @@ void gw_http_run(gw_http *http) {
 void gw_http_stop(gw_http *http) { http->is_stopped = true; }
 void gw_http_drain(gw_http *http) { h2o_context_request_shutdown(&http->context); }
 
+uint32_t gw_http_n_exchanges(const gw_http *http) { return http->n_exchanges; }
+
+static int cut_connection(h2o_req_t *req, void *arg) {
+    (void)arg;
+    int fd = gw_http_socket_fd(req);
+    if (fd >= 0) shutdown(fd, SHUT_RDWR);
+    return 0;
+}
+
+/* h2o ends a connection only from within its loop: cut them all and let it notice. false: some would not end. */
+static bool end_connections(gw_http *http) {
+    for (h2o_linklist_t *at = http->exchanges.next; at != &http->exchanges; at = at->next)
+        H2O_STRUCT_FROM_MEMBER(gw_http_exchange, link, at)->user = NULL;
+    const h2o_linklist_t *http1 = &http->context.http1._conns, *http2 = &http->context.http2._conns;
+    for (int turn = 0; turn < 20; turn++) {
+        if (h2o_linklist_is_empty((h2o_linklist_t *)http1) && h2o_linklist_is_empty((h2o_linklist_t *)http2))
+            return true;
+        http->global.http1.callbacks.foreach_request(&http->context, cut_connection, NULL);
+        for (h2o_linklist_t *at = http->exchanges.next, *next; at != &http->exchanges; at = next) {
+            next = at->next;
+            gw_http_exchange_drop(H2O_STRUCT_FROM_MEMBER(gw_http_exchange, link, at));
+        }
+        h2o_evloop_run(http->context.loop, 5);
+    }
+    return false;
+}
+
 void gw_http_close(gw_http *http) {
     if (http == NULL) return;
+    while (http->watches != NULL) unwatch(http->watches);
     if (http->listener != NULL) {
         h2o_socket_read_stop(http->listener);
         h2o_socket_close(http->listener);
     }
-    /* h2o_context_dispose() cannot end live connections; the process is about to exit and the kernel can */
+    bool is_empty = end_connections(http);
     free(http->polls);
     free(http->polled);
-    http->polls = NULL;
-    http->polled = NULL;
+    if (!is_empty) return; /* h2o's memory cannot be taken from under live connections; the process ends now */
+    h2o_timeout_unlink(&http->context.http2._graceful_shutdown_timeout);
+    h2o_loop_t *loop = http->context.loop;
+    h2o_context_dispose(&http->context);
+    h2o_evloop_run(loop, 0); /* frees the sockets closed above */
+    h2o_evloop_destroy(loop);
+    h2o_config_dispose(&http->global);
+    free(http);
 }
 
 /* ---- descriptors of others ------------------------------------------------------------------------------------------
@@ -129,6 +170,7 @@ void gw_http_close(gw_http *http) {
 
 /* h2o owns the descriptors of its sockets: each watch has a duplicate. */
 struct gw_http_watched {
+    gw_http_watched *next, **at; /* in http->watches */
     h2o_socket_t *sock;
     reg_ready ready;
     void *arg;
@@ -138,6 +180,8 @@ struct gw_http_watched {
 };
 
 static void watched_free(gw_http_watched *w) {
+    *w->at = w->next;
+    if (w->next != NULL) w->next->at = w->at;
     h2o_socket_read_stop(w->sock);
     h2o_socket_close(w->sock);
     free(w);
@@ -175,6 +219,10 @@ static void *watch(void *context, int fd, const reg_ready *ready, void *arg) {
     w->arg = arg;
     w->sock = h2o_evloop_socket_create(http->context.loop, copy, H2O_SOCKET_FLAG_DONT_READ);
     w->sock->data = w;
+    w->next = http->watches;
+    w->at = &http->watches;
+    if (w->next != NULL) w->next->at = &w->next;
+    http->watches = w;
     return w;
 }
 
@@ -208,14 +256,10 @@ reg_loop gw_http_reg_loop(gw_http *http) {
         .context = http, .watch = watch, .want_read = want_read, .want_write = want_write, .unwatch = unwatch};
 }
 
-static void call_fn(void *arg) {
-    gw_http_watched *w = arg;
-    w->fn(w->arg);
-}
-
 static void on_fn_readable(h2o_socket_t *sock, const char *err) {
     (void)err;
-    call_fn(sock->data);
+    gw_http_watched *w = sock->data;
+    w->fn(w->arg);
 }
 
 bt_status gw_http_watch(gw_http *http, int fd, void (*fn)(void *arg), void *arg, bt_error *err) {

@@ -90,7 +90,8 @@ static void on_drain_tick(gw_loop *loop, int64_t now_ns) {
         bt_log(BT_LOG_INFO, "gateway", "draining", "loop=%u requests=%u", loop->index, loop->n_answers);
     }
     bool is_late = now_ns - loop->drain_ns > (int64_t)server->config.drain_ms * BT_NS_PER_MS;
-    if (loop->n_answers > 0 && !is_late && !server->is_hurried) return;
+    bool is_busy = loop->n_answers > 0 || gw_http_n_exchanges(loop->http) > 0;
+    if (is_busy && !is_late && !server->is_hurried) return;
     gw_serve_fail_all(loop);
     gw_loop_pump(loop);
     gw_http_stop(loop->http);
