@@ -1,0 +1,284 @@
+/* baton-bench engine: one process, one model, no network; how fast prefill and decode are, and of what is possible.
+ *
+ * Timed: krn_forward() alone, from token ids to the logits of the last row of each sequence. Not timed: opening the
+ * model, reading the weights once, filling the cache to `depth`, tokenising, sampling. One untimed repetition warms up.
+ *   prefill,n,0,1        one prompt of n tokens in one step; tokens/s of the prompt
+ *   decode,steps,d,b     b sequences, one token each per step, d tokens before the first; tokens/s of all sequences
+ * active_gb_s: the weight bytes that one token reads (krn_model_active_bytes) times steps per second; more sequences
+ * read more experts than that. gflop_s: 2 FLOP per weight of the layers' linears and per product in attention's scores
+ * and sums, causal; the head once per sequence. The machine's limits (bench/machine.h) are measured just before. */
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "bench/bench.h"
+#include "bench/machine.h"
+#include "common/core/alloc.h"
+#include "common/core/clock.h"
+#include "common/core/config.h"
+#include "common/core/log.h"
+#include "kernels/forward.h"
+
+#define CFG(type, name, default_text, help) cfg_##type name;
+typedef struct {
+#include "bench/engine.def"
+} engine_config;
+#undef CFG
+#define CFG(type, name, default_text, help) CFG_ENTRY(engine_config, type, name, default_text, help)
+static const cfg_flag flags[] = {
+#include "bench/engine.def"
+};
+#undef CFG
+
+enum { MAX_LIST = 16, MAX_REPEAT = 1000, MAX_BATCH = 1024, MAX_TOKENS = 1 << 20 };
+
+typedef struct {
+    uint32_t values[MAX_LIST], n, max;
+} list;
+
+typedef struct {
+    engine_config config;
+    list prompts, depths, batches;
+    krn_model *model;
+    krn_kv kv;
+    float *logits;
+    uint32_t n_ids;
+    uint32_t *ids;           /* [n_ids]: a fixed pseudo-random text */
+    uint32_t *blocks;        /* [largest batch][blocks_each] */
+    uint32_t blocks_each;    /* per sequence */
+    krn_sequence *sequences; /* [largest batch] */
+    uint32_t max_rows;
+    bench_machine machine;
+    char processor[128];
+} engine;
+
+static bt_status parse_list(const char *name, const char *text, uint32_t max, list *out, bt_error *err) {
+    const char *at = text;
+    for (;;) {
+        char *end;
+        unsigned long value = strtoul(at, &end, 10);
+        bool is_number = end != at && *at >= '0' && *at <= '9';
+        if (!is_number || value > max || out->n == MAX_LIST || (*end != ',' && *end != 0)) {
+            return bt_fail(err, BT_BAD_REQUEST,
+                           "--%s is \"%s\", expected up to %d numbers up to %u, separated by commas", name, text,
+                           MAX_LIST, max);
+        }
+        out->values[out->n++] = (uint32_t)value;
+        if (value > out->max) out->max = (uint32_t)value;
+        if (*end == 0) return BT_OK;
+        at = end + 1;
+    }
+}
+
+static bt_status parse(int argc, char **argv, engine *e, bt_error *err) {
+    engine_config *c = &e->config;
+    bt_status status = cfg_parse("baton-bench engine", "Measures prefill and decode of one model and prints CSV.",
+                                 flags, sizeof(flags) / sizeof(flags[0]), argc, argv, c, err);
+    if (status == BT_OK) status = parse_list("prompt", c->prompt, MAX_TOKENS, &e->prompts, err);
+    if (status == BT_OK) status = parse_list("depth", c->depth, MAX_TOKENS, &e->depths, err);
+    if (status == BT_OK) status = parse_list("batch", c->batch, MAX_BATCH, &e->batches, err);
+    if (status != BT_OK) return status;
+    if (c->model[0] == 0)
+        return bt_fail(err, BT_BAD_REQUEST, "--model is missing, expected the folder of a checkpoint");
+    if (c->repeat == 0 || c->repeat > MAX_REPEAT || c->steps == 0 || c->steps > MAX_TOKENS) {
+        return bt_fail(err, BT_BAD_REQUEST, "--repeat is %u and --steps is %u, expected 1 to %d and 1 to %d", c->repeat,
+                       c->steps, MAX_REPEAT, MAX_TOKENS);
+    }
+    return BT_OK;
+}
+
+static void read_processor_name(char *out, size_t n) {
+    snprintf(out, n, "unknown");
+    FILE *file = fopen("/proc/cpuinfo", "r");
+    char line[256];
+    while (file != NULL && fgets(line, sizeof(line), file) != NULL) {
+        char *colon = strchr(line, ':');
+        if (strncmp(line, "model name", 10) != 0 || colon == NULL) continue;
+        snprintf(out, n, "%s", colon + 2);
+        out[strcspn(out, "\n")] = 0;
+        for (char *comma = out; (comma = strchr(comma, ',')) != NULL;) *comma = ' ';
+        break;
+    }
+    if (file != NULL) fclose(file);
+}
+
+static bt_status open_engine(engine *e, bt_error *err) {
+    enum { STEP_ROWS = 2048 };
+    uint32_t longest = e->prompts.max, decoded = e->depths.max + e->config.steps, most = e->prompts.max;
+    if (decoded > longest) longest = decoded;
+    if (e->depths.max > most) most = e->depths.max;
+    if (most > STEP_ROWS) most = STEP_ROWS;
+    cpu_set_t set;
+    if (e->config.threads == 0 && sched_getaffinity(0, sizeof(set), &set) == 0)
+        e->config.threads = (uint32_t)CPU_COUNT(&set);
+    e->max_rows = most > e->batches.max ? most : e->batches.max;
+    if (e->max_rows == 0) return bt_fail(err, BT_BAD_REQUEST, "nothing to measure: all lists are zero");
+    krn_model_options options = {.dir = e->config.model, .backend = e->config.backend, .n_threads = e->config.threads};
+    options.max_rows = e->max_rows;
+    options.max_positions = longest;
+    options.max_logits = e->batches.max > 0 ? e->batches.max : 1;
+    bt_status status = krn_model_open(&options, &e->model, err);
+    if (status != BT_OK) return status;
+    const mdl_config *c = krn_model_config(e->model);
+    uint32_t n_sequences = options.max_logits;
+    e->blocks_each = kv_blocks_for(longest);
+    e->kv.layout = (kv_layout){.dtype = krn_model_backend(e->model)->kv, .n_layers = c->num_hidden_layers};
+    e->kv.layout.n_blocks = e->blocks_each * n_sequences;
+    e->kv.layout.width = mdl_kv_width(c);
+    e->kv.base = bt_calloc_aligned(kv_pool_bytes(&e->kv.layout), 64);
+    e->logits = bt_calloc((size_t)n_sequences * c->vocab_size, sizeof(float));
+    e->sequences = bt_calloc(n_sequences, sizeof(*e->sequences));
+    e->blocks = bt_calloc(e->kv.layout.n_blocks, sizeof(*e->blocks));
+    for (uint32_t i = 0; i < e->kv.layout.n_blocks; i++) e->blocks[i] = i;
+    e->n_ids = longest;
+    e->ids = bt_calloc(e->n_ids, sizeof(*e->ids));
+    for (uint32_t i = 0, x = 12345; i < e->n_ids; i++, x = x * 1664525 + 1013904223)
+        e->ids[i] = (x >> 8) % c->vocab_size;
+    return BT_OK;
+}
+
+static void close_engine(engine *e) {
+    krn_model_close(e->model);
+    free(e->kv.base);
+    free(e->logits);
+    free(e->sequences);
+    free(e->blocks);
+    free(e->ids);
+}
+
+/* Tokens 0..n of sequence 0, in steps that fit. */
+static void prefill(engine *e, uint32_t n) {
+    for (uint32_t at = 0, rows; at < n; at += rows) {
+        rows = n - at < e->max_rows ? n - at : e->max_rows;
+        krn_sequence s = {.token_ids = e->ids + at, .blocks = e->blocks, .n_rows = rows, .position = at};
+        s.form = KRN_EXPANDED;
+        s.n_logits = at + rows == n;
+        krn_forward(e->model, e->kv, &s, 1, e->logits, NULL, NULL);
+    }
+}
+
+/* Every sequence gets its own copy of sequence 0's cache, so that nothing is read twice. */
+static void copy_cache(engine *e, uint32_t n_sequences) {
+    size_t bytes = e->blocks_each * kv_block_bytes(&e->kv.layout);
+    for (uint32_t layer = 0; layer < e->kv.layout.n_layers; layer++) {
+        uint8_t *first = (uint8_t *)e->kv.base + kv_offset_bytes(&e->kv.layout, layer, 0, 0);
+        for (uint32_t s = 1; s < n_sequences; s++) memcpy(first + s * bytes, first, bytes);
+    }
+}
+
+static void decode(engine *e, uint32_t depth, uint32_t n_sequences) {
+    for (uint32_t step = 0; step < e->config.steps; step++) {
+        for (uint32_t s = 0; s < n_sequences; s++) {
+            const uint32_t *id = &e->ids[(depth + step + s * 7) % e->n_ids];
+            e->sequences[s] =
+                (krn_sequence){.token_ids = id, .blocks = e->blocks + (size_t)s * e->blocks_each, .n_rows = 1};
+            e->sequences[s].position = depth + step;
+            e->sequences[s].form = KRN_ABSORBED;
+            e->sequences[s].n_logits = 1;
+        }
+        krn_forward(e->model, e->kv, e->sequences, n_sequences, e->logits, NULL, NULL);
+    }
+}
+
+/* Weights that a token multiplies, without embedding and head. */
+static double layer_weights(const mdl_config *c) {
+    double hidden = c->hidden_size, heads = c->num_attention_heads, sum = 0;
+    double q_width = heads * (c->qk_nope_head_dim + c->qk_rope_head_dim);
+    double attention = c->q_lora_rank > 0 ? c->q_lora_rank * (hidden + q_width) : hidden * q_width;
+    attention += hidden * mdl_kv_width(c) + c->kv_lora_rank * heads * (c->qk_nope_head_dim + c->v_head_dim);
+    attention += heads * c->v_head_dim * hidden;
+    for (uint32_t i = 0; i < c->num_hidden_layers; i++) {
+        double width = c->intermediate_size;
+        if (mdl_layer_is_moe(c, i))
+            width = (c->num_experts_per_tok + c->n_shared_experts) * (double)c->moe_intermediate_size;
+        sum += attention + 3 * hidden * width + (mdl_layer_is_moe(c, i) ? hidden * c->n_routed_experts : 0);
+    }
+    return sum;
+}
+
+/* Multiply-adds of one query with one cached position, all heads and layers. */
+static double pair_products(const mdl_config *c, krn_form form) {
+    double expanded = c->qk_nope_head_dim + c->qk_rope_head_dim + c->v_head_dim;
+    double absorbed = mdl_kv_width(c) + c->kv_lora_rank;
+    return (form == KRN_EXPANDED ? expanded : absorbed) * c->num_attention_heads * c->num_hidden_layers;
+}
+
+typedef struct {
+    const char *test;
+    uint32_t n, depth, batch;
+    double tokens, steps, flop; /* of one repetition */
+} row;
+
+static int compare_ns(const void *a, const void *b) {
+    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return (x > y) - (x < y);
+}
+
+static void measure(engine *e, const row *r) {
+    int64_t ns[MAX_REPEAT];
+    uint32_t n = e->config.repeat;
+    for (int32_t i = -1; i < (int32_t)n; i++) {
+        int64_t start_ns = bt_now_ns();
+        if (strcmp(r->test, "prefill") == 0)
+            prefill(e, r->n);
+        else
+            decode(e, r->depth, r->batch);
+        if (i >= 0) ns[i] = bt_now_ns() - start_ns;
+    }
+    qsort(ns, n, sizeof(ns[0]), compare_ns);
+    double seconds = (double)ns[n / 2] / BT_NS_PER_S, bytes = (double)krn_model_active_bytes(e->model);
+    double gb_s = bytes * r->steps / seconds * 1e-9, gflop_s = r->flop / seconds * 1e-9;
+    const krn_backend *backend = krn_model_backend(e->model);
+    printf("%s,%s,%s,%u,%s,%u,%u,%u,%u,", BATON_COMMIT, e->processor, backend->isa, e->config.threads, r->test, r->n,
+           r->depth, r->batch, n);
+    printf("%.1f,%.1f,%.1f,%.2f,", r->tokens / seconds, r->tokens * BT_NS_PER_S / (double)ns[n - 1],
+           r->tokens * BT_NS_PER_S / (double)ns[0], seconds / r->steps * 1e3);
+    printf("%.1f,%.2f,%.0f,%.2f,%.1f,%s,%.0f\n", gb_s, gb_s / e->machine.read_gb_s, gflop_s,
+           gflop_s / e->machine.bf16_gflop_s, e->machine.read_gb_s, e->machine.bf16_how, e->machine.bf16_gflop_s);
+    fflush(stdout);
+}
+
+static void measure_all(engine *e) {
+    const mdl_config *c = krn_model_config(e->model);
+    double weights = layer_weights(c), head = (double)c->hidden_size * c->vocab_size;
+    for (uint32_t i = 0; i < e->prompts.n; i++) {
+        double n = e->prompts.values[i], pairs = n * (n + 1) / 2;
+        row r = {.test = "prefill", .n = e->prompts.values[i], .batch = 1, .tokens = n, .steps = 1};
+        r.flop = 2 * (weights * n + head + pairs * pair_products(c, KRN_EXPANDED));
+        if (r.n > 0) measure(e, &r);
+    }
+    for (uint32_t d = 0; d < e->depths.n; d++) {
+        prefill(e, e->depths.values[d]);
+        copy_cache(e, e->batches.max);
+        for (uint32_t b = 0; b < e->batches.n; b++) {
+            double batch = e->batches.values[b], steps = e->config.steps, depth = e->depths.values[d] + steps / 2;
+            row r = {
+                .test = "decode", .n = e->config.steps, .depth = e->depths.values[d], .batch = e->batches.values[b]};
+            r.tokens = batch * steps;
+            r.steps = steps;
+            r.flop = 2 * r.tokens * (weights + head + depth * pair_products(c, KRN_ABSORBED));
+            if (r.batch > 0) measure(e, &r);
+        }
+    }
+}
+
+int bench_engine(int argc, char **argv) {
+    engine e = {0};
+    bt_error err = {0};
+    bt_status status = parse(argc, argv, &e, &err);
+    if (status == BT_CANCELED) return 0;
+    if (status == BT_OK) status = open_engine(&e, &err);
+    if (status != BT_OK) {
+        fprintf(stderr, "baton-bench engine: %s\n", err.text);
+        close_engine(&e);
+        return 2;
+    }
+    read_processor_name(e.processor, sizeof(e.processor));
+    bench_machine_measure(e.config.threads, krn_model_backend(e.model)->isa, &e.machine);
+    printf("commit,cpu,isa,threads,test,n,depth,batch,repetitions,tokens_s,tokens_s_min,tokens_s_max,step_ms,"
+           "active_gb_s,of_read,gflop_s,of_bf16,read_gb_s,bf16_unit,bf16_gflop_s\n");
+    measure_all(&e);
+    close_engine(&e);
+    return 0;
+}
