@@ -28,6 +28,14 @@ def wait_for(what, seconds=10.0, why=""):
         time.sleep(0.02)
 
 
+def lives(pid):
+    """Whether the process is there and no zombie (nobody may be there to reap it)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 class Metrics:
     """One scrape: value("name", label="...") adds up the series that have these labels; none is 0."""
 
@@ -126,11 +134,7 @@ class Cluster:
         return int((self.run / f"{name}.pid").read_text())
 
     def is_alive(self, name):
-        try:
-            stat = Path(f"/proc/{self.pid(name)}/stat").read_text()
-        except (OSError, ValueError):
-            return False
-        return stat.rpartition(")")[2].split()[0] != "Z"
+        return lives(self.pid(name))
 
     def signal(self, name, number):
         os.kill(self.pid(name), number)
