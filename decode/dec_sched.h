@@ -159,4 +159,8 @@ const dec_counters *dec_sched_counters(const dec_sched *sched);
 void dec_sched_load(const dec_sched *sched, wire_load *out);
 uint32_t dec_sched_n_leases(const dec_sched *sched); /* reserved, not committed */
 
+/* For tests: may this worker finish the request now? And: asserts that the books balance (linear in the slots). */
+bool dec_sched_is_owner(const dec_sched *sched, const wire_request *request);
+void dec_sched_check(const dec_sched *sched);
+
 #endif

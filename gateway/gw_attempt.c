@@ -150,7 +150,7 @@ void gw_attempt_fail(gw_core *core, gw_slot *slot, gw_why why, uint64_t teller, 
     snprintf(slot->text, sizeof(slot->text), "%s", text);
     gw_attempt_drop(core, slot, teller);
     if (finish_if_complete(core, slot)) return;
-    bool is_full = why == GW_REFUSED && status == BT_NO_CAPACITY;
+    bool is_full = why == GW_REFUSED && status != BT_AGAIN;
     if (status == BT_BAD_REQUEST || (why != GW_REFUSED && slot->info.n_migrations >= core->options.migration_limit)) {
         gw_slot_fail(core, slot, status, slot->text);
         return;

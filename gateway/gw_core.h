@@ -18,8 +18,8 @@
  * computes for one is told CANCEL.
  *
  * A replay sends prompt + delivered tokens, so the client sees a pause. Lost workers, deadlines and internal failures
- * count against migration_limit; full or draining workers do not, but a request that gets no further for no_worker_ms
- * because of them fails with BT_NO_CAPACITY. */
+ * count against migration_limit; full, draining or missing workers do not, but a request that gets no further for
+ * no_worker_ms because of them fails with BT_NO_CAPACITY. */
 #ifndef BATON_GATEWAY_GW_CORE_H
 #define BATON_GATEWAY_GW_CORE_H
 
@@ -155,5 +155,7 @@ typedef struct {
 } gw_counters;
 
 const gw_counters *gw_core_counters(const gw_core *core);
+
+void gw_core_check(const gw_core *core); /* for tests: asserts that the books balance (linear in slots and workers) */
 
 #endif

@@ -183,7 +183,10 @@ static void take_failed(gw_core *core, uint64_t peer, const wire_failed *failed,
     memcpy(text, failed->text.bytes, failed->text.n_bytes);
     text[failed->text.n_bytes] = 0;
     if (status == BT_AGAIN) gw_router_draining(core->router, peer); /* it goes; the next STATUS would say so */
-    bool is_refusal = status == BT_AGAIN || status == BT_NO_CAPACITY;
+    /* Prefill may know earlier than we do that a decode worker is gone. If it has computed nothing yet, nothing is
+     * lost. */
+    bool has_no_decode = is_prefill && status == BT_PEER_LOST && !slot->has_first;
+    bool is_refusal = status == BT_AGAIN || status == BT_NO_CAPACITY || has_no_decode;
     /* Prefill that lost decode, or found none, is not to blame. */
     uint64_t guilty = is_refusal || status == BT_PEER_LOST ? 0 : peer;
     gw_attempt_fail(core, slot, is_refusal ? GW_REFUSED : GW_BROKEN, peer, guilty, status, text, now_ns);

@@ -3,6 +3,8 @@
  *
  * A partially filled block is not pushed before the last position is computed, so no block is pushed twice under one
  * lease and the number of pushes is known to both sides. */
+#include <string.h>
+
 #include "prefill/pre_internal.h"
 
 static void set_timer(pre_sched *sched, const pre_slot *slot, int64_t now_ns, uint32_t ms) {
@@ -226,12 +228,14 @@ static void take_refused(pre_sched *sched, pre_slot *slot, uint64_t decode, cons
 
 static void take_committed(pre_sched *sched, pre_slot *slot, int64_t now_ns) {
     const wire_candidate *decode = &slot->candidates[slot->candidate];
+    wire_str name = {sched->handed_off_to, decode->name.n_bytes};
+    memcpy(sched->handed_off_to, decode->name.bytes, name.n_bytes); /* <= WIRE_MAX_NAME: it came off the wire */
     int64_t exposed_ns = now_ns - slot->computed_ns;
     int64_t transfer_ns = now_ns - (slot->first_push_ns != 0 ? slot->first_push_ns : slot->computed_ns);
     pre_send_gateway(sched, slot,
                      &(wire_message){.type = WIRE_HANDED_OFF,
                                      .handed_off = {.request = slot->request,
-                                                    .decode = decode->name,
+                                                    .decode = name,
                                                     .decode_incarnation = decode->incarnation,
                                                     .transfer_bytes = slot->n_push_bytes,
                                                     .transfer_us = (uint32_t)(transfer_ns / BT_NS_PER_US),
@@ -319,7 +323,7 @@ void pre_sched_decode_gone(pre_sched *sched, uint64_t decode, int64_t now_ns) {
 }
 
 /* One RENEW per decode worker, for all its leases. */
-void pre_handoff_renew(pre_sched *sched) {
+uint32_t pre_handoff_renew(pre_sched *sched) {
     uint32_t n_leases = 0;
     for (uint32_t i = 0; i < sched->n_slots; i++) sched->slots[i].is_renewed = sched->slots[i].bond != PRE_LEASED;
     for (uint32_t i = 0; i < sched->n_slots; i++) {
@@ -336,4 +340,5 @@ void pre_handoff_renew(pre_sched *sched) {
             (wire_message){.type = WIRE_RENEW, .renew = {.leases = leases, .n_leases = n}};
         n_leases += n;
     }
+    return n_leases;
 }

@@ -99,6 +99,7 @@ struct pre_sched {
 
     pre_action *actions; /* [cap_actions]; walked up to next_action */
     uint32_t n_actions, cap_actions, next_action;
+    char handed_off_to[WIRE_MAX_NAME]; /* the name in a HANDED_OFF: its slot is gone when the action is carried out */
 };
 
 enum { PRE_TIMER_STATUS, PRE_TIMER_RENEW, PRE_TIMER_GRACE, PRE_N_TIMERS };
@@ -135,6 +136,6 @@ void pre_handoff_push(pre_sched *sched, pre_slot *slot, uint32_t layer, int64_t 
 void pre_handoff_commit_if_ready(pre_sched *sched, pre_slot *slot, int64_t now_ns);
 void pre_handoff_abort(pre_sched *sched, pre_slot *slot);                /* decode forgets it; the slot is unbound */
 void pre_handoff_late(pre_sched *sched, pre_slot *slot, int64_t now_ns); /* the slot's timer */
-void pre_handoff_renew(pre_sched *sched);
+uint32_t pre_handoff_renew(pre_sched *sched);                            /* how many leases there are */
 
 #endif

@@ -355,8 +355,7 @@ void pre_sched_tick(pre_sched *sched, int64_t now_ns) {
         } else if (id - sched->n_slots == PRE_TIMER_STATUS) {
             send_status(sched, now_ns);
         } else if (id - sched->n_slots == PRE_TIMER_RENEW) {
-            pre_handoff_renew(sched);
-            bt_timers_set(&sched->timers, id, pre_after_ms(now_ns, sched->renew_ms));
+            if (pre_handoff_renew(sched) > 0) bt_timers_set(&sched->timers, id, pre_after_ms(now_ns, sched->renew_ms));
         } else if (sched->n_actions > 0) { /* they may point to what give_back_all() frees: the next tick does it */
             bt_timers_set(&sched->timers, id, now_ns);
             return;

@@ -165,4 +165,8 @@ typedef struct {
 const pre_counters *pre_sched_counters(const pre_sched *sched);
 void pre_sched_load(const pre_sched *sched, wire_load *out);
 
+/* For tests: may this worker finish the request now? And: asserts that the books balance (linear in the slots). */
+bool pre_sched_is_owner(const pre_sched *sched, const wire_request *request);
+void pre_sched_check(const pre_sched *sched);
+
 #endif

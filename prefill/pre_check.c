@@ -1,0 +1,50 @@
+/* What must hold between any two events; tests and the simulation ask after each. */
+#include "prefill/pre_internal.h"
+
+bool pre_sched_is_owner(const pre_sched *sched, const wire_request *request) {
+    uint32_t index = bt_map_get(&sched->by_request, pre_request_key(request));
+    return index != BT_MAP_NONE && sched->slots[index].bond != PRE_COMMITTING;
+}
+
+static void check_slot(const pre_sched *sched, const pre_slot *slot) {
+    uint32_t index = pre_slot_index(sched, slot);
+    bool is_queued = slot->phase == PRE_QUEUED;
+    BT_ASSERT(slot->n_blocks == (is_queued ? 0 : kv_blocks_for(slot->n_tokens)));
+    for (uint32_t i = 0; i < slot->n_blocks; i++) /* rule 2: we write, so we are alone */
+        BT_ASSERT(kv_pool_n_holders(sched->pool, slot->blocks[i]) == 1);
+    BT_ASSERT(slot->n_computed + slot->n_step_rows <= slot->n_tokens);
+    BT_ASSERT((slot->phase == PRE_COMPUTED) <= (slot->n_computed == slot->n_tokens));
+    if (slot->phase == PRE_CLOSING) {
+        BT_ASSERT(slot->n_step_rows > 0 || slot->n_pushing > 0);
+        BT_ASSERT(slot->bond == PRE_UNBOUND && !bt_timers_is_set(&sched->timers, index));
+        return;
+    }
+    BT_ASSERT(bt_map_get(&sched->by_request, pre_request_key(&slot->request)) == index);
+    BT_ASSERT(!is_queued || slot->bond == PRE_UNBOUND);
+    BT_ASSERT(slot->bond != PRE_COMMITTING || slot->phase == PRE_COMPUTED);
+    /* Every wait has a deadline; a lease waits for our own steps, a queued request for room. */
+    bool waits = !is_queued && slot->bond != PRE_LEASED;
+    BT_ASSERT(bt_timers_is_set(&sched->timers, index) == waits);
+}
+
+void pre_sched_check(const pre_sched *sched) {
+    uint32_t n[PRE_CLOSING + 1] = {0}, n_blocks = 0;
+    uint64_t n_left = 0, n_ready = 0;
+    for (uint32_t i = 0; i < sched->n_slots; i++) {
+        const pre_slot *slot = &sched->slots[i];
+        n[slot->phase]++;
+        n_blocks += slot->n_blocks;
+        if (slot->phase == PRE_FREE) continue;
+        check_slot(sched, slot);
+        if (slot->phase != PRE_QUEUED && slot->phase != PRE_COMPUTING) continue;
+        n_left += slot->n_tokens - slot->n_computed;
+        if (slot->phase == PRE_COMPUTING) n_ready += slot->n_tokens - slot->n_computed - slot->n_step_rows;
+    }
+    BT_ASSERT(n[PRE_FREE] == sched->n_free_slots && n[PRE_QUEUED] == sched->n_queued);
+    BT_ASSERT(n[PRE_COMPUTING] == sched->n_computing && n[PRE_COMPUTED] == sched->n_computed);
+    BT_ASSERT(n_left == sched->n_tokens_left && n_ready == sched->n_tokens_ready);
+    BT_ASSERT(n_blocks == kv_pool_n_blocks(sched->pool) - kv_pool_n_free(sched->pool)); /* with holders: no overlap */
+    BT_ASSERT(sched->by_request.n_used == sched->n_queued + sched->n_computing + sched->n_computed);
+    for (uint32_t i = 0; i < sched->n_computing + sched->n_queued; i++)
+        BT_ASSERT(sched->slots[sched->order[i]].phase == (i < sched->n_computing ? PRE_COMPUTING : PRE_QUEUED));
+}

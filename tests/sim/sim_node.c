@@ -1,0 +1,379 @@
+/* A process: its core, the carrying out of its actions, its steps, and the model that they run. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "tests/sim/sim.h"
+
+enum { ROWS = 64 };
+
+/* ---- the model -------------------------------------------------------------------------------------------------- */
+
+uint64_t sim_cell(uint64_t before, uint32_t token, krn_form form) {
+    return sim_mix(before ^ ((uint64_t)token + 1) * 0x9e3779b97f4a7c15u ^ (form == KRN_EXPANDED ? 0 : 0x5bd1e995));
+}
+
+uint32_t sim_draw(uint64_t cell, const wire_sampling *sampling, uint32_t position, const uint32_t *banned,
+                  uint32_t n_banned) {
+    for (uint64_t i = 0;; i++) {
+        uint32_t token = (uint32_t)(sim_mix(cell ^ sampling->seed ^ (uint64_t)position << 40 ^ i << 20) % SIM_VOCAB);
+        bool is_banned = false;
+        for (uint32_t b = 0; b < n_banned; b++) is_banned |= banned[b] == token;
+        if (!is_banned) return token;
+    }
+}
+
+static uint64_t *cell_at(const sim_node *node, const krn_sequence *sequence, uint32_t layer, uint32_t position) {
+    uint32_t block = sequence->blocks[position / ROWS], n_blocks = kv_pool_n_blocks(node->pool);
+    BT_ASSERT(block < n_blocks && kv_pool_n_holders(node->pool, block) == 1); /* rule 2 */
+    return &node->cells[((size_t)layer * n_blocks + block) * ROWS + position % ROWS];
+}
+
+/* One layer of a sequence's rows: each reads what the cache holds before it. */
+static void compute(sim_node *node, const krn_sequence *sequence, uint32_t layer) {
+    for (uint32_t i = 0; i < sequence->n_rows; i++) {
+        uint32_t position = sequence->position + i;
+        uint64_t before = position == 0 ? 0 : *cell_at(node, sequence, layer, position - 1);
+        BT_ASSERT(sequence->token_ids[i] < SIM_VOCAB);
+        *cell_at(node, sequence, layer, position) = sim_cell(before, sequence->token_ids[i], sequence->form);
+    }
+}
+
+/* Attention reads everything: is the chain of cells whole, in every layer? Prefill's part may have either form. */
+static void check_cells(const sim_node *node, const krn_sequence *sequence) {
+    const uint32_t *tokens = sequence->token_ids - sequence->position; /* the core's array starts at position 0 */
+    for (uint32_t layer = 0; layer < SIM_LAYERS; layer++) {
+        uint64_t before = 0;
+        for (uint32_t position = 0; position <= sequence->position; position++) {
+            uint64_t cell = *cell_at(node, sequence, layer, position);
+            BT_ASSERT(cell == sim_cell(before, tokens[position], KRN_EXPANDED) ||
+                      cell == sim_cell(before, tokens[position], KRN_ABSORBED));
+            before = cell;
+        }
+    }
+}
+
+static uint32_t draw_after(const sim_node *node, const krn_sequence *sequence, const wire_sampling *sampling,
+                           uint32_t position, const uint32_t *banned, uint32_t n_banned) {
+    uint32_t last = sequence->position + sequence->n_rows - 1;
+    BT_ASSERT(position == last + 1);
+    uint64_t cell = *cell_at(node, sequence, 0, last);
+    for (uint32_t layer = 1; layer < SIM_LAYERS; layer++) BT_ASSERT(*cell_at(node, sequence, layer, last) == cell);
+    return sim_draw(cell, sampling, position, banned, n_banned);
+}
+
+/* ---- steps ------------------------------------------------------------------------------------------------------ */
+
+static void check_step(const krn_sequence *sequences, uint32_t n_sequences, uint32_t max_rows) {
+    uint32_t n_rows = 0;
+    for (uint32_t i = 0; i < n_sequences; i++) n_rows += sequences[i].n_rows;
+    BT_ASSERT(n_sequences > 0 && n_rows <= max_rows);
+}
+
+static void finish_prefill_step(sim_world *world, uint32_t index) {
+    sim_node *node = &world->nodes[index];
+    const pre_step *step = &node->pre_step;
+    uint32_t *tokens = bt_calloc(step->n_samples, sizeof(uint32_t)), n = 0;
+    for (uint32_t i = 0; i < step->n_sequences; i++) {
+        if (step->sequences[i].n_logits == 0) continue;
+        const pre_sample *sample = &step->samples[n];
+        tokens[n++] =
+            draw_after(node, &step->sequences[i], sample->sampling, sample->position, sample->banned, sample->n_banned);
+    }
+    BT_ASSERT(n == step->n_samples);
+    node->is_stepping = false;
+    pre_sched_step_done(node->prefill, tokens, world->now_ns);
+    free(tokens);
+}
+
+static void finish_decode_step(sim_world *world, uint32_t index) {
+    sim_node *node = &world->nodes[index];
+    const dec_step *step = &node->dec_step;
+    uint32_t tokens[64];
+    BT_ASSERT(step->n_sequences <= 64);
+    for (uint32_t i = 0; i < step->n_sequences; i++) {
+        const krn_sequence *sequence = &step->sequences[i];
+        const dec_sample *sample = &step->samples[i];
+        for (uint32_t b = 0; b <= sequence->position / ROWS; b++)
+            BT_ASSERT(node->kv_owner[sequence->blocks[b]] == 0); /* rule 3: nothing lands there any more */
+        for (uint32_t layer = 0; layer < SIM_LAYERS; layer++) compute(node, sequence, layer);
+        if (sim_below(world, 8) == 0) check_cells(node, sequence);
+        tokens[i] = draw_after(node, sequence, sample->sampling, sample->position, sample->banned, sample->n_banned);
+    }
+    node->is_stepping = false;
+    dec_sched_step_done(node->decode, tokens, world->now_ns);
+}
+
+void sim_node_step_event(sim_world *world, const sim_event *event) {
+    sim_node *node = &world->nodes[event->node];
+    if (event->kind == SIM_LAYER) {
+        uint32_t layer = (uint32_t)event->a;
+        for (uint32_t i = 0; i < node->pre_step.n_sequences; i++) compute(node, &node->pre_step.sequences[i], layer);
+        pre_sched_layer_done(node->prefill, layer, world->now_ns);
+    } else if (node->role == WIRE_ROLE_PREFILL) {
+        finish_prefill_step(world, event->node);
+    } else {
+        finish_decode_step(world, event->node);
+    }
+    sim_node_after(world, event->node);
+}
+
+static void begin_prefill_step(sim_world *world, uint32_t index) {
+    sim_node *node = &world->nodes[index];
+    check_step(node->pre_step.sequences, node->pre_step.n_sequences, world->config.max_batched_tokens);
+    node->is_stepping = true;
+    int64_t layer_ns = 200000 + (int64_t)node->pre_step.n_rows * 2000 + sim_below(world, 100000);
+    for (uint32_t layer = 0; layer < SIM_LAYERS; layer++)
+        sim_plan(world, world->now_ns + layer_ns * (layer + 1), SIM_LAYER, index, layer, NULL);
+    sim_plan(world, world->now_ns + layer_ns * SIM_LAYERS + 50000, SIM_STEP_DONE, index, 0, NULL);
+}
+
+static void begin_decode_step(sim_world *world, uint32_t index) {
+    sim_node *node = &world->nodes[index];
+    check_step(node->dec_step.sequences, node->dec_step.n_sequences, world->config.max_num_seqs);
+    node->is_stepping = true;
+    int64_t step_ns = 500000 + (int64_t)node->dec_step.n_sequences * 20000 + sim_below(world, 200000);
+    sim_plan(world, world->now_ns + step_ns, SIM_STEP_DONE, index, 0, NULL);
+}
+
+/* ---- carrying out ----------------------------------------------------------------------------------------------- */
+
+static void broadcast(sim_world *world, uint32_t from, const wire_message *message) {
+    for (uint32_t i = 0; i < world->n_nodes; i++)
+        if (world->nodes[i].role == WIRE_ROLE_GATEWAY) sim_send(world, from, world->nodes[i].incarnation, message);
+}
+
+static void walk_gateway(sim_world *world, uint32_t index) {
+    gw_action action;
+    while (gw_core_next(world->nodes[index].gateway, &action)) {
+        if (action.kind == GW_SEND) {
+            world->result.n_attempts += action.message.type == WIRE_SUBMIT;
+            sim_send(world, index, action.peer, &action.message);
+        } else {
+            sim_client_hear(world, index, &action);
+        }
+    }
+}
+
+/* true: the process has ended. */
+static bool walk_prefill(sim_world *world, uint32_t index) {
+    pre_action action;
+    bool is_drained = false;
+    while (pre_sched_next(world->nodes[index].prefill, &action)) {
+        switch (action.kind) {
+        case PRE_SEND_GATEWAY:
+            sim_send(world, index, action.peer, &action.message);
+            break;
+        case PRE_BROADCAST:
+            broadcast(world, index, &action.message);
+            break;
+        case PRE_CONNECT:
+            sim_kv_connect(world, index, action.peer);
+            break;
+        case PRE_SEND_DECODE:
+            sim_kv_send(world, index, action.peer, &action.message);
+            break;
+        case PRE_PUSH:
+            sim_kv_push(world, index, action.peer, &action.push);
+            break;
+        case PRE_DRAINED:
+            is_drained = true;
+        }
+    }
+    return is_drained;
+}
+
+static bool walk_decode(sim_world *world, uint32_t index) {
+    dec_action action;
+    bool is_drained = false;
+    while (dec_sched_next(world->nodes[index].decode, &action)) {
+        switch (action.kind) {
+        case DEC_SEND_GATEWAY:
+        case DEC_SEND_PREFILL:
+            sim_send(world, index, action.peer, &action.message);
+            break;
+        case DEC_BROADCAST:
+            broadcast(world, index, &action.message);
+            break;
+        case DEC_LEASE_OPEN:
+            sim_lease_open(world, index, action.peer, &action.lease_open);
+            break;
+        case DEC_LEASE_CLOSE:
+            sim_lease_close(world, index, &action.lease_close);
+            break;
+        case DEC_DRAINED:
+            is_drained = true;
+        }
+    }
+    return is_drained;
+}
+
+static void plan_tick(sim_world *world, uint32_t index, int64_t deadline_ns) {
+    sim_node *node = &world->nodes[index];
+    if (deadline_ns >= node->tick_ns || deadline_ns == INT64_MAX) return;
+    node->tick_ns = deadline_ns > world->now_ns ? deadline_ns : world->now_ns;
+    sim_plan(world, node->tick_ns, SIM_TICK, index, 0, NULL);
+}
+
+/* A drained worker has nothing of anybody: then it goes, and comes back some time later. */
+static void exit_drained(sim_world *world, uint32_t index) {
+    sim_node *node = &world->nodes[index];
+    BT_ASSERT(kv_pool_n_free(node->pool) == kv_pool_n_blocks(node->pool) && node->n_leases == 0 && !node->is_stepping);
+    sim_trace(world, "%s drained", node->name);
+    sim_node_kill(world, index);
+    sim_plan(world, world->now_ns + 50 * (int64_t)BT_NS_PER_MS, SIM_RESTART, index, 0, NULL);
+}
+
+void sim_node_after(sim_world *world, uint32_t index) {
+    sim_node *node = &world->nodes[index];
+    if (node->role == WIRE_ROLE_GATEWAY) {
+        walk_gateway(world, index);
+        gw_core_check(node->gateway);
+        plan_tick(world, index, gw_core_deadline_ns(node->gateway));
+        return;
+    }
+    bool is_drained, has_step = false;
+    if (node->role == WIRE_ROLE_PREFILL) {
+        is_drained = walk_prefill(world, index);
+        pre_sched_check(node->prefill);
+        if (!is_drained && !node->is_stepping) {
+            has_step = pre_sched_step_begin(node->prefill, world->now_ns, &node->pre_step);
+            is_drained = walk_prefill(world, index);
+        }
+        if (has_step) begin_prefill_step(world, index);
+        plan_tick(world, index, pre_sched_deadline_ns(node->prefill));
+    } else {
+        is_drained = walk_decode(world, index);
+        dec_sched_check(node->decode);
+        if (!is_drained && !node->is_stepping) {
+            has_step = dec_sched_step_begin(node->decode, world->now_ns, &node->dec_step);
+            is_drained = walk_decode(world, index);
+        }
+        if (has_step) begin_decode_step(world, index);
+        plan_tick(world, index, dec_sched_deadline_ns(node->decode));
+    }
+    if (is_drained) exit_drained(world, index);
+}
+
+/* ---- birth and death -------------------------------------------------------------------------------------------- */
+
+static void start_gateway(sim_world *world, sim_node *node) {
+    static const uint32_t eos_ids[] = {SIM_EOS};
+    const sim_config *c = &world->config;
+    gw_core_options options = {.incarnation = node->incarnation,
+                               .seed = sim_random(world),
+                               .max_requests = c->gateway_requests,
+                               .vocab_size = SIM_VOCAB,
+                               .max_model_len = SIM_MAX_MODEL_LEN,
+                               .migration_limit = c->migration_limit,
+                               .eos_ids = eos_ids,
+                               .n_eos_ids = 1,
+                               .accept_ms = 300,
+                               .first_token_ms = 5000,
+                               .hand_off_ms = 3000,
+                               .token_ms = 1500,
+                               .no_worker_ms = 5000};
+    bt_error err;
+    BT_ASSERT(gw_core_open(&options, &node->gateway, &err) == BT_OK);
+}
+
+static void start_worker(sim_world *world, sim_node *node) {
+    static const uint32_t eos_ids[] = {SIM_EOS};
+    const sim_config *c = &world->config;
+    bool is_prefill = node->role == WIRE_ROLE_PREFILL;
+    uint32_t n_blocks = is_prefill ? c->prefill_blocks : c->decode_blocks;
+    node->pool = kv_pool_open(n_blocks);
+    node->cells = bt_calloc((size_t)SIM_LAYERS * n_blocks * ROWS, sizeof(uint64_t));
+    node->kv_owner = bt_calloc(n_blocks, sizeof(uint64_t));
+    pre_sched_options prefill = {.pool = node->pool,
+                                 .vocab_size = SIM_VOCAB,
+                                 .max_model_len = SIM_MAX_MODEL_LEN,
+                                 .n_layers = SIM_LAYERS,
+                                 .max_requests = c->max_requests,
+                                 .max_batched_tokens = c->max_batched_tokens,
+                                 .max_batched_seqs = c->max_batched_seqs,
+                                 .eos_ids = eos_ids,
+                                 .n_eos_ids = 1,
+                                 .connect_ms = 200,
+                                 .reserve_ms = 150,
+                                 .retry_ms = 5,
+                                 .no_decode_ms = 2000,
+                                 .commit_ms = 400,
+                                 .renew_ms = 40};
+    dec_sched_options decode = {.pool = node->pool,
+                                .vocab_size = SIM_VOCAB,
+                                .max_model_len = SIM_MAX_MODEL_LEN,
+                                .n_layers = SIM_LAYERS,
+                                .max_num_seqs = c->max_num_seqs,
+                                .max_leases = c->max_leases,
+                                .eos_ids = eos_ids,
+                                .n_eos_ids = 1,
+                                .lease_ms = 200,
+                                .settle_ms = 100};
+    bt_error err;
+    if (is_prefill) {
+        BT_ASSERT(pre_sched_open(&prefill, &node->prefill, &err) == BT_OK);
+    } else {
+        BT_ASSERT(dec_sched_open(&decode, &node->decode, &err) == BT_OK);
+    }
+}
+
+void sim_node_start(sim_world *world, uint32_t index) {
+    sim_node *node = &world->nodes[index];
+    node->incarnation = (uint64_t)++world->n_incarnations << 8 | index;
+    node->n_lives++;
+    node->is_draining = false;
+    node->tick_ns = INT64_MAX;
+    if (node->role == WIRE_ROLE_GATEWAY) {
+        start_gateway(world, node);
+    } else {
+        start_worker(world, node);
+    }
+    sim_trace(world, "%s starts", node->name);
+    for (uint32_t i = 0; i < world->n_links; i++) {
+        sim_link *link = &world->links[i];
+        if (link->is_kv || (link->node[0] != index && link->node[1] != index)) continue;
+        uint32_t other = link->node[0] == index ? link->node[1] : link->node[0];
+        if (link->state == SIM_LINK_DOWN && world->nodes[other].incarnation != 0) sim_link_open(world, link);
+    }
+}
+
+#define ADD(sum, more)                                                                                                 \
+    do {                                                                                                               \
+        for (size_t k = 0; k < sizeof(sum) / sizeof(uint64_t); k++)                                                    \
+            ((uint64_t *)&(sum))[k] += ((const uint64_t *)(more))[k];                                                  \
+    } while (0)
+
+void sim_node_kill(sim_world *world, uint32_t index) {
+    sim_node *node = &world->nodes[index];
+    if (node->role == WIRE_ROLE_GATEWAY) {
+        sim_clients_die(world, index);
+        ADD(world->result.gateway, gw_core_counters(node->gateway));
+        gw_core_close(node->gateway);
+    } else if (node->role == WIRE_ROLE_PREFILL) {
+        ADD(world->result.prefill, pre_sched_counters(node->prefill));
+        pre_sched_close(node->prefill);
+    } else {
+        ADD(world->result.decode, dec_sched_counters(node->decode));
+        dec_sched_close(node->decode);
+    }
+    kv_pool_close(node->pool);
+    sim_node_forget_kv(world, node);
+    sim_node fresh = {.role = node->role, .index = node->index, .n_lives = node->n_lives, .tick_ns = INT64_MAX};
+    memcpy(fresh.name, node->name, sizeof(fresh.name));
+    *node = fresh;
+    for (uint32_t i = 0; i < world->n_links; i++)
+        if (world->links[i].node[0] == index || world->links[i].node[1] == index)
+            sim_link_break(world, &world->links[i]);
+}
+
+/* ---- the baton rule --------------------------------------------------------------------------------------------- */
+
+void sim_check_baton(sim_world *world, const wire_request *request) {
+    uint32_t n_owners = 0;
+    for (uint32_t i = 0; i < world->n_nodes; i++) {
+        const sim_node *node = &world->nodes[i];
+        if (node->prefill != NULL) n_owners += pre_sched_is_owner(node->prefill, request);
+        if (node->decode != NULL) n_owners += dec_sched_is_owner(node->decode, request);
+    }
+    BT_ASSERT(n_owners <= 1);
+}

@@ -1,0 +1,49 @@
+/* Many small worlds, each with its own cluster and failures; every one ends whole, and the same seed is the same
+ * history. */
+#include "common/core/test.h"
+#include "tests/sim/sim.h"
+
+static void add(uint64_t *sums, const void *more, size_t bytes) {
+    const uint64_t *values = more;
+    for (size_t i = 0; i < bytes / sizeof(uint64_t); i++) sums[i] += values[i];
+}
+
+static void test_worlds_end_whole_and_every_failure_has_happened(void) {
+    enum { N_WORLDS = 48, N_REQUESTS = 400 };
+    sim_result sum = {0};
+    for (uint64_t seed = 0; seed < N_WORLDS; seed++) {
+        sim_config config = sim_config_random(seed, N_REQUESTS);
+        sim_result result;
+        sim_run(&config, &result);
+        add((uint64_t *)&sum, &result, sizeof(sum));
+    }
+    CHECK(sum.n_finished > N_WORLDS * N_REQUESTS / 4, "%llu finished", (unsigned long long)sum.n_finished);
+    CHECK(sum.n_crashes > 0 && sum.n_cuts > 0 && sum.n_drains > 0 && sum.n_damaged > 0 && sum.n_lost > 0, "failures");
+    CHECK(sum.gateway.n_replays_lost > 0 && sum.gateway.n_replays_refused > 0 && sum.gateway.n_replays_late > 0 &&
+              sum.gateway.n_replays_failed > 0,
+          "every kind of replay");
+    CHECK(sum.decode.n_preempted > 0 && sum.decode.n_commit_failed > 0 && sum.decode.n_lease_aborted > 0, "decode");
+    CHECK(sum.decode.n_canceled_leased > 0 && sum.decode.n_canceled_waiting > 0 && sum.decode.n_canceled_running > 0,
+          "cancels in every phase of decode");
+    CHECK(sum.prefill.n_canceled_queued > 0 && sum.prefill.n_canceled_computing > 0 &&
+              sum.prefill.n_canceled_computed > 0 && sum.prefill.n_canceled_committing > 0,
+          "cancels in every phase of prefill");
+    CHECK(sum.prefill.n_reserve_refused > 0 && sum.prefill.n_decode_lost > 0 && sum.prefill.n_timeouts > 0, "prefill");
+}
+
+static void test_a_seed_is_a_history(void) {
+    for (uint64_t seed = 1; seed < 6; seed++) {
+        sim_config config = sim_config_random(seed, 300);
+        sim_result first, second;
+        sim_run(&config, &first);
+        sim_run(&config, &second);
+        CHECK(first.history_hash == second.history_hash && first.n_events == second.n_events, "seed %llu",
+              (unsigned long long)seed);
+    }
+}
+
+int main(void) {
+    test_worlds_end_whole_and_every_failure_has_happened();
+    test_a_seed_is_a_history();
+    TEST_END();
+}

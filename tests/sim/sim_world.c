@@ -1,0 +1,225 @@
+/* The world: what a seed chooses, the loop, the failures, and what must be true when it is over. */
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "tests/sim/sim.h"
+
+/* ---- what a seed chooses ---------------------------------------------------------------------------------------- */
+
+sim_config sim_config_random(uint64_t seed, uint32_t n_requests) {
+    sim_world dice = {.random = sim_mix(seed + 1)};
+    sim_config c = {.seed = seed, .n_requests = n_requests};
+    c.n_gateways = 1 + sim_below(&dice, 2);
+    c.n_prefills = 1 + sim_below(&dice, 3);
+    c.n_decodes = 1 + sim_below(&dice, 4);
+    c.prefill_blocks = 17 + sim_below(&dice, 60);
+    c.decode_blocks = 17 + sim_below(&dice, 80);
+    c.max_requests = 4 + sim_below(&dice, 28);
+    c.max_batched_tokens = 32 + sim_below(&dice, 480);
+    c.max_batched_seqs = 1 + sim_below(&dice, 16);
+    c.max_num_seqs = 1 + sim_below(&dice, 24);
+    c.max_leases = 1 + sim_below(&dice, 16);
+    c.gateway_requests = 8 + sim_below(&dice, 56);
+    c.migration_limit = sim_below(&dice, 3) == 0 ? sim_below(&dice, 4) : 20;
+    c.max_prompt = 16 + sim_below(&dice, 500);
+    c.max_output = 1 + sim_below(&dice, 120);
+    c.arrival_ns = 200000 + sim_exponential_ns(&dice, 3000000); /* from overload to idle */
+    c.fault_ns = seed % 4 == 0 ? 0 : 20 * (int64_t)BT_NS_PER_MS + sim_below(&dice, 400 * BT_NS_PER_MS);
+    c.stall_ppm = seed % 4 == 0 ? 0 : sim_below(&dice, 300);
+    c.cancel_percent = sim_below(&dice, 3) == 0 ? 30 : 5;
+    c.stop_percent = 5;
+    if (seed % 4 >= 2) {
+        c.damage_ppm = sim_below(&dice, 3000);
+        c.loss_ppm = sim_below(&dice, 1000);
+    }
+    return c;
+}
+
+/* ---- failures --------------------------------------------------------------------------------------------------- */
+
+static void crash(sim_world *world, uint32_t index) {
+    if (world->nodes[index].incarnation == 0) return;
+    sim_trace(world, "%s crashes", world->nodes[index].name);
+    world->result.n_crashes++;
+    sim_node_kill(world, index);
+    int64_t at_ns = world->now_ns + sim_exponential_ns(world, 100 * (int64_t)BT_NS_PER_MS);
+    sim_plan(world, at_ns, SIM_RESTART, index, 0, NULL);
+}
+
+static void cut(sim_world *world, sim_link *link) {
+    if (link->state != SIM_LINK_OPEN && link->state != SIM_LINK_OPENING) return;
+    sim_trace(world, "cut %s %s", world->nodes[link->node[0]].name, world->nodes[link->node[1]].name);
+    world->result.n_cuts++;
+    sim_link_break(world, link);
+}
+
+static void drain(sim_world *world, uint32_t index) {
+    sim_node *node = &world->nodes[index];
+    if (node->incarnation == 0 || node->role == WIRE_ROLE_GATEWAY || node->is_draining) return;
+    uint32_t grace_ms = sim_below(world, 2) ? 0 : 1 + sim_below(world, 60);
+    sim_trace(world, "%s drains, grace %u ms", node->name, grace_ms);
+    world->result.n_drains++;
+    node->is_draining = true;
+    if (node->role == WIRE_ROLE_PREFILL) {
+        pre_sched_drain(node->prefill, grace_ms, world->now_ns);
+    } else {
+        dec_sched_drain(node->decode, grace_ms, world->now_ns);
+    }
+    sim_node_after(world, index);
+}
+
+static void fault_event(sim_world *world) {
+    uint32_t what = sim_below(world, 10), node = sim_below(world, world->n_nodes);
+    if (what < 5) {
+        cut(world, &world->links[sim_below(world, world->n_links)]);
+    } else if (what < 8) {
+        crash(world, node);
+    } else {
+        drain(world, node);
+    }
+    if (world->n_clients < world->config.n_requests)
+        sim_plan(world, world->now_ns + sim_exponential_ns(world, world->config.fault_ns), SIM_FAULT, 0, 0, NULL);
+}
+
+/* ---- the loop --------------------------------------------------------------------------------------------------- */
+
+static void tick(sim_world *world, uint32_t index) {
+    sim_node *node = &world->nodes[index];
+    if (world->now_ns < node->tick_ns) return; /* an earlier one was planned since, and has come */
+    node->tick_ns = INT64_MAX;
+    if (node->gateway != NULL) gw_core_tick(node->gateway, world->now_ns);
+    if (node->prefill != NULL) pre_sched_tick(node->prefill, world->now_ns);
+    if (node->decode != NULL) dec_sched_tick(node->decode, world->now_ns);
+    sim_node_after(world, index);
+}
+
+static void handle(sim_world *world, const sim_event *event) {
+    if (event->incarnation != 0 && event->incarnation != world->nodes[event->node].incarnation) return; /* it died */
+    switch (event->kind) {
+    case SIM_ARRIVAL:
+        sim_client_arrive(world);
+        if (world->n_clients < world->config.n_requests)
+            sim_plan(world, world->now_ns + sim_exponential_ns(world, world->config.arrival_ns), SIM_ARRIVAL, 0, 0,
+                     NULL);
+        break;
+    case SIM_LEAVE:
+        sim_client_leave(world, event->node, event->a);
+        break;
+    case SIM_TICK:
+        tick(world, event->node);
+        break;
+    case SIM_MESSAGE:
+        sim_message_event(world, event);
+        break;
+    case SIM_LINK_UP:
+    case SIM_LINK_GONE:
+        sim_link_event(world, event);
+        break;
+    case SIM_LAYER:
+    case SIM_STEP_DONE:
+        sim_node_step_event(world, event);
+        break;
+    case SIM_FAULT:
+        fault_event(world);
+        break;
+    case SIM_RESTART:
+        if (world->nodes[event->node].incarnation == 0) sim_node_start(world, event->node);
+        break;
+    default:
+        sim_kv_event(world, event);
+    }
+}
+
+static void release_payload(const sim_event *event) {
+    if (event->kind == SIM_KV_READ || event->kind == SIM_KV_ARRIVE || event->kind == SIM_KV_LAND) {
+        sim_transfer_release(event->payload);
+    } else {
+        free(event->payload);
+    }
+}
+
+static void add_nodes(sim_world *world, wire_role role, uint32_t n, const char *name) {
+    for (uint32_t i = 0; i < n; i++) {
+        sim_node *node = &world->nodes[world->n_nodes++];
+        node->role = role;
+        node->index = i;
+        snprintf(node->name, sizeof(node->name), "%s-%u", name, i);
+    }
+}
+
+static void add_links(sim_world *world) {
+    for (uint32_t a = 0; a < world->n_nodes; a++) {
+        for (uint32_t b = a + 1; b < world->n_nodes; b++) {
+            wire_role from = world->nodes[a].role, to = world->nodes[b].role;
+            if (from == to) continue;
+            sim_link *link = &world->links[world->n_links++];
+            *link = (sim_link){.is_kv = from == WIRE_ROLE_PREFILL, .node = {a, b}};
+        }
+    }
+}
+
+/* Everything has ended, so nothing is held anywhere, and no honest core found another one strange. */
+static void check_end(sim_world *world) {
+    BT_ASSERT(world->n_alive == 0 && world->n_clients == world->config.n_requests);
+    for (uint32_t i = 0; i < world->n_nodes; i++) {
+        const sim_node *node = &world->nodes[i];
+        wire_load load = {0};
+        BT_ASSERT(node->incarnation != 0 && !node->is_stepping && node->n_leases == 0);
+        if (node->gateway != NULL) BT_ASSERT(gw_core_n_alive(node->gateway) == 0);
+        if (node->prefill != NULL) pre_sched_load(node->prefill, &load);
+        if (node->decode != NULL) dec_sched_load(node->decode, &load);
+        BT_ASSERT(load.running == 0 && load.waiting == 0 && load.waiting_tokens == 0 && load.kv_blocks_used == 0);
+    }
+    for (uint32_t i = 0; i < world->n_nodes; i++) sim_node_kill(world, i);
+    const sim_result *r = &world->result;
+    BT_ASSERT(r->gateway.n_strange == 0 && r->prefill.n_strange == 0 && r->decode.n_strange == 0);
+    BT_ASSERT(r->n_finished + r->n_failed + r->n_canceled + r->n_shed + r->n_died == world->config.n_requests);
+    if (world->config.fault_ns > 0 || world->config.damage_ppm > 0 || world->config.loss_ppm > 0) return;
+    BT_ASSERT(r->gateway.n_replays_lost == 0 && r->gateway.n_replays_failed == 0 && r->gateway.n_replays_late == 0);
+    BT_ASSERT(r->prefill.n_timeouts == 0 && r->decode.n_lease_expired == 0);
+}
+
+/* The only state outside a world: what a failed assertion's SIGABRT says on its way out. */
+static char replay_line[128];
+
+static void say_how_to_replay(int signal_number) {
+    ssize_t ignored = write(STDERR_FILENO, replay_line, strlen(replay_line));
+    (void)ignored, (void)signal_number;
+}
+
+void sim_run(const sim_config *config, sim_result *out) {
+    snprintf(replay_line, sizeof(replay_line), "replay: build/bin/sim --seed %llu --requests %u --trace\n",
+             (unsigned long long)config->seed, config->n_requests);
+    signal(SIGABRT, say_how_to_replay);
+    sim_world *world = bt_calloc(1, sizeof(*world));
+    world->config = *config;
+    world->random = sim_mix(config->seed);
+    world->result.history_hash = 0xcbf29ce484222325u;
+    world->clients = bt_calloc(config->n_requests, sizeof(sim_client));
+    add_nodes(world, WIRE_ROLE_GATEWAY, config->n_gateways, "gateway");
+    add_nodes(world, WIRE_ROLE_PREFILL, config->n_prefills, "prefill");
+    add_nodes(world, WIRE_ROLE_DECODE, config->n_decodes, "decode");
+    add_links(world);
+    for (uint32_t i = 0; i < world->n_nodes; i++) sim_node_start(world, i);
+    if (config->fault_ns > 0) sim_plan(world, 50 * (int64_t)BT_NS_PER_MS, SIM_FAULT, 0, 0, NULL);
+    sim_plan(world, 10 * (int64_t)BT_NS_PER_MS, SIM_ARRIVAL, 0, 0, NULL);
+    sim_event event;
+    while (sim_pop(world, &event)) {
+        world->now_ns = event.at_ns;
+        world->result.n_events++;
+        uint64_t mark = (uint64_t)event.at_ns ^ (uint64_t)event.kind << 56 ^ (uint64_t)event.node << 48;
+        world->result.history_hash = sim_mix(world->result.history_hash ^ mark);
+        handle(world, &event);
+        release_payload(&event);
+    }
+    check_end(world);
+    world->result.end_ns = world->now_ns;
+    *out = world->result;
+    bt_map_fini(&world->by_serial);
+    bt_buf_fini(&world->scratch);
+    free(world->clients);
+    free(world->heap);
+    free(world);
+}
