@@ -82,7 +82,7 @@ static void on_second(gw_loop *loop, int64_t now_ns) {
 }
 
 static void on_drain_tick(gw_loop *loop, int64_t now_ns) {
-    const gw_server *server = loop->server;
+    gw_server *server = loop->server;
     if (!loop->is_draining) {
         loop->is_draining = true;
         loop->drain_ns = now_ns;
@@ -91,7 +91,12 @@ static void on_drain_tick(gw_loop *loop, int64_t now_ns) {
     }
     bool is_late = now_ns - loop->drain_ns > (int64_t)server->config.drain_ms * BT_NS_PER_MS;
     bool is_busy = loop->n_answers > 0 || gw_http_n_exchanges(loop->http) > 0;
-    if (is_busy && !is_late && !server->is_hurried) return;
+    if (!is_busy && !loop->is_done) {
+        loop->is_done = true;
+        server->n_done_loops++;
+    }
+    /* all together: the port is shared, and a closed listener would reset the connections that wait in it */
+    if (server->n_done_loops < server->config.threads && !is_late && !server->is_hurried) return;
     gw_serve_fail_all(loop);
     gw_loop_pump(loop);
     gw_http_stop(loop->http);

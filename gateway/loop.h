@@ -24,6 +24,7 @@ typedef struct gw_loop {
     gw_answer *ended;   /* to be freed when no action can point to them any more */
     uint32_t n_answers;
     bool is_pumping, is_draining;
+    bool is_done;           /* drained; waits for the other loops */
     int64_t drain_ns;       /* when draining began */
     int64_t last_second_ns; /* last once-a-second work */
     gw_counters told;       /* what telemetry has heard of the core's counters */

@@ -26,7 +26,7 @@ typedef struct {
     uint32_t n_api_keys;
     uint64_t cluster_key;
     atomic_bool is_draining; /* SIGTERM came: new requests get 503, loops end when theirs are done */
-    atomic_uint n_running_loops;
+    atomic_uint n_running_loops, n_done_loops;
     atomic_bool is_hurried; /* a second one: loops end now */
 } gw_server;
 
