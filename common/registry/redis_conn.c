@@ -30,6 +30,7 @@ struct redis_conn {
     redisAsyncContext *ac; /* NULL: not even connecting */
     void *watch;           /* the loop's handle, as long as ac lives */
     bool is_up, is_closing, is_failure_logged;
+    char refusal[128]; /* what Redis answered to the first PING, if not PONG */
     uint32_t n_pending, backoff_ms;
     int64_t next_ns;  /* when to connect, without ac */
     int64_t began_ns; /* connecting since; when up: the last answer, or the first command after all were answered */
@@ -81,10 +82,17 @@ static void on_reply(redisAsyncContext *ac, void *reply, void *arg) {
     if (reply != NULL) value_from(reply, 0, &arena, &value);
     conn->n_pending--;
     conn->began_ns = bt_now_ns();
-    if (reply != NULL) conn->backoff_ms = RETRY_MIN_MS; /* not at connect: it may hang up at once */
     if (command->on_reply != NULL) command->on_reply(command->context, reply != NULL ? &value : NULL);
     free(command);
     bt_arena_fini(&arena);
+}
+
+static void conn_came_up(redis_conn *conn) {
+    conn->is_up = true;
+    conn->is_failure_logged = false;
+    conn->backoff_ms = RETRY_MIN_MS; /* not before: a hung server accepts connections too */
+    if (conn->channel == NULL) bt_log(BT_LOG_INFO, "redis", "connected", "address=%s", conn->address);
+    if (conn->config.on_up != NULL) conn->config.on_up(conn->config.context);
 }
 
 static void on_published(redisAsyncContext *ac, void *reply, void *arg) {
@@ -92,7 +100,7 @@ static void on_published(redisAsyncContext *ac, void *reply, void *arg) {
     redis_conn *conn = arg;
     const redisReply *message = reply; /* ["message", channel, text], ["subscribe", channel, 1], or NULL at the end */
     if (message == NULL || message->type != REDIS_REPLY_ARRAY || message->elements != 3) return;
-    conn->backoff_ms = RETRY_MIN_MS;
+    if (!conn->is_up) conn_came_up(conn);
     const redisReply *kind = message->element[0], *text = message->element[2];
     if (kind->type != REDIS_REPLY_STRING || strcmp(kind->str, "message") != 0 || text->type != REDIS_REPLY_STRING)
         return;
@@ -116,6 +124,30 @@ static void conn_lost(redis_conn *conn, const char *reason) {
     if (was_up && conn->config.on_down != NULL) conn->config.on_down(conn->config.context);
 }
 
+static bt_status command_send(redis_conn *conn, redis_on_reply on_done, void *context, size_t n_args,
+                              const char *const *args) {
+    pending *command = bt_calloc(1, sizeof(*command));
+    *command = (pending){conn, on_done, context};
+    if (conn->n_pending++ == 0) conn->began_ns = bt_now_ns();
+    if (redisAsyncCommandArgv(conn->ac, on_reply, command, (int)n_args, (const char **)args, NULL) == REDIS_OK)
+        return BT_OK;
+    conn->n_pending--;
+    free(command);
+    return BT_PEER_LOST;
+}
+
+/* Connected is not up: the first answer is. An error (loading, a password is asked for) is tried again later. */
+static void on_first_pong(void *context, const redis_value *reply) {
+    redis_conn *conn = context;
+    if (reply == NULL) return;
+    if (reply->kind != REDIS_VALUE_ERROR) {
+        conn_came_up(conn);
+        return;
+    }
+    snprintf(conn->refusal, sizeof(conn->refusal), "%s", reply->text);
+    redisAsyncDisconnect(conn->ac);
+}
+
 static void on_connect(const redisAsyncContext *ac, int status) {
     redis_conn *conn = ac->data;
     if (status != REDIS_OK) { /* hiredis frees the context itself and says nothing more */
@@ -124,19 +156,18 @@ static void on_connect(const redisAsyncContext *ac, int status) {
     }
     /* On a UNIX socket it fails and ends the connection. */
     if (ac->c.connection_type == REDIS_CONN_TCP) redisEnableKeepAlive(&conn->ac->c);
-    conn->is_up = true;
-    conn->is_failure_logged = false;
     conn->began_ns = conn->pinged_ns = bt_now_ns();
     if (conn->channel != NULL)
         redisAsyncCommand(conn->ac, on_published, conn, "SUBSCRIBE %s", conn->channel);
     else
-        bt_log(BT_LOG_INFO, "redis", "connected", "address=%s", conn->address);
-    if (conn->config.on_up != NULL) conn->config.on_up(conn->config.context);
+        command_send(conn, on_first_pong, conn, 1, (const char *const[]){"PING"});
 }
 
 static void on_disconnect(const redisAsyncContext *ac, int status) {
     (void)status;
-    conn_lost(ac->data, ac->errstr);
+    redis_conn *conn = ac->data;
+    conn_lost(conn, conn->refusal[0] != 0 ? conn->refusal : ac->errstr);
+    conn->refusal[0] = 0;
 }
 
 static void on_readable(void *arg) {
@@ -229,14 +260,7 @@ bt_status redis_conn_command(redis_conn *conn, redis_on_reply on_done, void *con
                              const char *const *args) {
     if (!conn->is_up) return BT_PEER_LOST;
     if (conn->n_pending >= CAP_PENDING) return BT_NO_CAPACITY;
-    pending *command = bt_calloc(1, sizeof(*command));
-    *command = (pending){conn, on_done, context};
-    if (conn->n_pending++ == 0) conn->began_ns = bt_now_ns();
-    if (redisAsyncCommandArgv(conn->ac, on_reply, command, (int)n_args, (const char **)args, NULL) == REDIS_OK)
-        return BT_OK;
-    conn->n_pending--;
-    free(command);
-    return BT_PEER_LOST;
+    return command_send(conn, on_done, context, n_args, args);
 }
 
 bt_status redis_conn_open(const redis_conn_config *config, const reg_loop *loop, redis_conn **out, bt_error *err) {
