@@ -126,13 +126,13 @@ static bt_status walk_pass(const add_walk *walk, int pass, const uint8_t *text, 
             ((begin > text && is_word_at(char_before(begin))) || (stop < end && is_word_at(stop)))) {
             continue;
         }
-        if (begin < plain) continue; /* inside the white space that the token before has taken */
         if (token->strips_left) {
             while (begin > plain && is_space_at(char_before(begin))) begin = char_before(begin);
         }
         if (token->strips_right) {
             while (stop < end && is_space_at(stop)) stop = char_after(stop);
         }
+        /* A token may begin inside the white space that the one before has taken; the original lets it. */
         status = put_plain(walk, pass, plain, begin, err);
         if (status == BT_OK) status = walk->sink(walk->context, token, begin, (size_t)(stop - begin), err);
         plain = stop;

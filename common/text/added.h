@@ -27,7 +27,8 @@ typedef struct {
 bt_status add_open(const cJSON *spec, add_tokens **out, bt_error *err);
 void add_close(add_tokens *tokens);
 
-/* What text consists of: plain text (token == NULL) or one added token. Spans are not empty and come in order. */
+/* What text consists of: plain text (token == NULL) or one added token. Spans are not empty and come in order; only a
+ * token with rstrip may reach into what follows. */
 typedef bt_status (*add_sink)(void *context, const add_token *token, const uint8_t *text, size_t n_bytes,
                               bt_error *err);
 
