@@ -1,0 +1,287 @@
+/* From tokens to text to JSON, with the bundled model's tokenizer and template: prompts, streams, events, bodies. */
+#include <string.h>
+
+#include "common/core/test.h"
+#include "gateway/api_format.h"
+#include "gateway/prompt.h"
+#include "gateway/stream.h"
+
+static gw_model *model;
+
+/* ---- prompts ------------------------------------------------------------------------------------------------------
+ */
+
+static bt_status build(gw_endpoint endpoint, const char *body, uint32_t max_model_len, gw_tokens *out,
+                       gw_error *error) {
+    char *copy = strdup(body);
+    gw_request request;
+    bt_status status = gw_api_parse(endpoint, &model->rules, copy, strlen(copy), &request, error);
+    if (status == BT_OK) {
+        status = gw_prompt_build(model, &request, 0, max_model_len, out, error);
+        gw_request_fini(&request);
+    }
+    free(copy);
+    return status;
+}
+
+static void check_prompt(gw_endpoint endpoint, const char *body, const char *want, bool opens_think, const char *why) {
+    gw_tokens tokens = {0};
+    gw_error error = {0};
+    bt_status status = build(endpoint, body, 4096, &tokens, &error);
+    CHECK(status == BT_OK, "%s: %s", why, error.message);
+    if (status != BT_OK) return;
+    bt_buf text = {0};
+    det_stream det;
+    det_init(&det, model->tokenizer, false);
+    for (size_t i = 0; i < tokens.ids.n_ids; i++) det_put(&det, tokens.ids.ids[i], &text);
+    CHECK(strcmp(bt_buf_text(&text), want) == 0, "%s: got %s", why, bt_buf_text(&text));
+    CHECK(tokens.opens_think == opens_think, "%s", why);
+    bt_buf_fini(&text);
+    gw_tokens_fini(&tokens);
+}
+
+#define BOS "<｜begin▁of▁sentence｜>"
+#define U   "<｜User｜>"
+#define A   "<｜Assistant｜>"
+#define EOS "<｜end▁of▁sentence｜>"
+
+static void test_prompts(void) {
+    check_prompt(GW_CHAT, "{\"messages\":[{\"role\":\"user\",\"content\":\"Hi\"}]}", BOS U "Hi" A "<think>\n", true,
+                 "the template ends in an open thought");
+    check_prompt(GW_CHAT,
+                 "{\"messages\":[{\"role\":\"user\",\"content\":\"Hi\"}],\"chat_template_kwargs\":{\"enable_thinking\":"
+                 "false}}",
+                 BOS U "Hi" A "<think>\n\n</think>\n\n", false, "no thought wanted");
+    check_prompt(
+        GW_CHAT,
+        "{\"messages\":[{\"role\":\"user\",\"content\":\"Hi\"},{\"role\":\"assistant\",\"content\":\"Well, \"}],"
+        "\"add_generation_prompt\":false,\"continue_final_message\":true}",
+        BOS U "Hi" A "Well, ", false, "goes on with the last message, without its end token");
+    check_prompt(GW_COMPLETION, "{\"prompt\":\"Hi\"}", BOS "Hi", false, "text gets a BOS");
+    check_prompt(GW_COMPLETION, "{\"prompt\":\"Hi\",\"add_special_tokens\":false}", "Hi", false, "unless not wanted");
+    check_prompt(GW_COMPLETION, "{\"prompt\":[2036,2037]}", U A, false, "ids stay as they are");
+    check_prompt(GW_COMPLETION, "{\"prompt\":[5,2036,2037],\"truncate_prompt_tokens\":2}", U A, false,
+                 "the last tokens");
+}
+
+static void check_length(const char *body, uint32_t limit, const char *param, uint32_t max_tokens, const char *why) {
+    gw_tokens tokens = {0};
+    gw_error error = {0};
+    bt_status status = build(GW_COMPLETION, body, limit, &tokens, &error);
+    if (param == NULL) {
+        CHECK(status == BT_OK && tokens.max_tokens == max_tokens, "%s: %s", why, error.message);
+        gw_tokens_fini(&tokens);
+        return;
+    }
+    CHECK(status == BT_BAD_REQUEST && error.http_status == 400 && strcmp(error.param, param) == 0, "%s", why);
+    CHECK(strstr(error.message, "maximum context length is") != NULL, "%s: routers look for this phrase", why);
+}
+
+static void test_lengths(void) {
+    check_length("{\"prompt\":[1,2,3,4]}", 4, "input_tokens", 0, "no room for one token");
+    check_length("{\"prompt\":[1,2,3,4,5]}", 4, "input_tokens", 0, "too long by itself");
+    check_length("{\"prompt\":[1,2,3,4]}", 10, NULL, 6, "the default is cut to the room");
+    check_length("{\"prompt\":[1,2,3,4]}", 100, NULL, 16, "or is 16");
+    check_length("{\"prompt\":[1,2,3,4],\"max_tokens\":7}", 10, "input_tokens", 0, "the client's own wish is not cut");
+    check_length("{\"prompt\":[1,2,3,4],\"max_tokens\":6}", 10, NULL, 6, "to the last token");
+    check_length("{\"prompt\":[1,2,3,4],\"max_tokens\":0}", 4, NULL, 0, "nothing to generate needs no room");
+    check_length("{\"prompt\":[1,2,3,4],\"max_tokens\":4294967295000}", 10, "input_tokens", 0, "a huge wish");
+}
+
+/* ---- streams ------------------------------------------------------------------------------------------------------
+ */
+
+typedef struct {
+    const char *text; /* encoded to tokens */
+    const char *stop; /* NULL: none */
+    bool include_stop_str, has_reasoning, opens_think;
+    uint32_t min_tokens;
+    const char *reasoning, *content;
+    bool is_stopped;
+    const char *why;
+} stream_row;
+
+static const stream_row stream_rows[] = {
+    {"one two three", NULL, false, false, false, 0, "", "one two three", false, "plain"},
+    {"caf\xc3\xa9 \xf0\x9f\x98\x80 \xe4\xbd\xa0", NULL, false, false, false, 0, "",
+     "caf\xc3\xa9 \xf0\x9f\x98\x80 \xe4\xbd\xa0", false, "characters of several tokens"},
+    {"one two three", "wo t", false, false, false, 0, "", "one t", true, "a stop string across tokens"},
+    {"one two three", "wo t", true, false, false, 0, "", "one two t", true, "shown if asked for"},
+    {"one two three", "threes", false, false, false, 0, "", "one two three", false, "a prefix is held, then given out"},
+    {"aXb", "X", false, false, false, 50, "", "aXb", false, "no stop below min_tokens"},
+    {"why\n</think>\n\nso", NULL, false, true, true, 0, "why\n", "\n\nso", false, "thought and answer"},
+    {"<think>why</think>so", NULL, false, true, false, 0, "why", "so", false, "the model opens the thought itself"},
+    {"never ends", NULL, false, true, true, 0, "never ends", "", false, "a thought that never ends"},
+    {"no thought", NULL, false, true, false, 0, "", "no thought", false, "an answer only"},
+    {"a</think>b END c", "END", false, true, true, 0, "a", "b ", true, "a stop string in the answer"},
+    {"a END b</think>c", "END", false, true, true, 0, "a ", "", true, "or in the thought"},
+};
+
+static void test_streams(void) {
+    for (size_t i = 0; i < sizeof stream_rows / sizeof *stream_rows; i++) {
+        const stream_row *row = &stream_rows[i];
+        tok_ids ids = {0};
+        tok_encode(model->tokenizer, row->text, strlen(row->text), 0, &ids, NULL);
+        gw_stream_options options = {.tokenizer = model->tokenizer,
+                                     .stop = &row->stop,
+                                     .n_stop = row->stop != NULL,
+                                     .include_stop_str = row->include_stop_str,
+                                     .skip_special_tokens = true,
+                                     .has_reasoning = row->has_reasoning,
+                                     .opens_think = row->opens_think,
+                                     .min_tokens = row->min_tokens};
+        gw_stream stream;
+        CHECK(gw_stream_init(&stream, &options, NULL) == BT_OK, "%s", row->why);
+        bool is_stopped = false;
+        for (size_t t = 0; t < ids.n_ids && !is_stopped; t++) is_stopped = gw_stream_put(&stream, ids.ids[t]);
+        if (!is_stopped) is_stopped = gw_stream_finish(&stream);
+        CHECK(is_stopped == row->is_stopped, "%s", row->why);
+        CHECK(strcmp(bt_buf_text(&stream.reasoning), row->reasoning) == 0, "%s: got %s", row->why,
+              bt_buf_text(&stream.reasoning));
+        CHECK(strcmp(bt_buf_text(&stream.content), row->content) == 0, "%s: got %s", row->why,
+              bt_buf_text(&stream.content));
+        gw_stream_fini(&stream);
+        tok_ids_fini(&ids);
+    }
+}
+
+static void test_end_token(void) {
+    uint32_t eos = model->config.eos_token_ids[0], comma = 14;
+    for (int includes = 0; includes < 2; includes++) {
+        gw_stream_options options = {.tokenizer = model->tokenizer,
+                                     .include_stop_str = includes,
+                                     .skip_special_tokens = true,
+                                     .end_ids = (uint32_t[]){eos, comma},
+                                     .n_end_ids = 2};
+        gw_stream stream;
+        gw_stream_init(&stream, &options, NULL);
+        gw_stream_put(&stream, 67);
+        gw_stream_put(&stream, comma);
+        gw_stream_finish(&stream);
+        CHECK((stream.content.n_bytes > 1) == includes, "a stop token is text only if asked for");
+        gw_stream_fini(&stream);
+    }
+}
+
+static void test_cut_character(void) {
+    const uint8_t *bytes;
+    size_t n_bytes;
+    uint32_t id = 0;
+    while (tok_token_bytes(model->tokenizer, id, &bytes, &n_bytes) == BT_OK && !(n_bytes == 1 && bytes[0] == 0xE4))
+        id++;
+    gw_stream_options options = {.tokenizer = model->tokenizer};
+    gw_stream stream;
+    gw_stream_init(&stream, &options, NULL);
+    gw_stream_put(&stream, id);
+    CHECK(stream.content.n_bytes == 0, "half a character is held");
+    gw_stream_finish(&stream);
+    CHECK(strcmp(bt_buf_text(&stream.content), "\xef\xbf\xbd") == 0, "and is one U+FFFD at the end");
+    gw_stream_fini(&stream);
+}
+
+/* ---- JSON ---------------------------------------------------------------------------------------------------------
+ */
+
+#define HEAD(object)                                                                                                   \
+    "{\"id\":\"id\",\"object\":\"" object "\",\"created\":7,\"model\":\"m\",\"system_fingerprint\":\"f\",\"choices\":" \
+                                          "["
+
+static void check_out(bt_buf *out, const char *want, const char *why) {
+    CHECK(strcmp(bt_buf_text(out), want) == 0, "%s: got %s", why, bt_buf_text(out));
+    bt_buf_clear(out);
+}
+
+static void test_chunks(void) {
+    gw_format format;
+    gw_format_init(&format, true, true, false, "id", "m", 7, "f");
+    bt_buf out = {0};
+    gw_text none = {NULL, 0}, text = {"a\n", 2};
+    gw_usage usage = {.n_prompt = 9, .n_output = 3, .n_cached = 1};
+    gw_finish finish = {.reason = "stop", .kind = GW_STOP_STRING, .string = "\"X"};
+    gw_format_role(&format, 0, NULL, &out);
+    check_out(&out,
+              "data: " HEAD("chat.completion.chunk") "{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},"
+                                                     "\"logprobs\":null,\"finish_reason\":null}]}\n\n",
+              "role");
+    gw_format_delta(&format, 0, none, text, NULL, 0, NULL, &out);
+    check_out(&out,
+              "data: " HEAD("chat.completion.chunk") "{\"index\":0,\"delta\":{\"content\":\"a\\n\"},\"logprobs\":null,"
+                                                     "\"finish_reason\":null}]}\n\n",
+              "content");
+    gw_format_delta(&format, 0, text, none, (uint32_t[]){1, 4294967295U}, 2, NULL, &out);
+    check_out(&out,
+              "data: " HEAD("chat.completion.chunk") "{\"index\":0,\"delta\":{\"reasoning\":\"a\\n\","
+                                                     "\"reasoning_content\":\"a\\n\"},\"token_ids\":[1,4294967295],"
+                                                     "\"logprobs\":null,\"finish_reason\":null}]}\n\n",
+              "reasoning under both names");
+    gw_format_finish(&format, 0, &finish, NULL, &out);
+    check_out(&out,
+              "data: " HEAD("chat.completion.chunk") "{\"index\":0,\"delta\":{},\"logprobs\":null,\"finish_reason\":"
+                                                     "\"stop\",\"stop_reason\":\"\\\"X\"}]}\n\n",
+              "finish");
+    gw_format_usage(&format, &usage, &out);
+    check_out(&out,
+              "data: " HEAD("chat.completion.chunk") "],\"usage\":{\"prompt_tokens\":9,\"total_tokens\":12,"
+                                                     "\"completion_tokens\":3,\"prompt_tokens_details\":{"
+                                                     "\"cached_tokens\":1}}}\n\n",
+              "usage");
+    gw_format_fini(&format);
+    bt_buf_fini(&out);
+}
+
+static void test_bodies(void) {
+    gw_format format;
+    bt_buf out = {0};
+    gw_usage usage = {.n_prompt = 1, .n_output = 2, .n_reasoning = 1};
+    gw_format_choice choice = {.reasoning = {"r", 1}, .finish = {.reason = "length"}};
+    gw_format_init(&format, true, false, true, "id", "m", 7, "f");
+    gw_format_body_begin(&format, &out);
+    gw_format_body_choice(&format, 0, &choice, &out);
+    gw_format_body_end(&format, &usage, &choice, &out);
+    check_out(
+        &out,
+        HEAD("chat.completion") "{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":null,\"refusal\":null,"
+                                "\"annotations\":null,\"audio\":null,\"function_call\":null,\"reasoning\":\"r\","
+                                "\"reasoning_content\":\"r\"},\"logprobs\":null,\"finish_reason\":\"length\","
+                                "\"stop_reason\":null,\"token_ids\":null}],\"service_tier\":null,\"usage\":{"
+                                "\"prompt_tokens\":1,\"total_tokens\":3,\"completion_tokens\":2,"
+                                "\"prompt_tokens_details\":{\"cached_tokens\":0},\"completion_tokens_details\":{"
+                                "\"reasoning_tokens\":1}},\"prompt_logprobs\":null,\"prompt_token_ids\":null,"
+                                "\"kv_transfer_params\":null}",
+        "a thought without an answer: content is null, and there");
+    gw_format_fini(&format);
+    gw_format_choice two[2] = {{.content = {"a", 1}, .finish = {.reason = "stop", .kind = GW_STOP_TOKEN, .token = 5}},
+                               {.content = {"", 0}, .finish = {.reason = "stop"}}};
+    gw_format_init(&format, false, false, false, "id", "m", 7, "f");
+    gw_format_body_begin(&format, &out);
+    for (uint32_t i = 0; i < 2; i++) gw_format_body_choice(&format, i, &two[i], &out);
+    gw_format_body_end(&format, &usage, &two[0], &out);
+    cJSON *parsed = cJSON_Parse(bt_buf_text(&out));
+    const cJSON *choices = cJSON_GetObjectItem(parsed, "choices");
+    CHECK(cJSON_GetArraySize(choices) == 2, "two choices: %s", bt_buf_text(&out));
+    CHECK(cJSON_GetObjectItem(cJSON_GetArrayItem(choices, 0), "stop_reason")->valueint == 5, "a stop token's id");
+    CHECK(cJSON_IsNull(cJSON_GetObjectItem(cJSON_GetArrayItem(choices, 1), "stop_reason")), "EOS is null");
+    cJSON_Delete(parsed);
+    gw_format_fini(&format);
+    bt_buf_fini(&out);
+}
+
+int main(void) {
+    gw_model_options options = {
+        .model_dir = "deploy/models/nano-r1/", .served_names = "", .chat_template = "", .reasoning_parser = "auto"};
+    bt_error err = {0};
+    bt_status status = gw_model_open(&options, &model, &err);
+    CHECK(status == BT_OK, "%s", err.text);
+    if (status != BT_OK) TEST_END();
+    CHECK(strcmp(model->served_names[0], "nano-r1") == 0 && model->has_reasoning, "what the folder says");
+    CHECK(gw_model_find(model, "") == model->served_names[0] && gw_model_find(model, "x") == NULL, "names");
+    test_prompts();
+    test_lengths();
+    test_streams();
+    test_end_token();
+    test_cut_character();
+    test_chunks();
+    test_bodies();
+    gw_model_close(model);
+    TEST_END();
+}

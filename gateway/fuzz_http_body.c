@@ -1,0 +1,34 @@
+/* libFuzzer: a request body, as both endpoints read it. The first byte picks the rules. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "gateway/api_json.h"
+#include "gateway/api_request.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes);
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
+    if (n_bytes == 0) return 0;
+    gw_api_rules rules = {.vocab_size = 2048,
+                          .default_temperature = 1,
+                          .default_top_p = 1,
+                          .has_developer_role = data[0] & 1,
+                          .wants_argument_object = data[0] & 2};
+    for (int endpoint = GW_CHAT; endpoint <= GW_COMPLETION; endpoint++) {
+        char *body = malloc(n_bytes); /* exactly as long: reading past it is found */
+        memcpy(body, data + 1, n_bytes - 1);
+        gw_request request;
+        gw_error error;
+        bt_buf text = {0};
+        if (gw_api_parse(endpoint, &rules, body, n_bytes - 1, &request, &error) == BT_OK) {
+            gw_request_fini(&request);
+        } else {
+            gw_error_write(&error, &text); /* whatever was quoted, the answer is JSON */
+            gw_json_notes notes;
+            BT_ASSERT(gw_json_check((char *)text.bytes, text.n_bytes, &notes, NULL) == BT_OK);
+        }
+        bt_buf_fini(&text);
+        free(body);
+    }
+    return 0;
+}
