@@ -399,7 +399,7 @@ static tpl_value eval_node(tpl_run *run, tpl_scope *scope, const tpl_node *node)
     case EX_TEST:
         return eval_test(run, scope, node);
     default:
-        BT_ASSERT(!"a statement is no expression");
+        bt_assert_failed("a statement is no expression", __FILE__, __LINE__);
     }
 }
 

@@ -337,7 +337,7 @@ static flow exec_statement(tpl_run *run, tpl_scope *scope, const tpl_node *node)
     case ST_CONTINUE:
         return FLOW_CONTINUE;
     default:
-        BT_ASSERT(!"an expression is no statement");
+        bt_assert_failed("an expression is no statement", __FILE__, __LINE__);
     }
     return result;
 }

@@ -150,7 +150,11 @@ static bt_status lex_string(lexer *lex) {
         const char *begin = p;
         while (p < lex->end && *p != quote && *p != '\\') p++;
         bt_buf_put(&text, begin, (size_t)(p - begin));
-        if (p + 1 >= lex->end || *p != '\\') continue;
+        if (p == lex->end || *p == quote) break;
+        if (p + 1 == lex->end) { /* a backslash that ends the source */
+            p++;
+            break;
+        }
         p = put_escape(p + 1, lex->end, &text);
         if (p == NULL) break;
     }
