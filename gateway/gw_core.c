@@ -236,11 +236,7 @@ void gw_slot_reserve(gw_slot *slot, uint32_t n_tokens) {
 
 /* ---- events ----------------------------------------------------------------------------------------------------- */
 
-/* The contract of every event: the actions of the one before it have been carried out. */
-static void begin_event(const gw_core *core) { BT_ASSERT(core->n_actions == 0); }
-
 void gw_core_worker_up(gw_core *core, const gw_worker *known, int64_t now_ns) {
-    begin_event(core);
     gw_router_up(core->router, known);
     for (uint32_t i = 0; i < core->options.max_requests; i++) {
         gw_slot *slot = &core->slots[i];
@@ -249,7 +245,6 @@ void gw_core_worker_up(gw_core *core, const gw_worker *known, int64_t now_ns) {
 }
 
 void gw_core_worker_gone(gw_core *core, uint64_t incarnation, int64_t now_ns) {
-    begin_event(core);
     gw_router_gone(core->router, incarnation);
     for (uint32_t i = 0; i < core->options.max_requests; i++) {
         gw_slot *slot = &core->slots[i];
@@ -268,14 +263,12 @@ void gw_core_worker_gone(gw_core *core, uint64_t incarnation, int64_t now_ns) {
 }
 
 void gw_core_message(gw_core *core, uint64_t peer, const wire_message *message, int64_t now_ns) {
-    begin_event(core);
     gw_message_handle(core, peer, message, now_ns);
 }
 
 int64_t gw_core_deadline_ns(const gw_core *core) { return bt_timers_next_ns(&core->timers); }
 
 void gw_core_tick(gw_core *core, int64_t now_ns) {
-    begin_event(core);
     uint32_t index;
     while (bt_timers_pop(&core->timers, now_ns, &index)) gw_attempt_late(core, &core->slots[index], now_ns);
 }

@@ -2,8 +2,8 @@
  *
  * A plain state machine without sockets, threads, clocks or logs: the caller turns what happens into event calls, each
  * with the time, and then carries out the actions in their order until gw_core_next() says that there are no more. One
- * thread. While walking, only gw_core_submit() and gw_core_cancel() may be called (a stop string was found in a token);
- * their actions join the end of the list. What an action points to is valid until the list is empty.
+ * thread. Anything may be called while walking (cancel, because a stop string was found in a token): its actions join
+ * the end of the list. What an action points to is valid until the list is empty or a worker's message comes.
  *
  *              ┌──────────────────────────── replay: attempt + 1 ─────────────────────────────┐
  *              ▼                                                                              │ lost, failed, late

@@ -144,7 +144,9 @@ static bt_status open_core(gw_loop *loop, bt_error *err) {
                                .max_requests = server->config.max_concurrent_requests,
                                .vocab_size = server->model->config.vocab_size,
                                .max_model_len = server->model->max_model_len,
-                               .migration_limit = server->config.migration_limit};
+                               .migration_limit = server->config.migration_limit,
+                               .eos_ids = server->model->config.eos_token_ids,
+                               .n_eos_ids = server->model->config.n_eos_token_ids};
     return gw_core_open(&options, &loop->core, err);
 }
 

@@ -297,7 +297,7 @@ static void start_worker(sim_world *world, sim_node *node) {
                                  .reserve_ms = 150,
                                  .retry_ms = 5,
                                  .no_decode_ms = 2000,
-                                 .commit_ms = 400,
+                                 .commit_ms = 80,
                                  .renew_ms = 40};
     dec_sched_options decode = {.pool = node->pool,
                                 .vocab_size = SIM_VOCAB,
@@ -308,7 +308,7 @@ static void start_worker(sim_world *world, sim_node *node) {
                                 .eos_ids = eos_ids,
                                 .n_eos_ids = 1,
                                 .lease_ms = 200,
-                                .settle_ms = 100};
+                                .settle_ms = 40};
     bt_error err;
     if (is_prefill) {
         BT_ASSERT(pre_sched_open(&prefill, &node->prefill, &err) == BT_OK);

@@ -27,7 +27,7 @@ sim_config sim_config_random(uint64_t seed, uint32_t n_requests) {
     c.max_output = 1 + sim_below(&dice, 120);
     c.arrival_ns = 200000 + sim_exponential_ns(&dice, 3000000); /* from overload to idle */
     c.fault_ns = seed % 4 == 0 ? 0 : 20 * (int64_t)BT_NS_PER_MS + sim_below(&dice, 400 * BT_NS_PER_MS);
-    c.stall_ppm = seed % 4 == 0 ? 0 : sim_below(&dice, 300);
+    c.stall_ppm = seed % 4 == 0 ? 0 : sim_below(&dice, seed % 8 == 5 ? 5000 : 300);
     c.cancel_percent = sim_below(&dice, 3) == 0 ? 30 : 5;
     c.stop_percent = 5;
     if (seed % 4 >= 2) {
