@@ -31,7 +31,7 @@ def holds_something(cluster):
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 def test_leaving_while_prefill_computes_frees_everything(cluster, stream):
-    connection = raw_post(cluster, request(7000, 100, stream))
+    connection = raw_post(cluster, request(4000, 100, stream))
     wait_for(lambda: sum(cluster.used("prefill-0")) > 0, 10, "prefill works")
     connection.close()
     cluster.wait_idle(1)

@@ -9,7 +9,7 @@ import pytest
 from cluster import SLOW, wait_for
 from conftest import ask, client_of, text_of
 
-LONG = {"model": "nano-r1", "prompt": [100, 101, 102], "max_tokens": 1500, "temperature": 0,
+LONG = {"model": "nano-r1", "prompt": [100, 101, 102], "max_tokens": 800, "temperature": 0,
         "extra_body": {"ignore_eos": True, "return_token_ids": True}}
 
 
@@ -51,7 +51,7 @@ def test_killing_the_decode_worker_of_a_request_changes_nothing_but_time(pair):
 
 def test_killing_the_prefill_worker_of_a_request_changes_nothing_but_time(pair):
     client = client_of(pair)
-    long_prompt = {**LONG, "prompt": [100 + i % 997 for i in range(6000)], "max_tokens": 16}
+    long_prompt = {**LONG, "prompt": [100 + i % 997 for i in range(2500)], "max_tokens": 16}
     expected = client.completions.create(**long_prompt).choices[0].token_ids
     running = Background(lambda: client.completions.create(**long_prompt))
     pair.kill(worker_of(pair, "prefill"))
@@ -60,7 +60,7 @@ def test_killing_the_prefill_worker_of_a_request_changes_nothing_but_time(pair):
 
 def test_killing_the_only_prefill_worker_gives_an_error_or_an_answer_and_heals(cluster, client):
     running = Background(lambda: client.completions.create(
-        **{**LONG, "prompt": [100 + i % 997 for i in range(7000)], "max_tokens": 4}))
+        **{**LONG, "prompt": [100 + i % 997 for i in range(4000)], "max_tokens": 4}))
     wait_for(lambda: sum(cluster.used("prefill-0")) > 0, 10, "prefill works")
     cluster.kill("prefill-0")
     try:
