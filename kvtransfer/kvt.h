@@ -62,7 +62,8 @@ typedef struct {
 
     /* 0: the default in brackets. */
     uint32_t connect_timeout_ms; /* until UP, on both sides [5000] */
-    uint32_t cap_peers;          /* connections at once [1024] */
+    uint32_t stall_ms;  /* something is in flight and nothing moves for so long: the peer hangs and is lost [10000] */
+    uint32_t cap_peers; /* connections at once [1024] */
 } kvt_config;
 
 /* What a lease has received. */

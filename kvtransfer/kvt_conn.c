@@ -8,6 +8,7 @@
 #include <string.h>
 #include <ucp/api/ucp.h>
 
+#include "common/core/address.h"
 #include "common/core/clock.h"
 #include "common/core/log.h"
 #include "kvtransfer/kvt_impl.h"
@@ -87,21 +88,16 @@ void kvt_conn_connect(kvt_fabric *fabric, const kvt_command *command) {
         kvt_conn_lose(conn, BT_NO_CAPACITY, "there are %u connections already", fabric->config.cap_peers);
         return;
     }
-    char host[KVT_MAX_ADDRESS];
-    snprintf(host, sizeof(host), "%s", conn->address);
-    char *colon = strrchr(host, ':');
-    if (colon == NULL || colon == host || colon[1] == 0 || command->n_bytes > sizeof(conn->address)) {
-        kvt_conn_lose(conn, BT_BAD_REQUEST, "%s is not HOST:PORT", conn->address);
+    char host[KVT_MAX_ADDRESS], number[8];
+    uint32_t port;
+    bt_error err = {0};
+    if (bt_address_split(command->address, host, sizeof(host), &port, &err) != BT_OK) {
+        kvt_conn_lose(conn, BT_BAD_REQUEST, "%s", err.text);
         return;
     }
-    *colon = 0;
-    char *name = host;
-    if (name[0] == '[' && colon[-1] == ']') { /* [::1]:4000 */
-        colon[-1] = 0;
-        name++;
-    }
+    snprintf(number, sizeof(number), "%u", port & 0xffff);
     struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICSERV}, *found = NULL;
-    int failed = getaddrinfo(name, colon + 1, &hints, &found); /* workers advertise numbers: no look-up */
+    int failed = getaddrinfo(host, number, &hints, &found); /* workers advertise numbers: no look-up */
     if (failed) {
         kvt_conn_lose(conn, BT_BAD_REQUEST, "%s: %s", conn->address, gai_strerror(failed));
         return;
@@ -222,16 +218,26 @@ static void conn_release(kvt_conn *conn) {
     free(conn);
 }
 
+/* When the peer counts as hung, if nothing moves until then. INT64_MAX: nothing is in flight. */
+static int64_t stall_deadline_ns(const kvt_conn *conn) {
+    if (conn->state >= KVT_DRAINING || conn->n_sends + conn->n_landings == 0) return INT64_MAX;
+    return conn->moved_ns + (int64_t)conn->fabric->config.stall_ms * BT_NS_PER_MS;
+}
+
+static bool closing_look(kvt_conn *conn) {
+    bool is_over = conn->is_closed && conn->n_sends == 0 && conn->n_landings == 0 && conn->flush_request == NULL;
+    if (is_over) conn_release(conn);
+    return is_over;
+}
+
 static bool conn_look(kvt_conn *conn, int64_t now_ns) {
-    if (conn->state == KVT_CLOSING) {
-        bool is_over = conn->is_closed && conn->n_sends == 0 && conn->n_landings == 0 && conn->flush_request == NULL;
-        if (is_over) conn_release(conn);
-        return is_over;
-    }
+    if (conn->state == KVT_CLOSING) return closing_look(conn);
+    const kvt_config *config = &conn->fabric->config;
     bool is_late = now_ns >= conn->deadline_ns;
     if (is_late && conn->state != KVT_DRAINING)
-        kvt_conn_lose(conn, BT_TIMEOUT, "%s did not greet us within %u ms", conn->address,
-                      conn->fabric->config.connect_timeout_ms);
+        kvt_conn_lose(conn, BT_TIMEOUT, "%s did not greet us within %u ms", conn->address, config->connect_timeout_ms);
+    if (now_ns >= stall_deadline_ns(conn))
+        kvt_conn_lose(conn, BT_TIMEOUT, "%s hangs: nothing moved for %u ms", conn->address, config->stall_ms);
     if (conn->is_lost || is_late) {
         close_begin(conn);
         return true;
@@ -255,6 +261,8 @@ int64_t kvt_conn_next_deadline(const kvt_fabric *fabric) {
     int64_t deadline_ns = INT64_MAX;
     for (const kvt_conn *conn = fabric->conns; conn != NULL; conn = conn->next) {
         if (conn->deadline_ns < deadline_ns) deadline_ns = conn->deadline_ns;
+        int64_t stall_ns = stall_deadline_ns(conn);
+        if (stall_ns < deadline_ns) deadline_ns = stall_ns;
     }
     return deadline_ns;
 }

@@ -226,6 +226,7 @@ static void config_take(kvt_fabric *fabric, const kvt_config *config) {
     fabric->config.host = config->host != NULL ? bt_strdup(config->host) : NULL;
     fabric->config.transports = config->transports != NULL ? bt_strdup(config->transports) : NULL;
     if (config->connect_timeout_ms == 0) fabric->config.connect_timeout_ms = KVT_DEFAULT_TIMEOUT_MS;
+    if (config->stall_ms == 0) fabric->config.stall_ms = KVT_DEFAULT_STALL_MS;
     if (config->cap_peers == 0) fabric->config.cap_peers = KVT_DEFAULT_CAP_PEERS;
 }
 

@@ -20,6 +20,7 @@ enum {
     KVT_WINDOW = 32,       /* pushes of one peer handed to UCX and not completed */
     KVT_LINGER_MS = 1000,  /* for what is queued at an orderly close */
     KVT_DEFAULT_TIMEOUT_MS = 5000,
+    KVT_DEFAULT_STALL_MS = 10000,
     KVT_DEFAULT_CAP_PEERS = 1024,
 };
 
@@ -84,9 +85,10 @@ typedef struct kvt_conn {
     int64_t deadline_ns;              /* GREETING, PROBING, DRAINING; INT64_MAX: none */
     bt_queue_node *jobs, **jobs_tail; /* kvt_command PUSH and COMMIT, in order */
     kvt_sum *sums;
-    uint32_t n_sends;                    /* handed to UCX, not completed: pushes, frames */
-    uint32_t n_pushing;                  /* of those, pushes and probes */
-    uint32_t n_landings;                 /* receives of this peer that UCX has not completed */
+    int64_t moved_ns;    /* when something of this peer last arrived, completed, or began with nothing in flight */
+    uint32_t n_sends;    /* handed to UCX, not completed: pushes, frames */
+    uint32_t n_pushing;  /* of those, pushes and probes */
+    uint32_t n_landings; /* receives of this peer that UCX has not completed */
     void *flush_request, *close_request; /* UCX requests; NULL: none */
     bool is_flushed, is_closed;
     char address[KVT_MAX_ADDRESS]; /* CONNECT: whom; ACCEPT: from where */

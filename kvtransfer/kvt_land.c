@@ -6,6 +6,7 @@
 #include <string.h>
 #include <ucp/api/ucp.h>
 
+#include "common/core/clock.h"
 #include "common/core/log.h"
 #include "kvtransfer/kvt_impl.h"
 
@@ -124,6 +125,7 @@ static void landing_end(landing *land, bool is_landed) {
 static void on_received(void *request, ucs_status_t status, size_t n_bytes, void *context) {
     landing *land = context;
     ucp_request_free(request);
+    land->conn->moved_ns = bt_now_ns();
     land->conn->n_landings--;
     landing_end(land, status == UCS_OK && n_bytes == land->n_bytes);
     free(land);
@@ -159,7 +161,10 @@ static void landing_begin(const landing *wanted, void *data, const ucp_am_recv_p
 static kvt_conn *sender(kvt_fabric *fabric, const ucp_am_recv_param_t *param) {
     kvt_conn *conn = NULL;
     if (param->recv_attr & UCP_AM_RECV_ATTR_FIELD_REPLY_EP) conn = kvt_conn_find_ep(fabric, param->reply_ep);
-    if (conn == NULL) atomic_fetch_add_explicit(&fabric->frames_refused, 1, memory_order_relaxed); /* or going down */
+    if (conn != NULL)
+        conn->moved_ns = bt_now_ns();
+    else
+        atomic_fetch_add_explicit(&fabric->frames_refused, 1, memory_order_relaxed); /* or going down */
     return conn;
 }
 

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <ucp/api/ucp.h>
 
+#include "common/core/clock.h"
 #include "kvtransfer/kvt_impl.h"
 
 enum { CAP_HEADER_BYTES = 64 }; /* a PUSH or PROBE frame */
@@ -47,6 +48,7 @@ static void push_end_if_over(kvt_fabric *fabric, kvt_command *push) {
 static void op_end(kvt_send_op *op, bt_status status) {
     kvt_conn *conn = op->conn;
     kvt_command *push = op->push;
+    conn->moved_ns = bt_now_ns();
     conn->n_sends--;
     conn->n_pushing -= op->is_bulk;
     if (push != NULL) {
@@ -82,6 +84,7 @@ static void op_begin(kvt_send_op *op, unsigned id, size_t n_header_bytes, const 
         param.op_attr_mask |= UCP_OP_ATTR_FIELD_MEMH;
         param.memh = conn->fabric->memory;
     }
+    if (conn->n_sends + conn->n_landings == 0) conn->moved_ns = bt_now_ns();
     conn->n_sends++;
     conn->n_pushing += op->is_bulk;
     void *request =

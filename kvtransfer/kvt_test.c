@@ -367,23 +367,29 @@ static void a_killed_prefill_is_noticed_and_lands_nothing_more(void) {
     side_close(&side);
 }
 
-/* The other way round: we push, the child that received is killed. */
-static void a_killed_decode_ends_every_push(void) {
+/* A child that opens one lease and lets everything land. No fabric may be open here: UCX does not survive a fork. */
+static pid_t decode_child_start(uint32_t *port) {
     int ports[2];
     if (pipe(ports) != 0) exit(1);
-    pid_t child = fork(); /* no fabric is open: UCX does not survive a fork */
+    pid_t child = fork();
     if (child == 0) {
         char fd[16];
         snprintf(fd, sizeof(fd), "%d", ports[1]);
         execl(self_path, self_path, "--decode", fd, transports, is_rendezvous ? "rendezvous" : "eager", NULL);
         _exit(127);
     }
-    char port[16] = "";
-    uint32_t number = 0;
-    if (read(ports[0], &number, sizeof(number)) != sizeof(number)) exit(1);
-    snprintf(port, sizeof(port), "%u", number);
+    if (read(ports[0], port, sizeof(*port)) != sizeof(*port)) exit(1);
     close(ports[0]);
     close(ports[1]);
+    return child;
+}
+
+/* The other way round: we push, the child that received is killed. */
+static void a_killed_decode_ends_every_push(void) {
+    uint32_t number;
+    pid_t child = decode_child_start(&number);
+    char port[16];
+    snprintf(port, sizeof(port), "%u", number);
     side side;
     kvt_peer peer = child_connect(&side, port, (kvt_config){0});
     kvt_event_free(side_expect(&side, KVT_UP, 0));
@@ -409,6 +415,31 @@ static void a_killed_decode_ends_every_push(void) {
     kvt_event_free(late);
     waitpid(child, NULL, 0);
     side_close(&side);
+}
+
+static void a_stopped_decode_is_given_up(void) {
+    uint32_t port;
+    pid_t child = decode_child_start(&port);
+    char number[16];
+    snprintf(number, sizeof(number), "%u", port);
+    side side;
+    kvt_peer peer = child_connect(&side, number, (kvt_config){.stall_ms = 500});
+    kvt_event_free(side_expect(&side, KVT_UP, 0));
+    uint64_t lease = child_reserve(&side, peer);
+    kill(child, SIGSTOP);
+    for (uint32_t i = 0; i < 400; i++) push_layer(&side, peer, lease, i % N_LAYERS, 0, N_TOKENS);
+    uint32_t n_pushed = 0;
+    kvt_event *event = NULL;
+    while ((event = side_next(&side, WAIT_MS)) != NULL && event->kind != KVT_DOWN) {
+        n_pushed += event->kind == KVT_PUSHED;
+        kvt_event_free(event);
+    }
+    CHECK(event != NULL && event->status == BT_TIMEOUT, "%s", event != NULL ? event->text : "no KVT_DOWN");
+    CHECK(n_pushed == 400, "%u of 400 pushes ended before KVT_DOWN", n_pushed);
+    kvt_event_free(event);
+    side_close(&side);
+    kill(child, SIGKILL);
+    waitpid(child, NULL, 0);
 }
 
 static int decode_child_main(char **argv) {
@@ -521,6 +552,7 @@ int main(int argc, char **argv) {
         nothing_lands_after_a_lease_is_closed();
         a_killed_prefill_is_noticed_and_lands_nothing_more();
         a_killed_decode_ends_every_push();
+        a_stopped_decode_is_given_up();
         hostile_pushes_fail_their_lease_only();
     }
     is_rendezvous = false;

@@ -11,7 +11,9 @@
 
 /* ---- model and memory ---- */
 
-static bt_status check_flags(const wrk_config *config, bt_error *err) {
+static bt_status check_flags(const wrk_node *node, bt_error *err) {
+    enum { MAX_ROWS = 1 << 17 }; /* more would be a typing error: their scratch alone is gigabytes */
+    const wrk_config *config = node->options.config;
     if (config->model[0] == 0) return bt_fail(err, BT_BAD_REQUEST, "--model is missing: the checkpoint's folder");
     if (config->block_size != KV_BLOCK_TOKENS)
         return bt_fail(err, BT_BAD_REQUEST, "--block-size is %u, only %u is supported", config->block_size,
@@ -20,6 +22,12 @@ static bt_status check_flags(const wrk_config *config, bt_error *err) {
     if (is_any && config->advertise_host[0] == 0)
         return bt_fail(err, BT_BAD_REQUEST, "--host is %s, so --advertise-host must say how others reach this worker",
                        config->host);
+    if (node->options.max_rows < 1 || node->options.max_rows > MAX_ROWS || node->options.max_logits < 1 ||
+        node->options.max_logits > WIRE_MAX_STEP_TOKENS)
+        return bt_fail(err, BT_BAD_REQUEST,
+                       "a step has %u rows of %u sequences, expected 1 to %u rows of 1 to %u: see %s",
+                       node->options.max_rows, node->options.max_logits, MAX_ROWS, WIRE_MAX_STEP_TOKENS,
+                       "--max-num-batched-tokens and --max-num-seqs");
     if (config->port > 65535 || config->metrics_port > 65535)
         return bt_fail(err, BT_BAD_REQUEST, "a port is above 65535");
     return BT_OK;
@@ -151,7 +159,7 @@ bt_status wrk_node_open(wrk_node *node, const wrk_node_options *options, bt_erro
     if (status != BT_OK) return status;
     wrk_signals_open(node->queue);
     metrics_open(node);
-    status = check_flags(config, err);
+    status = check_flags(node, err);
     if (status == BT_OK) status = model_open(node, err);
     if (status == BT_OK) status = memory_open(node, err);
     if (status == BT_OK) status = fabric_open(node, err);

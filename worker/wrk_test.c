@@ -1,0 +1,100 @@
+/* The scrape endpoint against good and bad clients; peers that come, are replaced and go. */
+#include <arpa/inet.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "common/core/clock.h"
+#include "common/core/test.h"
+#include "worker/wrk_http.h"
+#include "worker/wrk_peers.h"
+
+static uint32_t free_port(void) {
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    struct sockaddr_in addr = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t n_bytes = sizeof(addr);
+    if (bind(fd, (struct sockaddr *)&addr, n_bytes) != 0) exit(1);
+    getsockname(fd, (struct sockaddr *)&addr, &n_bytes);
+    close(fd);
+    return ntohs(addr.sin_port);
+}
+
+static int dial(uint32_t port) {
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    struct sockaddr_in addr = {
+        .sin_family = AF_INET, .sin_port = htons((uint16_t)port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    CHECK(connect(fd, (struct sockaddr *)&addr, sizeof(addr)) == 0, "connect");
+    return fd;
+}
+
+static const char *ask(uint32_t port, const char *request) {
+    static char answer[65536];
+    int fd = dial(port);
+    if (send(fd, request, strlen(request), MSG_NOSIGNAL) < 0) exit(1);
+    size_t n_bytes = 0;
+    for (ssize_t n; (n = recv(fd, answer + n_bytes, sizeof(answer) - 1 - n_bytes, 0)) > 0;) n_bytes += (size_t)n;
+    answer[n_bytes] = 0;
+    close(fd);
+    return answer;
+}
+
+static bool begins_with(const char *text, const char *begin) { return strncmp(text, begin, strlen(begin)) == 0; }
+
+static void metrics_and_health_are_served(void) {
+    bt_metrics *metrics = bt_metrics_open(BT_ROLE_DECODE, "model_name=\"m\"");
+    bt_series_set(bt_metrics_series(metrics, BT_METRIC_RUNNING, ""), 3);
+    wrk_http *http = NULL, *second = NULL;
+    bt_error err = {0};
+    uint32_t port = free_port();
+    CHECK(wrk_http_open("127.0.0.1", port, metrics, &http, &err) == BT_OK, "%s", err.text);
+    CHECK(wrk_http_open("127.0.0.1", port, metrics, &second, &err) == BT_INTERNAL, "the port is taken");
+    CHECK(wrk_http_open("no such host", port, metrics, &second, &err) == BT_BAD_REQUEST, "%s", err.text);
+    const char *answer = ask(port, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+    CHECK(begins_with(answer, "HTTP/1.1 200 "), "%s", answer);
+    CHECK(strstr(answer, "\nbaton_running{model_name=\"m\"} 3\n") != NULL, "%s", answer);
+    CHECK(begins_with(ask(port, "GET /health HTTP/1.0\r\n\r\n"), "HTTP/1.1 200 "), "healthy");
+    wrk_http_set_healthy(http, false);
+    CHECK(begins_with(ask(port, "GET /health?x=1 HTTP/1.1\r\n\r\n"), "HTTP/1.1 503 "), "draining");
+    CHECK(begins_with(ask(port, "GET / HTTP/1.1\r\n\r\n"), "HTTP/1.1 404 "), "no such page");
+    CHECK(begins_with(ask(port, "GET /metricsx HTTP/1.1\r\n\r\n"), "HTTP/1.1 404 "), "no such page");
+    CHECK(begins_with(ask(port, "POST /metrics HTTP/1.1\r\n\r\n"), "HTTP/1.1 405 "), "only GET");
+    CHECK(begins_with(ask(port, "\n\n"), "HTTP/1.1 405 "), "nonsense");
+
+    int silent = dial(port); /* holds the thread for a second, not longer */
+    int64_t begin_ns = bt_now_ns();
+    CHECK(begins_with(ask(port, "GET /metrics HTTP/1.1\r\n\r\n"), "HTTP/1.1 200 "), "behind a silent client");
+    CHECK(bt_now_ns() - begin_ns < 5ll * BT_NS_PER_S, "it took too long");
+    close(silent);
+    static char huge[20000];
+    memset(huge, 'a', sizeof(huge) - 1);
+    CHECK(ask(port, huge)[0] == 0, "a request without end gets no answer");
+    wrk_http_close(http);
+    bt_metrics_close(metrics);
+}
+
+static void a_newer_connection_replaces_the_older(void) {
+    wrk_peers peers = {0};
+    link_conn *links[3] = {(link_conn *)&links[0], (link_conn *)&links[1], (link_conn *)&links[2]}; /* only compared */
+    uint64_t incarnation = 0;
+    wrk_peers_put_link(&peers, 7, links[0]);
+    wrk_peers_put_kv(&peers, 7, 100); /* a KV peer may have the number of a gateway */
+    wrk_peers_put_link(&peers, 8, links[1]);
+    wrk_peers_put_link(&peers, 7, links[2]);
+    CHECK(wrk_peers_link(&peers, 7) == links[2] && wrk_peers_link(&peers, 8) == links[1], "the newest of each");
+    CHECK(!wrk_peers_remove_link(&peers, links[0], &incarnation), "a replaced link is not its gateway's end");
+    CHECK(wrk_peers_remove_link(&peers, links[2], &incarnation) && incarnation == 7, "the current one is");
+    CHECK(wrk_peers_link(&peers, 7) == NULL && wrk_peers_kv(&peers, 7) == 100, "only the link is gone");
+    wrk_peers_put_kv(&peers, 7, 101);
+    CHECK(!wrk_peers_remove_kv(&peers, 100, &incarnation), "replaced");
+    CHECK(wrk_peers_remove_kv(&peers, 101, &incarnation) && incarnation == 7, "current");
+    CHECK(wrk_peers_kv(&peers, 7) == 0, "gone");
+    for (uint64_t i = 1; i <= 100; i++) wrk_peers_put_kv(&peers, i, i + 1000);
+    for (uint64_t i = 1; i <= 100; i++) CHECK(wrk_peers_kv(&peers, i) == i + 1000, "peer %d", (int)i);
+    wrk_peers_fini(&peers);
+}
+
+int main(void) {
+    metrics_and_health_are_served();
+    a_newer_connection_replaces_the_older();
+    TEST_END();
+}
