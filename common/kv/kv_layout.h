@@ -1,6 +1,6 @@
-/* Where a token's latent lies: [layer][block][KV_BLOCK_TOKENS][width], the same bytes in prefill and decode and on every backend,
- * so that moving a block is a plain copy. `width` is kv_lora_rank + qk_rope_head_dim: first the normalised latent,
- * then the rotated key, pairs interleaved as in the checkpoint. */
+/* Where a token's latent lies: [layer][block][KV_BLOCK_TOKENS][width], the same bytes in prefill and decode and on
+ * every backend, so that moving a block is a plain copy. `width` is kv_lora_rank + qk_rope_head_dim: first the
+ * normalised latent, then the rotated key, pairs interleaved as in the checkpoint. */
 #ifndef BATON_COMMON_KV_LAYOUT_H
 #define BATON_COMMON_KV_LAYOUT_H
 
