@@ -2,6 +2,7 @@
  * texts and errors were computed by Jinja2 3.1 in transformers' environment (testdata/make_templates.py). */
 #include "common/text/chat_template.h"
 
+#include <pthread.h>
 #include <string.h>
 
 #include "common/core/test.h"
@@ -106,7 +107,59 @@ static void test_chat_fixture(const char *name, const char *model_dir) {
     tok_close(tokenizer);
 }
 
+/* A template and a tokenizer are shared by threads: all get the same text and ids. */
+typedef struct {
+    const tok_tokenizer *tokenizer;
+    const tpl_template *tpl;
+    const cJSON *variables;
+    bt_buf text;
+    tok_ids ids;
+} shared_run;
+
+static void *render_many(void *argument) {
+    shared_run *run = argument;
+    for (int i = 0; i < 50; i++) {
+        bt_buf_clear(&run->text);
+        run->ids.n_ids = 0;
+        tpl_render(run->tpl, run->variables, &run->text, NULL);
+        tok_encode(run->tokenizer, bt_buf_text(&run->text), run->text.n_bytes, 0, &run->ids, NULL);
+    }
+    return NULL;
+}
+
+static void test_threads(void) {
+    enum { N_THREADS = 3 };
+    static const char text[] =
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"Hello caf\u00e9 123\"}], \"tools\": [{\"n\": 1.5}], "
+        "\"bos_token\": \"\", \"add_generation_prompt\": true}";
+    tok_tokenizer *tokenizer = NULL;
+    tpl_template *tpl = NULL;
+    cJSON *variables = NULL;
+    CHECK(tok_open("deploy/models/nano-r1", &tokenizer, NULL) == BT_OK, "nano-r1");
+    if (tokenizer == NULL) return;
+    const char *source = tok_chat_template(tokenizer);
+    CHECK(tpl_open(source, strlen(source), &tpl, NULL) == BT_OK, "template");
+    CHECK(txt_json_parse(text, strlen(text), &variables, NULL) == BT_OK, "variables");
+    shared_run runs[N_THREADS] = {{0}};
+    pthread_t threads[N_THREADS];
+    for (int i = 0; i < N_THREADS; i++) {
+        runs[i] = (shared_run){.tokenizer = tokenizer, .tpl = tpl, .variables = variables};
+        pthread_create(&threads[i], NULL, render_many, &runs[i]);
+    }
+    for (int i = 0; i < N_THREADS; i++) pthread_join(threads[i], NULL);
+    size_t n_ids = runs[0].ids.n_ids;
+    for (int i = 0; i < N_THREADS; i++) {
+        CHECK(n_ids > 10 && runs[i].ids.n_ids == n_ids, "thread %d: %zu ids", i, runs[i].ids.n_ids);
+        bt_buf_fini(&runs[i].text);
+        tok_ids_fini(&runs[i].ids);
+    }
+    cJSON_Delete(variables);
+    tpl_close(tpl);
+    tok_close(tokenizer);
+}
+
 int main(void) {
+    test_threads();
     FILE *file = fopen("common/text/testdata/templates.jsonl", "r");
     CHECK(file != NULL, "testdata is not there");
     if (file != NULL) test_jinja(file);
