@@ -12,6 +12,7 @@ typedef struct {
     krn_kv kv;
     float *logits; /* [max_logits][vocab] */
     uint32_t vocab;
+    bool is_slow; /* set by a test that wants to spare it */
 } test_engine;
 
 static inline bt_status test_engine_open(const char *dir, const char *backend, uint32_t max_rows, uint32_t n_blocks,
