@@ -50,11 +50,9 @@ static bool is_self_mapped(uint32_t c) {
 
 static int byte_of_char(uint32_t code_point) {
     if (code_point < 256) return is_self_mapped(code_point) ? (int)code_point : -1;
-    int n_before = (int)code_point - 256; /* how many other bytes come before it */
-    for (int byte = 0; byte < 256; byte++) {
-        if (!is_self_mapped((uint32_t)byte) && n_before-- == 0) return byte;
-    }
-    return -1;
+    int nth = (int)code_point - 256; /* among the 33 + 34 + 1 other bytes: 0-32, 127-160, 173 */
+    if (nth < 33) return nth;
+    return nth < 67 ? nth + 94 : nth == 67 ? 173 : -1;
 }
 
 bool bpe_unmap(const char *text, uint8_t *out, size_t *n_bytes) {
