@@ -1,12 +1,15 @@
 """Fixtures: `cluster` (1 prefill, 2 decode, 1 gateway) and `pair` (2 + 2) are started once and shared; after each test
 they are healed and must be idle. `client` is the openai client of `cluster`; start_cluster(...) starts one more."""
 
+import re
+
 import openai
 import pytest
 
 from cluster import BUILD, SLOW, Cluster
 
 MODEL_NAME = "nano-r1"
+SANITIZER = re.compile(r"ERROR: \w+Sanitizer|WARNING: ThreadSanitizer|runtime error:|assertion failed")
 
 
 def pytest_collection_modifyitems(items):
@@ -38,6 +41,9 @@ def start_cluster(tmp_path_factory):
     yield start
     for one in started:
         one.down()
+    complaints = [f"{name}: {line}" for one in started for name in one.names for line in one.log(name).splitlines()
+                  if SANITIZER.search(line)]
+    assert not complaints, "\n".join(complaints[:20])
 
 
 @pytest.fixture(scope="session")
