@@ -1,5 +1,5 @@
 /* The tokenizer of a model directory: text to ids and ids to bytes, exactly as Hugging Face tokenizers 0.23 does it
- * for byte-level BPE files (shared/reference: tokenizer.json, tokenizer_config.json). */
+ * for byte-level BPE files. */
 #ifndef BATON_COMMON_TEXT_TOKENIZER_H
 #define BATON_COMMON_TEXT_TOKENIZER_H
 
