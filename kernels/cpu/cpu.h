@@ -14,10 +14,12 @@
 
 enum {
     CPU_GROUP = 16,     /* rows that are packed together, and floats in the widest vector */
+    CPU_PACK_ROWS = 64, /* rows are packed in blocks of that many: parts of packed rows start at a multiple of it */
+    CPU_PACK_K = 256,   /* k that lie together in a packed block */
     CPU_K_STEP = 32,    /* k is padded with zeros to a multiple of this in packed rows */
     CPU_PIECE = 128,    /* elements of one FP8 scale block that are multiplied before the scale is applied */
     CPU_PANEL = 32,     /* outputs that a kernel handles together: task boundaries are multiples of it */
-    CPU_ROW_BLOCK = 512 /* rows that a kernel handles together; a multiple of CPU_GROUP */
+    CPU_ROW_BLOCK = 256 /* rows that a kernel handles together; a multiple of CPU_GROUP */
 };
 
 static inline uint32_t cpu_round_up(uint32_t n, uint32_t multiple) { return (n + multiple - 1) / multiple * multiple; }
@@ -99,7 +101,7 @@ typedef struct {
     const char *name;
     const cpu_vector *vector;
 
-    /* Rows begin..end of `rows` (begin a multiple of CPU_GROUP) into their place in `packed`. */
+    /* Rows begin..end of `rows` (begin a multiple of CPU_PACK_ROWS) into their place in `packed`. */
     void (*pack)(const cpu_rows *rows, uint32_t begin, uint32_t end, uint16_t *packed);
     /* Outputs begin..end. W is BF16, or F8_E4M3 with block_cols a multiple of CPU_K_STEP. */
     void (*dots)(const cpu_dots *job, uint32_t begin, uint32_t end, const cpu_scratch *scratch);
@@ -141,7 +143,8 @@ static inline size_t cpu_elem_bytes(mdl_dtype dtype) { return dtype == MDL_F8_E4
  */
 static inline uint32_t cpu_piece(const krn_matrix *w, uint32_t k) {
     uint32_t to_block_end = w->block_cols - k % w->block_cols;
-    return cpu_min(cpu_min(CPU_PIECE, to_block_end), w->n_in - k);
+    uint32_t to_pack_end = CPU_PACK_K - k % CPU_PACK_K;
+    return cpu_min(cpu_min(CPU_PIECE, to_pack_end), cpu_min(to_block_end, w->n_in - k));
 }
 
 /* Packs all rows, with the pool where that pays. */

@@ -8,7 +8,7 @@
 #include "kernels/cpu/cpu.h"
 
 enum { OUTPUTS = 64, ROWS = 128 }; /* of a gate-and-up task: its float32 results, 2 x 32 KiB, stay in L2 */
-_Static_assert(ROWS % CPU_GROUP == 0 && OUTPUTS % CPU_PANEL == 0, "tasks are cut at panels and groups");
+_Static_assert(ROWS % CPU_PACK_ROWS == 0 && OUTPUTS % CPU_PANEL == 0, "tasks are cut at panels and packed blocks");
 
 size_t cpu_experts_work_bytes(void) { return (size_t)2 * OUTPUTS * ROWS * sizeof(float); }
 
@@ -61,7 +61,7 @@ static void pack(batch *b) {
     }
 }
 
-/* `n` rows of a run from `first`, a multiple of CPU_GROUP. */
+/* `n` rows of a run from `first`, a multiple of CPU_PACK_ROWS. */
 static cpu_dots part_of(const batch *b, const run *r, const krn_matrix *w, uint32_t first, uint32_t n) {
     cpu_dots dots = {.w = w, .n_out = w->n_out, .rows = rows_of(b, r)};
     if (dots.rows.pairs != NULL)

@@ -30,7 +30,7 @@ static void pack_task(void *context, uint32_t task, uint32_t thread) {
 void cpu_pack(cpu_backend *backend, const cpu_rows *rows, uint16_t *packed) {
     enum { TASK_ELEMS = 64 << 10 };
     pack_job job = {.backend = backend, .rows = rows, .packed = packed};
-    job.rows_each = cpu_round_up(cpu_max(TASK_ELEMS / cpu_max(rows->n, 1), 1), CPU_GROUP);
+    job.rows_each = cpu_round_up(cpu_max(TASK_ELEMS / cpu_max(rows->n, 1), 1), CPU_PACK_ROWS);
     cpu_pool_run(backend->pool, (rows->n_rows + job.rows_each - 1) / job.rows_each, pack_task, &job);
 }
 

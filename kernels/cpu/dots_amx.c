@@ -17,9 +17,10 @@
 enum {
     SIDE = 16,                    /* rows of a tile, and its 32-bit columns */
     TILE = SIDE * SIDE,           /* floats of a tile */
-    BF16_PIECE = 512,             /* k of a bfloat16 panel that stay in L1: 32 KiB */
+    BF16_PIECE = CPU_PACK_K,      /* k of a bfloat16 panel that stay in L1: 16 KiB */
     WIDE_OUTPUTS = 8 * CPU_PANEL, /* outputs that share a pass over many rows */
     FEW_ROWS = 64,                /* up to here a panel is finished before the next one: weights stream in order */
+    L2_ELEMS = 512 << 10,         /* packed rows up to here stay in L2 from piece to piece */
     COPY_ROWS = 128,              /* from here bfloat16 panels are copied: aligned, each row of a tile one cache line */
 };
 
@@ -79,30 +80,47 @@ INLINE void transpose16(__m512i v[16]) {
     }
 }
 
-/* A group of n <= 16 rows: [k / 2][n] pairs. */
-static void pack_group(const cpu_rows *rows, uint32_t first, uint32_t n, uint32_t *out) {
-    if (n == 1) {
-        uint16_t *row = (uint16_t *)out;
-        memcpy(row, cpu_row(rows, first), rows->n * sizeof(*row));
-        memset(row + rows->n, 0, (cpu_round_up(rows->n, CPU_K_STEP) - rows->n) * sizeof(*row));
-        return;
-    }
+/* Packed rows: blocks of CPU_PACK_ROWS rows; in a block pieces of CPU_PACK_K k; in a piece groups of 16 rows; in a
+ * group pairs of k, [k / 2][row]. So what one pass over a piece reads lies together. Only the last block, and in it the
+ * last group, have fewer rows. Where group `row / 16` of n_rows has its k, a multiple of 32: */
+INLINE size_t packed_at(uint32_t n_rows, uint32_t n, uint32_t row, uint32_t k) {
+    uint32_t block = row / CPU_PACK_ROWS * CPU_PACK_ROWS, width = cpu_round_up(n, CPU_K_STEP);
+    uint32_t block_rows = cpu_min(CPU_PACK_ROWS, n_rows - block), columns = cpu_min(CPU_GROUP, n_rows - row);
+    uint32_t piece = k / CPU_PACK_K * CPU_PACK_K, piece_k = cpu_min(CPU_PACK_K, width - piece);
+    return (size_t)block * width + (size_t)piece * block_rows + (row - block) * piece_k + (k - piece) * columns;
+}
+
+static void pack_one(const uint16_t *row, uint32_t n, uint16_t *out) {
+    memcpy(out, row, n * sizeof(*out));
+    memset(out + n, 0, (cpu_round_up(n, CPU_K_STEP) - n) * sizeof(*out));
+}
+
+static void pack_group(const cpu_rows *rows, uint32_t first, uint32_t n, uint16_t *packed) {
     __mmask16 mask = (__mmask16)((1u << n) - 1);
+    const uint16_t *row[SIDE];
+    for (uint32_t r = 0; r < n; r++) row[r] = cpu_row(rows, first + r);
     for (uint32_t k = 0; k < rows->n; k += CPU_K_STEP) {
         __m512i v[SIDE];
-        for (uint32_t r = 0; r < SIDE; r++) {
-            v[r] = r < n ? bf16_load((const uint8_t *)(cpu_row(rows, first + r) + k), rows->n - k)
-                         : _mm512_setzero_si512();
+        if (n == SIDE && k + CPU_K_STEP <= rows->n) {
+#pragma GCC unroll 16
+            for (uint32_t r = 0; r < SIDE; r++) v[r] = _mm512_loadu_si512(row[r] + k);
+        } else {
+            for (uint32_t r = 0; r < SIDE; r++) {
+                v[r] = r < n ? bf16_load((const uint8_t *)(row[r] + k), rows->n - k) : _mm512_setzero_si512();
+            }
         }
         transpose16(v);
-        for (uint32_t i = 0; i < SIDE; i++) _mm512_mask_storeu_epi32(out + (k / 2 + i) * n, mask, v[i]);
+        uint32_t *out = (uint32_t *)(packed + packed_at(rows->n_rows, rows->n, first, k));
+        for (uint32_t i = 0; i < SIDE; i++) _mm512_mask_storeu_epi32(out + i * n, mask, v[i]);
     }
 }
 
 static void pack(const cpu_rows *rows, uint32_t begin, uint32_t end, uint16_t *packed) {
-    for (uint32_t r = begin; r < end; r += CPU_GROUP) {
-        pack_group(rows, r, cpu_min(CPU_GROUP, end - r), (uint32_t *)(packed + cpu_packed_elems(r, rows->n)));
+    if (rows->n_rows == 1) {
+        pack_one(cpu_row(rows, 0), rows->n, packed);
+        return;
     }
+    for (uint32_t r = begin; r < end; r += CPU_GROUP) pack_group(rows, r, cpu_min(CPU_GROUP, end - r), packed);
 }
 
 /* One piece of a panel's weights, as left operands: output s * 16 + i, step k at left[s] + k * step_bytes + i * stride.
@@ -114,14 +132,18 @@ typedef struct {
     const char *ahead; /* fetched meanwhile, as many bytes as the piece has; NULL: nothing */
 } panel_piece;
 
+/* Bytes between the rows (outputs) of a tile of sums: a single column lies in one register. */
+INLINE size_t sums_stride(uint32_t columns) { return columns == 1 ? 4 : 64; }
+
 /* n_left x n_right tiles over one piece; the counts are constants at every call. sums [right][left][TILE] */
 INLINE void block(const panel_piece *piece, uint32_t n_left, const uint8_t *right0, const uint8_t *right1,
                   uint32_t n_right, uint32_t columns, const float *start, float *sums) {
+    size_t stride = sums_stride(columns);
     if (start != NULL) {
-        TILE_LOAD(0, start, 64);
-        if (n_left > 1) TILE_LOAD(1, start + TILE, 64);
-        if (n_right > 1) TILE_LOAD(2, start + 2 * TILE, 64);
-        if (n_left > 1 && n_right > 1) TILE_LOAD(3, start + 3 * TILE, 64);
+        TILE_LOAD(0, start, stride);
+        if (n_left > 1) TILE_LOAD(1, start + TILE, stride);
+        if (n_right > 1) TILE_LOAD(2, start + 2 * TILE, stride);
+        if (n_left > 1 && n_right > 1) TILE_LOAD(3, start + 3 * TILE, stride);
     } else {
         TILE_ZERO(0);
         if (n_left > 1) TILE_ZERO(1);
@@ -131,7 +153,9 @@ INLINE void block(const panel_piece *piece, uint32_t n_left, const uint8_t *righ
     size_t right_stride = 4 * (size_t)columns, right_step = SIDE * right_stride;
     for (uint32_t k = 0; k < piece->n_steps; k++) {
         if (piece->ahead != NULL) {
-            for (size_t i = 0; i < CPU_PANEL; i++) _mm_prefetch(piece->ahead + (k * CPU_PANEL + i) * 64, _MM_HINT_T1);
+            const char *ahead = piece->ahead + (size_t)k * CPU_PANEL * 64;
+#pragma GCC unroll 32
+            for (size_t i = 0; i < CPU_PANEL; i++) _mm_prefetch(ahead + i * 64, _MM_HINT_T1);
         }
         TILE_LOAD(4, piece->left[0] + k * piece->step_bytes, piece->stride);
         TILE_LOAD(6, right0 + k * right_step, right_stride);
@@ -142,10 +166,10 @@ INLINE void block(const panel_piece *piece, uint32_t n_left, const uint8_t *righ
         if (n_right > 1) TILE_DP(2, 4, 7);
         if (n_left > 1 && n_right > 1) TILE_DP(3, 5, 7);
     }
-    TILE_STORE(0, sums, 64);
-    if (n_left > 1) TILE_STORE(1, sums + TILE, 64);
-    if (n_right > 1) TILE_STORE(2, sums + 2 * TILE, 64);
-    if (n_left > 1 && n_right > 1) TILE_STORE(3, sums + 3 * TILE, 64);
+    TILE_STORE(0, sums, stride);
+    if (n_left > 1) TILE_STORE(1, sums + TILE, stride);
+    if (n_right > 1) TILE_STORE(2, sums + 2 * TILE, stride);
+    if (n_left > 1 && n_right > 1) TILE_STORE(3, sums + 3 * TILE, stride);
 }
 
 /* What a call works on: some outputs of some rows. Sums of (panel, group, half): sums[((p * n_groups + g) * 2 + s) *
@@ -224,13 +248,14 @@ static panel_piece piece_of(const region *g, uint32_t first, uint32_t k, uint32_
     return piece;
 }
 
-/* sums (+)= scale * tiles, row by row; scale [CPU_PANEL] */
+/* sums (+)= scale * tiles, output by output; scale [CPU_PANEL] */
 INLINE void add_tiles(float *sums, const float *tiles, const float *scale, uint32_t n_left, uint32_t n_right,
-                      bool is_first) {
+                      uint32_t columns, bool is_first) {
     for (uint32_t t = 0; t < n_left * n_right; t++) {
-        for (uint32_t i = 0; i < SIDE; i++) {
-            __m512 factor = _mm512_set1_ps(scale[(n_left > 1 ? t % 2 : 0) * SIDE + i]);
-            uint32_t tile = n_left > 1 ? t : 2 * t;
+        uint32_t half = n_left > 1 ? t % 2 : 0, tile = n_left > 1 ? t : 2 * t;
+        for (uint32_t i = 0; i < (columns == 1 ? 1 : SIDE); i++) {
+            __m512 factor =
+                columns == 1 ? _mm512_loadu_ps(scale + half * SIDE) : _mm512_set1_ps(scale[half * SIDE + i]);
             __m512 v = _mm512_load_ps(tiles + tile * TILE + i * SIDE);
             float *at = sums + tile * TILE + i * SIDE;
             __m512 sum = is_first ? _mm512_mul_ps(v, factor) : _mm512_fmadd_ps(v, factor, _mm512_load_ps(at));
@@ -240,19 +265,46 @@ INLINE void add_tiles(float *sums, const float *tiles, const float *scale, uint3
 }
 
 /* Groups `group`.. (n_right of them, `columns` wide) of one panel, one piece of k. */
-INLINE void multiply(const region *g, const panel_piece *piece, uint32_t panel, uint32_t group, uint32_t n_left,
+INLINE void multiply(const region *g, panel_piece *piece, uint32_t panel, uint32_t group, uint32_t n_left,
                      uint32_t n_right, uint32_t columns, uint32_t k, const float *scale) {
-    uint32_t n_in = g->job->w->n_in;
-    const uint8_t *right0 = (const uint8_t *)(g->job->packed + cpu_packed_elems(g->row + group * CPU_GROUP, n_in));
-    const uint8_t *right1 = right0 + cpu_packed_elems(CPU_GROUP, n_in) * 2;
-    right0 += (size_t)k * columns * 2;
-    right1 += (size_t)k * columns * 2;
+    uint32_t n_in = g->job->w->n_in, n_rows = g->job->rows.n_rows, row = g->row + group * CPU_GROUP;
+    const uint8_t *right0 = (const uint8_t *)(g->job->packed + packed_at(n_rows, n_in, row, k)), *right1 = NULL;
+    if (n_right > 1) right1 = (const uint8_t *)(g->job->packed + packed_at(n_rows, n_in, row + CPU_GROUP, k));
     float *sums = g->sums + (size_t)(panel * g->n_groups + group) * 2 * TILE;
     if (scale == NULL) {
         block(piece, n_left, right0, right1, n_right, columns, k > 0 ? sums : NULL, sums);
     } else {
         block(piece, n_left, right0, right1, n_right, columns, NULL, g->tiles);
-        add_tiles(sums, g->tiles, scale, n_left, n_right, k == 0);
+        add_tiles(sums, g->tiles, scale, n_left, n_right, columns, k == 0);
+    }
+    piece->ahead = NULL; /* once is enough */
+}
+
+/* Many rows: fetches share number `share` of `n_shares` of the next panel's piece. */
+static void prefetch_weights(const region *g, uint32_t first, uint32_t k, uint32_t n_k, uint32_t share,
+                             uint32_t n_shares) {
+    const krn_matrix *w = g->job->w;
+    size_t elem_bytes = cpu_elem_bytes(w->dtype), n_bytes = n_k * elem_bytes;
+    uint32_t n_rows = first < g->end ? cpu_min(CPU_PANEL, g->end - first) : 0;
+    const char *data = (const char *)w->data + ((size_t)(g->job->first_row + first) * w->n_in + k) * elem_bytes;
+    for (uint32_t row = share * n_rows / n_shares; row < (share + 1) * n_rows / n_shares; row++) {
+        const char *at = data + row * w->n_in * elem_bytes;
+        for (size_t i = 0; i < n_bytes; i += 64) _mm_prefetch(at + i, _MM_HINT_T1);
+    }
+}
+
+/* Many rows: fetches a panel's share of two groups' rows for the piece behind k, or for the start of the next outputs.
+ * They were pushed out of L2 by the sums and the weights; without this the first panel of a piece waits for L3 at every
+ * line. */
+static void prefetch_rows(const region *g, uint32_t panel, uint32_t group, uint32_t k, uint32_t n_k) {
+    uint32_t n_in = g->job->w->n_in, n_panels = (g->end - g->begin + CPU_PANEL - 1) / CPU_PANEL;
+    uint32_t next = k + n_k < n_in ? k + n_k : 0, n_lines = cpu_min(n_k, n_in - next) * CPU_GROUP * 2 / 64;
+    for (uint32_t i = 0; i < 2; i++) {
+        size_t at = packed_at(g->job->rows.n_rows, n_in, g->row + (group + i) * CPU_GROUP, next);
+        const char *rows = (const char *)(g->job->packed + at);
+        for (uint32_t line = panel * n_lines / n_panels; line < (panel + 1) * n_lines / n_panels; line++) {
+            _mm_prefetch(rows + line * 64, _MM_HINT_T1);
+        }
     }
 }
 
@@ -272,7 +324,13 @@ static void panel_run(const region *g, uint32_t panel, uint32_t k, uint32_t n_k,
         scale = scales;
     }
     if (n_outputs > SIDE) {
-        for (; group + 2 <= n_full; group += 2) multiply(g, &piece, panel, group, 2, 2, SIDE, k, scale);
+        for (; group + 2 <= n_full; group += 2) {
+            if (!is_stream) {
+                prefetch_weights(g, first + CPU_PANEL, k, n_k, group / 2, n_full / 2);
+                if (g->n_rows * (size_t)w->n_in > L2_ELEMS) prefetch_rows(g, panel, group, k, n_k);
+            }
+            multiply(g, &piece, panel, group, 2, 2, SIDE, k, scale);
+        }
         if (group < n_full) multiply(g, &piece, panel, group, 2, 1, SIDE, k, scale);
     } else {
         for (; group < n_full; group++) multiply(g, &piece, panel, group, 1, 1, SIDE, k, scale);
@@ -291,39 +349,40 @@ INLINE void put(float *out, __mmask16 mask, __m512 sums, bool accumulate) {
     _mm512_mask_storeu_ps(out, mask, sums);
 }
 
-/* A tile of sums [output][row] to its place. */
+/* A tile of sums, n_outputs x n_rows, to its place. */
 static void tile_put(const cpu_dots *job, const float *sums, uint32_t output, uint32_t n_outputs, uint32_t row,
                      uint32_t n_rows) {
-    __m512i v[SIDE];
+    size_t stride = sums_stride(n_rows) / sizeof(float);
     if (job->is_by_output) {
         __mmask16 mask = (__mmask16)((1u << n_rows) - 1);
         for (uint32_t o = 0; o < n_outputs; o++) {
-            put(job->out + (output + o) * job->out_stride + row, mask, _mm512_load_ps(sums + o * SIDE),
-                job->accumulate);
+            __m512 v = _mm512_maskz_loadu_ps(mask, sums + o * stride);
+            put(job->out + (output + o) * job->out_stride + row, mask, v, job->accumulate);
         }
         return;
     }
     __mmask16 mask = (__mmask16)((1u << n_outputs) - 1);
     float *out = job->out + row * job->out_stride + output;
     if (n_rows == 1) {
-        __m512i column = _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
-                                            _mm512_set1_epi32(SIDE));
-        put(out, mask, _mm512_i32gather_ps(column, sums, 4), job->accumulate);
+        put(out, mask, _mm512_load_ps(sums), job->accumulate);
         return;
     }
+    __m512i v[SIDE];
 #pragma GCC unroll 16
     for (uint32_t i = 0; i < SIDE; i++) v[i] = _mm512_load_si512(sums + i * SIDE);
     transpose16(v);
-    for (uint32_t r = 0; r < n_rows; r++)
+    for (uint32_t r = 0; r < n_rows; r++) {
         put(out + r * job->out_stride, mask, _mm512_castsi512_ps(v[r]), job->accumulate);
+    }
 }
 
+/* Rows outside, so that a row's outputs are written side by side. */
 static void region_put(const region *g) {
-    for (uint32_t o = g->begin; o < g->end; o += SIDE) {
-        uint32_t panel = (o - g->begin) / CPU_PANEL, half = (o - g->begin) / SIDE % 2;
-        for (uint32_t group = 0; group < g->n_groups; group++) {
+    for (uint32_t group = 0; group < g->n_groups; group++) {
+        uint32_t n_rows = g->rest != 0 && group == g->n_groups - 1 ? g->rest : CPU_GROUP;
+        for (uint32_t o = g->begin; o < g->end; o += SIDE) {
+            uint32_t panel = (o - g->begin) / CPU_PANEL, half = (o - g->begin) / SIDE % 2;
             const float *sums = g->sums + ((size_t)(panel * g->n_groups + group) * 2 + half) * TILE;
-            uint32_t n_rows = g->rest != 0 && group == g->n_groups - 1 ? g->rest : CPU_GROUP;
             tile_put(g->job, sums, o, cpu_min(SIDE, g->end - o), g->row + group * CPU_GROUP, n_rows);
         }
     }
