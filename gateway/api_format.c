@@ -242,9 +242,9 @@ void gw_format_model(const gw_model *model, const char *served_name, uint32_t ma
                   max_model_len, model->fingerprint, created);
 }
 
-void gw_format_models(const gw_model *model, uint32_t max_model_len, bt_buf *out) {
+void gw_format_models(const gw_model *model, uint32_t max_model_len, bool is_ready, bt_buf *out) {
     PUT(out, "{\"object\":\"list\",\"data\":[");
-    for (uint32_t i = 0; i < model->n_served_names; i++) {
+    for (uint32_t i = 0; is_ready && i < model->n_served_names; i++) {
         if (i > 0) PUT(out, ",");
         gw_format_model(model, model->served_names[i], max_model_len, out);
     }

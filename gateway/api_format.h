@@ -72,7 +72,8 @@ void gw_format_body_end(const gw_format *format, const gw_usage *usage, const gw
 /* ---- models ---------------------------------------------------------------------------------------------------------
  */
 
-void gw_format_models(const gw_model *model, uint32_t max_model_len, bt_buf *out);
+/* `is_ready` false: an empty list, nobody could serve them. */
+void gw_format_models(const gw_model *model, uint32_t max_model_len, bool is_ready, bt_buf *out);
 void gw_format_model(const gw_model *model, const char *served_name, uint32_t max_model_len, bt_buf *out);
 
 #endif

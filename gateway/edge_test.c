@@ -77,6 +77,16 @@ static void check_length(const char *body, uint32_t limit, const char *param, ui
     CHECK(strstr(error.message, "maximum context length is") != NULL, "%s: routers look for this phrase", why);
 }
 
+static void test_hopeless_text(void) {
+    size_t n = (size_t)model->longest_token_bytes * 102;
+    char *body = malloc(n + 32);
+    int at = sprintf(body, "{\"prompt\":\"");
+    memset(body + at, 'a', n);
+    strcpy(body + at + n, "\"}");
+    check_length(body, 100, "input_tokens", 0, "too many bytes for any tokens that fit");
+    free(body);
+}
+
 static void test_lengths(void) {
     check_length("{\"prompt\":[1,2,3,4]}", 4, "input_tokens", 0, "no room for one token");
     check_length("{\"prompt\":[1,2,3,4,5]}", 4, "input_tokens", 0, "too long by itself");
@@ -184,7 +194,7 @@ static void test_cut_character(void) {
 
 #define HEAD(object)                                                                                                   \
     "{\"id\":\"id\",\"object\":\"" object "\",\"created\":7,\"model\":\"m\",\"system_fingerprint\":\"f\",\"choices\":" \
-                                          "["
+    "["
 
 static void check_out(bt_buf *out, const char *want, const char *why) {
     CHECK(strcmp(bt_buf_text(out), want) == 0, "%s: got %s", why, bt_buf_text(out));
@@ -277,6 +287,7 @@ int main(void) {
     CHECK(gw_model_find(model, "") == model->served_names[0] && gw_model_find(model, "x") == NULL, "names");
     test_prompts();
     test_lengths();
+    test_hopeless_text();
     test_streams();
     test_end_token();
     test_cut_character();

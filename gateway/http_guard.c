@@ -71,41 +71,66 @@ static int drop_if_slow(h2o_req_t *req, void *arg) {
     return 0;
 }
 
+/* ---- lingering ------------------------------------------------------------------------------------------------------
+ */
+
+static void linger_end(gw_http_linger *linger) {
+    linger->is_running = false;
+    h2o_linklist_unlink(&linger->link);
+    h2o_socket_read_stop(linger->sock);
+    linger->sock->data = linger->sock_data;
+    linger->done(linger);
+}
+
+static void on_lingered(h2o_socket_t *sock, const char *err) {
+    gw_http_linger *linger = sock->data;
+    linger->n_bytes += sock->bytes_read;
+    h2o_buffer_consume(&sock->input, sock->input->size);
+    if (err != NULL || linger->n_bytes > CAP_LINGERED) linger_end(linger);
+}
+
+void gw_http_linger_start(gw_http *http, gw_http_linger *linger, h2o_socket_t *sock,
+                          void (*done)(gw_http_linger *linger)) {
+    *linger = (gw_http_linger){.sock = sock,
+                               .sock_data = sock->data,
+                               .done = done,
+                               .deadline_ns = bt_now_ns() + (int64_t)LINGER_MS * BT_NS_PER_MS,
+                               .is_running = true};
+    sock->data = linger;
+    h2o_linklist_insert(&http->lingers, &linger->link);
+    h2o_buffer_consume(&sock->input, sock->input->size);
+    h2o_socket_read_start(sock, on_lingered);
+}
+
+static void end_lingers(gw_http *http, int64_t now_ns) {
+    for (h2o_linklist_t *at = http->lingers.next, *next; at != &http->lingers; at = next) {
+        next = at->next;
+        gw_http_linger *linger = H2O_STRUCT_FROM_MEMBER(gw_http_linger, link, at);
+        if (now_ns >= linger->deadline_ns) linger_end(linger);
+    }
+}
+
+void gw_http_linger_end_all(gw_http *http) { end_lingers(http, INT64_MAX); }
+
 /* ---- h2o's own refusals ---------------------------------------------------------------------------------------------
  */
 
-/* Replaces the body of an error that h2o made (413, a broken body) by an error object, and after it reads and throws
- * away what the client still sends: closing at once would reset the connection and take the answer along. */
+/* Replaces the body of an error that h2o made (413, a broken body) by an error object, then lingers. */
 typedef struct {
     h2o_ostream_t super; /* first */
+    gw_http_linger linger;
     h2o_req_t *req;
     gw_http *http;
-    h2o_linklist_t link;
-    h2o_socket_t *sock;
-    void *sock_data; /* h2o's, put aside while we read */
-    uint64_t n_lingered_bytes;
-    int64_t deadline_ns;
-    bool is_answered, is_draining;
+    bool is_answered;
     bt_buf body;
 } refusal;
 
-static void refusal_finish(refusal *r) {
-    if (r->is_draining) {
-        r->is_draining = false;
-        h2o_socket_read_stop(r->sock);
-        r->sock->data = r->sock_data;
-        h2o_linklist_unlink(&r->link);
-    }
+static void refusal_finish(gw_http_linger *linger) {
+    refusal *r = H2O_STRUCT_FROM_MEMBER(refusal, linger, linger);
     h2o_ostream_send_next(&r->super, r->req, NULL, 0, H2O_SEND_STATE_FINAL); /* closes the connection: frees r */
 }
 
-static void on_drained(h2o_socket_t *sock, const char *err) {
-    refusal *r = sock->data;
-    r->n_lingered_bytes += sock->bytes_read;
-    h2o_buffer_consume(&sock->input, sock->input->size);
-    if (err != NULL || r->n_lingered_bytes > CAP_LINGERED) refusal_finish(r);
-}
-
+/* Called with h2o's own body, and again when ours is written. */
 static void refusal_send(h2o_ostream_t *ostream, h2o_req_t *req, h2o_iovec_t *bufs, size_t n_bufs,
                          h2o_send_state_t state) {
     (void)bufs;
@@ -118,19 +143,12 @@ static void refusal_send(h2o_ostream_t *ostream, h2o_req_t *req, h2o_iovec_t *bu
         h2o_ostream_send_next(ostream, req, &vec, 1, is_http1 ? H2O_SEND_STATE_IN_PROGRESS : state);
         return;
     }
-    r->sock = req->conn->callbacks->get_socket(req->conn);
-    r->sock_data = r->sock->data;
-    r->sock->data = r;
-    r->is_draining = true;
-    r->deadline_ns = bt_now_ns() + (int64_t)LINGER_MS * BT_NS_PER_MS;
-    h2o_linklist_insert(&r->http->lingers, &r->link);
-    h2o_buffer_consume(&r->sock->input, r->sock->input->size);
-    h2o_socket_read_start(r->sock, on_drained);
+    gw_http_linger_start(r->http, &r->linger, req->conn->callbacks->get_socket(req->conn), refusal_finish);
 }
 
 static void refusal_dispose(void *memory) {
     refusal *r = memory;
-    if (h2o_linklist_is_linked(&r->link)) h2o_linklist_unlink(&r->link);
+    if (r->linger.is_running) h2o_linklist_unlink(&r->linger.link);
     bt_buf_fini(&r->body);
 }
 
@@ -173,13 +191,9 @@ void gw_http_guard_register(gw_http *http, h2o_pathconf_t *path) {
 
 void gw_http_guard_tick(gw_http *http, int64_t now_ns) {
     sweep_exchanges(http, now_ns);
-    h2o_linklist_t *next;
-    for (h2o_linklist_t *at = http->lingers.next; at != &http->lingers; at = next) {
-        next = at->next;
-        refusal *r = H2O_STRUCT_FROM_MEMBER(refusal, link, at);
-        if (now_ns >= r->deadline_ns) refusal_finish(r);
-    }
+    end_lingers(http, now_ns);
     if (now_ns - http->last_slow_sweep_ns < (int64_t)SLOW_SWEEP_MS * BT_NS_PER_MS) return;
     http->last_slow_sweep_ns = now_ns;
+    gw_http_head_tick(http, now_ns);
     http->global.http1.callbacks.foreach_request(&http->context, drop_if_slow, http);
 }

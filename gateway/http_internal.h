@@ -1,5 +1,5 @@
-/* What http_loop.c (loop, listener, descriptors), http_exchange.c (requests, answers) and http_guard.c (leavers, slow
- * clients, h2o's own refusals) share. */
+/* What http_loop.c (loop, listener, descriptors), http_head.c (first request heads), http_exchange.c (requests,
+ * answers) and http_guard.c (leavers, slow clients, h2o's own refusals) share. */
 #ifndef BATON_GATEWAY_HTTP_INTERNAL_H
 #define BATON_GATEWAY_HTTP_INTERNAL_H
 
@@ -30,6 +30,7 @@ struct gw_http {
     h2o_linklist_t exchanges; /* of this loop, whole life */
     uint32_t n_exchanges;
     gw_http_watched *watches; /* owned */
+    h2o_linklist_t heads;     /* connections whose first request head is not complete */
     h2o_linklist_t lingers;   /* refused requests whose rest is being thrown away */
     struct pollfd *polls;     /* [cap_polls] scratch of the sweep */
     gw_http_exchange **polled;
@@ -53,6 +54,18 @@ struct gw_http_exchange {
     int64_t progress_ns; /* when the write in flight began */
 };
 
+/* After a refusal: reads and throws away what the client still sends, for a bounded time. Closing at once would reset
+ * the connection and take the answer along. */
+typedef struct gw_http_linger {
+    h2o_linklist_t link;
+    h2o_socket_t *sock;
+    void *sock_data;                             /* the owner's, put aside while we read */
+    void (*done)(struct gw_http_linger *linger); /* sock->data is as before; may free the linger */
+    uint64_t n_bytes;
+    int64_t deadline_ns;
+    bool is_running;
+} gw_http_linger;
+
 /* http_exchange.c */
 int gw_http_on_request(h2o_handler_t *handler, h2o_req_t *req);
 void gw_http_exchange_drop(gw_http_exchange *exchange); /* tells the user, then cuts the connection; may free it */
@@ -62,5 +75,13 @@ int gw_http_socket_fd(const h2o_req_t *req); /* -1: not HTTP/1 */
 /* http_guard.c */
 void gw_http_guard_register(gw_http *http, h2o_pathconf_t *path);
 void gw_http_guard_tick(gw_http *http, int64_t now_ns);
+void gw_http_linger_start(gw_http *http, gw_http_linger *linger, h2o_socket_t *sock,
+                          void (*done)(gw_http_linger *linger));
+void gw_http_linger_end_all(gw_http *http);
+
+/* http_head.c */
+void gw_http_head_accept(gw_http *http, h2o_socket_t *sock);
+void gw_http_head_tick(gw_http *http, int64_t now_ns);
+void gw_http_head_close_all(gw_http *http);
 
 #endif

@@ -36,7 +36,7 @@ static void on_accept(h2o_socket_t *listener, const char *err) {
         if (sock == NULL) return;
         int on = 1; /* each event leaves at once */
         setsockopt(h2o_socket_get_fd(sock), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-        h2o_accept(&http->accept, sock);
+        gw_http_head_accept(http, sock);
     }
 }
 
@@ -81,6 +81,7 @@ bt_status gw_http_open(const gw_http_config *config, gw_http **out, bt_error *er
     gw_http *http = bt_calloc(1, sizeof *http);
     http->config = *config;
     h2o_linklist_init_anchor(&http->exchanges);
+    h2o_linklist_init_anchor(&http->heads);
     h2o_linklist_init_anchor(&http->lingers);
     h2o_config_init(&http->global);
     http->global.server_name = h2o_iovec_init(H2O_STRLIT("baton"));
@@ -154,6 +155,8 @@ void gw_http_close(gw_http *http) {
         h2o_socket_read_stop(http->listener);
         h2o_socket_close(http->listener);
     }
+    gw_http_head_close_all(http);
+    gw_http_linger_end_all(http);
     bool is_empty = end_connections(http);
     free(http->polls);
     free(http->polled);

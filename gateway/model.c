@@ -104,6 +104,16 @@ static void write_fingerprint(gw_model *model) {
     snprintf(model->fingerprint, sizeof model->fingerprint, "baton-%s-%08x", BATON_VERSION, hash);
 }
 
+static uint32_t find_longest_token(const tok_tokenizer *tokenizer) {
+    size_t longest = 1;
+    for (uint32_t id = 0; id < tok_vocab_size(tokenizer); id++) {
+        const uint8_t *bytes;
+        size_t n_bytes;
+        if (tok_token_bytes(tokenizer, id, &bytes, &n_bytes) == BT_OK && n_bytes > longest) longest = n_bytes;
+    }
+    return (uint32_t)longest;
+}
+
 bt_status gw_model_open(const gw_model_options *options, gw_model **out, bt_error *err) {
     gw_model *model = bt_calloc(1, sizeof *model);
     bt_status status = mdl_config_load(options->model_dir, &model->config, err);
@@ -123,6 +133,7 @@ bt_status gw_model_open(const gw_model_options *options, gw_model **out, bt_erro
     model->rules.default_temperature = model->config.default_temperature;
     model->rules.default_top_p = model->config.default_top_p;
     model->rules.default_top_k = model->config.default_top_k;
+    model->longest_token_bytes = find_longest_token(model->tokenizer);
     model->created_s = time(NULL);
     write_fingerprint(model);
     *out = model;

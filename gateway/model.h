@@ -20,10 +20,11 @@ typedef struct {
     gw_api_rules rules;
     char *served_names[GW_MAX_SERVED_NAMES]; /* owned; the first is the model's name where the client gave none */
     uint32_t n_served_names;
-    uint32_t max_model_len; /* tokens of prompt and output */
-    bool has_reasoning;     /* deepseek_r1 splits thought from answer */
-    int64_t created_s;      /* Unix time of the start */
-    char fingerprint[32];   /* changes with version and model */
+    uint32_t max_model_len;       /* tokens of prompt and output */
+    uint32_t longest_token_bytes; /* so many bytes of text are at least one token */
+    bool has_reasoning;           /* deepseek_r1 splits thought from answer */
+    int64_t created_s;            /* Unix time of the start */
+    char fingerprint[32];         /* changes with version and model */
 } gw_model;
 
 typedef struct {

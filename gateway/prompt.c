@@ -38,8 +38,22 @@ static bt_status cut_after_last_message(const gw_request *request, bt_buf *text,
     return BT_OK;
 }
 
+/* Megabytes that cannot fit are refused before they keep the loop busy. */
+static bt_status check_bytes(const gw_model *model, const gw_request *request, size_t n_bytes, uint32_t max_model_len,
+                             gw_error *error) {
+    size_t n_least = n_bytes / model->longest_token_bytes;
+    if (request->truncate_prompt_tokens >= 0 || n_least <= max_model_len) return BT_OK;
+    return gw_fail(
+        error, 400, "input_tokens",
+        "This model's maximum context length is %u tokens. However, you requested at least %zu tokens in the "
+        "messages. Please reduce the length of the messages or completion.",
+        max_model_len, n_least);
+}
+
 static bt_status encode(const gw_model *model, const gw_request *request, const char *text, size_t n_bytes,
-                        gw_tokens *out, gw_error *error) {
+                        uint32_t max_model_len, gw_tokens *out, gw_error *error) {
+    bt_status status = check_bytes(model, request, n_bytes, max_model_len, error);
+    if (status != BT_OK) return status;
     bt_error err = {0};
     unsigned flags = request->add_special_tokens ? TOK_ADD_BOS : 0;
     const char *param = request->endpoint == GW_CHAT ? "messages" : "prompt";
@@ -48,7 +62,8 @@ static bt_status encode(const gw_model *model, const gw_request *request, const 
     return BT_OK;
 }
 
-static bt_status build_chat(const gw_model *model, const gw_request *request, gw_tokens *out, gw_error *error) {
+static bt_status build_chat(const gw_model *model, const gw_request *request, uint32_t max_model_len, gw_tokens *out,
+                            gw_error *error) {
     if (model->chat_template == NULL)
         return gw_fail(error, 400, "messages", "This model has no chat template: use /v1/completions.");
     add_token_texts(model, request->variables);
@@ -59,16 +74,17 @@ static bt_status build_chat(const gw_model *model, const gw_request *request, gw
         gw_fail(error, 400, "messages", "The chat template refused the messages: %s.", err.text);
     } else {
         if (request->continue_final_message) status = cut_after_last_message(request, &text, error);
-        if (status == BT_OK) status = encode(model, request, (const char *)text.bytes, text.n_bytes, out, error);
+        if (status == BT_OK)
+            status = encode(model, request, (const char *)text.bytes, text.n_bytes, max_model_len, out, error);
     }
     bt_buf_fini(&text);
     return status;
 }
 
-static bt_status build_completion(const gw_model *model, const gw_request *request, uint32_t index, gw_tokens *out,
-                                  gw_error *error) {
+static bt_status build_completion(const gw_model *model, const gw_request *request, uint32_t index,
+                                  uint32_t max_model_len, gw_tokens *out, gw_error *error) {
     const gw_prompt *prompt = &request->prompts[index];
-    if (prompt->text != NULL) return encode(model, request, prompt->text, prompt->n_bytes, out, error);
+    if (prompt->text != NULL) return encode(model, request, prompt->text, prompt->n_bytes, max_model_len, out, error);
     out->ids.ids = bt_realloc(NULL, prompt->n_ids, sizeof *out->ids.ids);
     memcpy(out->ids.ids, prompt->ids, prompt->n_ids * sizeof *out->ids.ids);
     out->ids.n_ids = out->ids.cap_ids = prompt->n_ids;
@@ -103,8 +119,9 @@ static void truncate_left(const gw_request *request, gw_tokens *out) {
 bt_status gw_prompt_build(const gw_model *model, const gw_request *request, uint32_t index, uint32_t max_model_len,
                           gw_tokens *out, gw_error *error) {
     gw_tokens tokens = {0};
-    bt_status status = request->endpoint == GW_CHAT ? build_chat(model, request, &tokens, error)
-                                                    : build_completion(model, request, index, &tokens, error);
+    bt_status status = request->endpoint == GW_CHAT
+                           ? build_chat(model, request, max_model_len, &tokens, error)
+                           : build_completion(model, request, index, max_model_len, &tokens, error);
     if (status == BT_OK) truncate_left(request, &tokens);
     if (status == BT_OK) status = check_length(request, max_model_len, &tokens, error);
     if (status != BT_OK) {

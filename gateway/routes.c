@@ -45,14 +45,15 @@ static void answer_metrics(const gw_call *call, const char *rest) {
 static void answer_models(const gw_call *call, const char *rest) {
     (void)rest;
     bt_buf body = {0};
-    gw_format_models(call->loop->server->model, gw_loop_max_model_len(call->loop), &body);
+    gw_format_models(call->loop->server->model, gw_loop_max_model_len(call->loop), gw_loop_is_ready(call->loop), &body);
     gw_reply(call, 200, "application/json", body.bytes, body.n_bytes);
     bt_buf_fini(&body);
 }
 
 static void answer_model(const gw_call *call, const char *name) {
     const gw_model *model = call->loop->server->model;
-    const char *served = name[0] == 0 ? NULL : gw_model_find(model, name);
+    bool is_listed = name[0] != 0 && gw_loop_is_ready(call->loop);
+    const char *served = is_listed ? gw_model_find(model, name) : NULL;
     if (served == NULL) {
         gw_error error;
         gw_fail(&error, 404, "model", "The model `%s` does not exist.", name);

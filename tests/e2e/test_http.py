@@ -165,10 +165,19 @@ def test_a_body_over_the_limit_is_a_413_and_nothing_is_kept(cluster):
     assert_serves(cluster)
 
 
-def test_headers_over_the_limit_are_a_431(cluster):
-    answer = raw(cluster, b"GET /health HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * 70000 + b"\r\n\r\n")
-    assert answer.startswith(b"HTTP/1.1 431 ")
+@pytest.mark.parametrize("lines", [b"X-Long: " + b"a" * 70000, b"X-Long: " + b"a" * 2000000,
+                                   b"\r\n".join(b"X-%d: a" % i for i in range(200))], ids=["70 kB", "2 MB", "200 lines"])
+def test_headers_over_the_limit_are_a_431(cluster, lines):
+    answer = raw(cluster, b"GET /health HTTP/1.1\r\nHost: x\r\n" + lines + b"\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 431 ") and error_of(answer.partition(b"\r\n\r\n")[2])["code"] == 431
     assert_serves(cluster)
+
+
+@pytest.mark.parametrize("line", [b"GARBAGE\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\n\n", b"GET / HTTP/9.9\r\n\r\n",
+                                  b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"])
+def test_what_is_not_http_is_a_400(cluster, line):
+    answer = raw(cluster, line)
+    assert answer.startswith(b"HTTP/1.1 400 ") and error_of(answer.partition(b"\r\n\r\n")[2])
 
 
 @pytest.mark.parametrize("head", [
