@@ -20,6 +20,10 @@ static const char *why_full(const dec_sched *sched, uint32_t n_blocks) {
     uint32_t n_pending = sched->n_leases + sched->n_quarantined + sched->n_waiting;
     if (n_pending >= sched->options.max_leases || sched->n_free_slots == 0)
         return "This decode worker has no free lease.";
+    /* Who is taken should decode at once, not wait with a token shown. A few more than fit, because those that are
+     * leased have a prompt to be computed first. */
+    uint32_t n_places = sched->options.max_num_seqs + sched->options.max_num_seqs / 8;
+    if (sched->n_running + sched->n_waiting + sched->n_leases >= n_places) return "This decode worker's batch is full.";
     /* The watermark is for sequences to grow into; where there is none, a lease may have everything. */
     uint32_t n_free = kv_pool_n_free(sched->pool);
     uint32_t keep = n_free == kv_pool_n_blocks(sched->pool) ? 0 : sched->options.watermark_blocks;

@@ -33,7 +33,8 @@ typedef struct {
     uint32_t vocab_size;
     uint32_t max_model_len;    /* positions of a request; also bounded by the pool */
     uint32_t n_layers;         /* of KV */
-    uint32_t max_num_seqs;     /* --max-num-seqs: rows of a step, at most; <= WIRE_MAX_STEP_TOKENS */
+    uint32_t max_num_seqs;     /* --max-num-seqs: rows of a step, at most; <= WIRE_MAX_STEP_TOKENS. With leases and
+                                * waiting ones an eighth more */
     uint32_t max_leases;       /* reserved, settling, waiting and in quarantine together [max_num_seqs] */
     uint32_t watermark_blocks; /* stay free at a RESERVE, for sequences to grow into [1/64 of the pool, at least 1] */
     const uint32_t *eos_ids;   /* [n_eos_ids], copied */

@@ -220,5 +220,7 @@ void gw_attempt_hand_off(gw_core *core, gw_slot *slot, const gw_peer *decode, in
         unbook(core, &slot->booked_decode, slot->n_blocks);
         book(&slot->booked_decode, worker, slot->n_blocks);
     }
-    gw_slot_set_timer(core, slot, now_ns, core->options.token_ms);
+    /* Decode may have to wait for a place in its batch before the first; afterwards there is one in each step. */
+    bool has_decoded = slot->n_decode > slot->n_base + 1;
+    gw_slot_set_timer(core, slot, now_ns, has_decoded ? core->options.token_ms : core->options.first_token_ms);
 }

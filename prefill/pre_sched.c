@@ -16,7 +16,7 @@ static void fill_options(pre_sched *sched, const pre_sched_options *options) {
     *o = *options;
     o->connect_ms = or_default(o->connect_ms, 5000);
     o->reserve_ms = or_default(o->reserve_ms, 3000);
-    o->retry_ms = or_default(o->retry_ms, 100);
+    o->retry_ms = or_default(o->retry_ms, 25);
     o->no_decode_ms = or_default(o->no_decode_ms, 30000);
     o->commit_ms = or_default(o->commit_ms, 10000);
     o->renew_ms = or_default(o->renew_ms, 1000);

@@ -46,7 +46,7 @@ typedef struct {
     /* Waiting, in ms; 0: the default in brackets. */
     uint32_t connect_ms;   /* for a decode worker's connection [5000] */
     uint32_t reserve_ms;   /* for RESERVED or REFUSED [3000] */
-    uint32_t retry_ms;     /* before all candidates are asked again [100] */
+    uint32_t retry_ms;     /* before all candidates are asked again [25] */
     uint32_t no_decode_ms; /* how long to look for a decode worker at all [30000] */
     uint32_t commit_ms;    /* for COMMITTED or COMMIT_FAILED [10000] */
     uint32_t renew_ms;     /* between RENEWs [1000] */
