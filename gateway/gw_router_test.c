@@ -1,0 +1,138 @@
+/* Who is chosen: strategies, ties, avoidance, draining, decode's ranking, and the books of own requests. */
+#include "gateway/gw_router.h"
+
+#include <string.h>
+
+#include "common/core/test.h"
+
+static gw_router *open_router(uint32_t n_prefills, uint32_t n_decodes) {
+    gw_router *router = gw_router_open(1);
+    for (uint32_t i = 0; i < n_prefills + n_decodes; i++) {
+        bool is_prefill = i < n_prefills;
+        gw_worker known = {.role = is_prefill ? WIRE_ROLE_PREFILL : WIRE_ROLE_DECODE,
+                           .incarnation = is_prefill ? 100 + i : 200 + i - n_prefills};
+        snprintf(known.name, sizeof(known.name), "worker-%u", i);
+        gw_router_up(router, &known);
+    }
+    return router;
+}
+
+static gw_route choose(gw_router *router, const char *name, uint64_t avoid_prefill, uint64_t avoid_decode) {
+    static const uint32_t tokens[100] = {0};
+    gw_route_query query = {
+        .tokens = tokens, .n_tokens = 100, .avoid_prefill = avoid_prefill, .avoid_decode = avoid_decode};
+    gw_route route = {0};
+    CHECK(gw_strategy_find(name, &query.strategy, NULL) == BT_OK, "%s", name);
+    CHECK(gw_router_choose(router, &query, &route, NULL) == BT_OK, "somebody is there");
+    return route;
+}
+
+static void test_unknown_strategies_are_refused_by_name(void) {
+    const gw_strategy *strategy;
+    bt_error err;
+    CHECK(gw_strategy_find("", &strategy, &err) == BT_OK && !strcmp(gw_strategy_name(strategy), "least-request"),
+          "the default");
+    CHECK(gw_strategy_find("random", &strategy, &err) == BT_OK && !strcmp(gw_strategy_name(strategy), "random"), "-");
+    CHECK(gw_strategy_find("best", &strategy, &err) == BT_BAD_REQUEST, "unknown");
+    CHECK(strcmp(err.text, "incorrect routing strategy best, known are: least-request, random") == 0, "%s", err.text);
+    CHECK(gw_strategy_find("rand", &strategy, &err) == BT_BAD_REQUEST, "a prefix is not a name");
+}
+
+static void test_no_worker_of_a_role_is_no_capacity(void) {
+    gw_router *router = open_router(1, 0);
+    gw_route_query query = {.n_tokens = 1};
+    gw_route route;
+    bt_error err;
+    CHECK(gw_strategy_find("", &query.strategy, NULL) == BT_OK, "-");
+    CHECK(gw_router_choose(router, &query, &route, &err) == BT_NO_CAPACITY && strstr(err.text, "decode"), "%s",
+          err.text);
+    gw_router_gone(router, 100);
+    CHECK(gw_router_choose(router, &query, &route, &err) == BT_NO_CAPACITY && strstr(err.text, "prefill"), "%s",
+          err.text);
+    gw_router_close(router);
+}
+
+static void test_random_reaches_all_and_is_the_same_again(void) {
+    gw_router *one = open_router(4, 1), *two = open_router(4, 1);
+    uint32_t n_chosen[4] = {0};
+    for (int i = 0; i < 400; i++) {
+        uint64_t chosen = choose(one, "random", 0, 0).prefill->incarnation;
+        CHECK(chosen == choose(two, "random", 0, 0).prefill->incarnation, "the same seed, the same choice");
+        n_chosen[chosen - 100]++;
+    }
+    for (int i = 0; i < 4; i++) CHECK(n_chosen[i] > 60 && n_chosen[i] < 140, "worker %d: %u of 400", i, n_chosen[i]);
+    gw_router_close(one);
+    gw_router_close(two);
+}
+
+static void test_least_request_fills_evenly_and_counts_what_was_just_sent(void) {
+    gw_router *router = open_router(3, 1);
+    for (int i = 0; i < 30; i++) gw_worker_book(choose(router, "least-request", 0, 0).prefill, 0);
+    for (uint64_t w = 100; w < 103; w++) CHECK(gw_router_worker(router, w)->n_own == 10, "worker %d", (int)w);
+
+    /* Others' requests count, and ours count on top until the worker reports them itself. */
+    gw_router_status(router, 100, &(wire_load){.running = 20});
+    gw_router_status(router, 101, &(wire_load){.running = 12, .waiting = 1});
+    gw_router_status(router, 102, &(wire_load){.running = 30});
+    for (int i = 0; i < 7; i++) gw_worker_book(choose(router, "least-request", 0, 0).prefill, 0);
+    CHECK(gw_router_worker(router, 101)->n_own == 17, "the first seven go to the one with 13");
+    gw_worker *worker = choose(router, "least-request", 0, 0).prefill;
+    CHECK(worker->incarnation == 100 || worker->incarnation == 101, "20 and 13 + 7 tie");
+    gw_router_close(router);
+}
+
+static void test_draining_is_not_chosen_and_avoided_only_if_there_is_another(void) {
+    gw_router *router = open_router(2, 2);
+    for (int i = 0; i < 20; i++) {
+        gw_route route = choose(router, "random", 100, 200);
+        CHECK(route.prefill->incarnation == 101, "another prefill worker");
+        CHECK(route.n_decodes == 2 && route.decodes[0]->incarnation == 201, "the avoided one last");
+    }
+    gw_router_draining(router, 101);
+    CHECK(gw_router_n_usable(router, WIRE_ROLE_PREFILL) == 1, "one drains");
+    CHECK(choose(router, "least-request", 100, 0).prefill->incarnation == 100, "better the avoided one than none");
+    gw_router_status(router, 200, &(wire_load){.is_draining = 1});
+    CHECK(choose(router, "random", 0, 0).n_decodes == 1, "a STATUS that says draining counts");
+    gw_router_close(router);
+}
+
+static void test_decode_workers_are_ranked_by_room_then_sequences_then_blocks(void) {
+    gw_router *router = open_router(1, 10);
+    for (uint64_t w = 0; w < 10; w++) { /* the query needs 2 blocks */
+        wire_load load = {.running = (uint32_t)(10 - w), .kv_blocks_total = 100, .kv_blocks_used = 50};
+        if (w == 9) load.kv_blocks_used = 99;                   /* fewest sequences, but no room */
+        if (w == 7) load.running = 2, load.kv_blocks_used = 40; /* as many as 8, more blocks */
+        gw_router_status(router, 200 + w, &load);
+    }
+    gw_route route = choose(router, "random", 0, 0);
+    CHECK(route.n_decodes == WIRE_MAX_CANDIDATES, "%u", route.n_decodes);
+    static const uint64_t order[] = {207, 208, 206, 205, 204, 203, 202, 201};
+    for (int i = 0; i < WIRE_MAX_CANDIDATES; i++)
+        CHECK(route.decodes[i]->incarnation == order[i], "rank %d is %d", i, (int)route.decodes[i]->incarnation);
+    gw_worker_book(route.decodes[0], 59); /* takes the room away before the worker says so */
+    CHECK(choose(router, "random", 0, 0).decodes[0]->incarnation == 208, "what was just sent counts");
+    gw_router_close(router);
+}
+
+static void test_a_worker_that_comes_back_has_another_link(void) {
+    gw_router *router = open_router(2, 1);
+    uint64_t link = gw_router_worker(router, 100)->link;
+    gw_worker known = {.role = WIRE_ROLE_PREFILL, .incarnation = 100, .is_draining = true};
+    CHECK(gw_router_up(router, &known)->link == link && gw_router_worker(router, 100)->is_draining, "updated");
+    gw_router_gone(router, 100);
+    gw_router_gone(router, 100);
+    CHECK(gw_router_worker(router, 100) == NULL && gw_router_worker(router, 101) != NULL, "one left");
+    CHECK(gw_router_up(router, &known)->link != link, "a new link");
+    gw_router_close(router);
+}
+
+int main(void) {
+    test_unknown_strategies_are_refused_by_name();
+    test_no_worker_of_a_role_is_no_capacity();
+    test_random_reaches_all_and_is_the_same_again();
+    test_least_request_fills_evenly_and_counts_what_was_just_sent();
+    test_draining_is_not_chosen_and_avoided_only_if_there_is_another();
+    test_decode_workers_are_ranked_by_room_then_sequences_then_blocks();
+    test_a_worker_that_comes_back_has_another_link();
+    TEST_END();
+}
