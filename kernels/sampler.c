@@ -1,46 +1,119 @@
-/* Draws one token. No sort: the two cuts (top-k by count, top-p by mass) are found by partitioning the candidates
- * around pivots until the cut is one candidate wide, O(vocabulary) on average.
+/* Draws one token without sorting the vocabulary. min-p, top-k and top-p each only move a threshold in one total order
+ * of the tokens (larger logit first, then lower id); the draw then walks what is at or above it, by id.
  *
- * All ranking uses one total order, larger logit first and then lower id, and the draw walks what is kept by id, so
- * that the partitioning's shuffling does not show in the result. */
+ * Passes over the vocabulary are plain loops over floats that a compiler vectorises: sums go through fixed lanes and
+ * the exponential is a polynomial written here, so the bits are the same on every processor. The two selections, the
+ * k-th largest and the cut of top-p, run on candidates that a bound has thinned out first. */
 #include "kernels/sampler.h"
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "common/core/alloc.h"
 #include "kernels/philox.h"
 
 typedef struct {
-    float logit;  /* divided by the temperature */
-    float weight; /* exp(logit - max): the probability, not normalised */
+    float logit, weight;
     uint32_t id;
 } candidate;
 
 struct krn_sampler {
     uint32_t vocab_size;
+    float *weights;        /* [vocab_size]: exp((logit - largest) / temperature); 0 of what is out */
     candidate *candidates; /* [vocab_size] */
 };
 
 krn_sampler *krn_sampler_open(uint32_t vocab_size) {
     krn_sampler *sampler = bt_calloc(1, sizeof(*sampler));
     sampler->vocab_size = vocab_size;
+    sampler->weights = bt_calloc(vocab_size, sizeof(float));
     sampler->candidates = bt_calloc(vocab_size, sizeof(candidate));
     return sampler;
 }
 
 void krn_sampler_close(krn_sampler *sampler) {
     if (sampler == NULL) return;
+    free(sampler->weights);
     free(sampler->candidates);
     free(sampler);
 }
 
+enum { LANES = 16 };
+
+/* The largest logit's lowest id; NaN compares false and so never wins. */
 static uint32_t pick_greedy(const float *logits, uint32_t n) {
-    uint32_t best = 0;
-    for (uint32_t i = 1; i < n; i++) {
-        if (logits[i] > logits[best] || (isnan(logits[best]) && !isnan(logits[i]))) best = i;
+    float lanes[LANES], max = -INFINITY;
+    for (int j = 0; j < LANES; j++) lanes[j] = -INFINITY;
+    uint32_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        for (int j = 0; j < LANES; j++) lanes[j] = logits[i + j] > lanes[j] ? logits[i + j] : lanes[j];
     }
-    return best;
+    for (; i < n; i++) max = logits[i] > max ? logits[i] : max;
+    for (int j = 0; j < LANES; j++) max = lanes[j] > max ? lanes[j] : max;
+    for (i = 0; i < n; i++) {
+        if (logits[i] == max) return i;
+    }
+    return 0; /* all NaN */
+}
+
+static float sum_lanes(const float *values, uint32_t n) {
+    float lanes[LANES] = {0};
+    uint32_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        for (int j = 0; j < LANES; j++) lanes[j] += values[i + j];
+    }
+    for (int j = 0; i + j < n; j++) lanes[j] += values[i + j];
+    for (int half = LANES / 2; half > 0; half /= 2) {
+        for (int j = 0; j < half; j++) lanes[j] += lanes[j + half];
+    }
+    return lanes[0];
+}
+
+enum { BLOCK = 256 }; /* weights that are summed in float32; blocks are summed in float64 */
+
+static uint32_t block_end(const krn_sampler *sampler, uint32_t start) {
+    return sampler->vocab_size - start < BLOCK ? sampler->vocab_size : start + BLOCK;
+}
+
+static double sum_weights(const krn_sampler *sampler) {
+    double sum = 0;
+    for (uint32_t i = 0; i < sampler->vocab_size; i += BLOCK) {
+        sum += sum_lanes(sampler->weights + i, block_end(sampler, i) - i);
+    }
+    return sum;
+}
+
+/* exp(x) for x in [-80, 0], about 2 ulp: 2^n times a polynomial, after Cephes' expf (S. Moshier). */
+static inline float exp_negative(float x) {
+    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
+    float shifted = x * 1.44269504f + magic, n = shifted - magic;
+    uint32_t exponent, one;
+    memcpy(&exponent, &shifted, sizeof(exponent));
+    memcpy(&one, &magic, sizeof(one));
+    float r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    uint32_t bits = (exponent - one + 127) << 23;
+    float power;
+    memcpy(&power, &bits, sizeof(power));
+    return p * power;
+}
+
+static void fill_weights(krn_sampler *sampler, const float *logits, float max, float temperature, float lowest) {
+    float inverse = 1 / temperature, *weights = sampler->weights;
+    uint32_t n = sampler->vocab_size;
+    for (uint32_t i = 0; i < n; i++) {
+        float x = (logits[i] - max) * inverse;
+        x = x > -80 ? x : -80.0f; /* NaN and -infinity become -80, and are out */
+        float weight = exp_negative(x);
+        weights[i] = logits[i] >= lowest ? weight : 0;
+    }
 }
 
 static inline bool ranks_above(candidate a, candidate b) {
@@ -69,44 +142,76 @@ static uint32_t partition(candidate *all, uint32_t first, uint32_t end) {
     return place;
 }
 
-/* Keeps what is not smaller than the k-th largest. Returns the number kept, at the front. */
-static uint32_t keep_top_k(candidate *all, uint32_t n, uint32_t k) {
-    if (k == 0 || k >= n) return n;
-    uint32_t first = 0, end = n, wanted = k - 1;
+/* Moves the k that rank highest to the front, the lowest of them to k - 1. */
+static void select_top(candidate *all, uint32_t n, uint32_t k) {
+    uint32_t first = 0, end = n;
     while (end - first > 1) {
         uint32_t place = partition(all, first, end);
-        if (place == wanted) break;
-        if (place > wanted)
+        if (place == k - 1) return;
+        if (place >= k)
             end = place;
         else
             first = place + 1;
     }
-    float smallest = all[wanted].logit;
-    uint32_t n_kept = k;
-    for (uint32_t i = k; i < n; i++) {
-        if (all[i].logit == smallest) swap(&all[i], &all[n_kept++]);
-    }
-    return n_kept;
 }
 
-/* Keeps tokens while the mass that ranks above them is below top_p of the whole; always the first. */
-static uint32_t keep_top_p(candidate *all, uint32_t n, double top_p) {
-    if (top_p >= 1) return n;
-    double total = 0, above = 0; /* above: mass in front of `first` */
-    for (uint32_t i = 0; i < n; i++) total += all[i].weight;
-    uint32_t first = 0, end = n; /* the cut is in [first, end] */
+/* The k-th largest logit, if it is above `lowest`. Candidates pile up to twice k, then the lower half is dropped and
+ * the bar is raised, so few tokens of a large vocabulary ever become candidates. */
+static float top_k_threshold(krn_sampler *sampler, const float *logits, uint32_t k, float lowest) {
+    if (k == 0 || k >= sampler->vocab_size) return lowest;
+    candidate *all = sampler->candidates;
+    uint32_t n = 0, cap = k < sampler->vocab_size / 2 ? 2 * k : sampler->vocab_size;
+    for (uint32_t i = 0; i < sampler->vocab_size; i++) {
+        if (!(logits[i] >= lowest)) continue;
+        if (n >= k && logits[i] == lowest) continue; /* cannot raise the bar */
+        all[n++] = (candidate){.logit = logits[i], .id = i};
+        if (n < cap) continue;
+        select_top(all, n, k);
+        n = k;
+        lowest = all[k - 1].logit;
+    }
+    if (n < k) return lowest;
+    select_top(all, n, k);
+    return all[k - 1].logit;
+}
+
+/* The lowest token that top-p keeps: tokens are kept while the mass above them is below top_p of `total`.
+ * A token lighter than (1 - top_p) * total / vocabulary is out: all such tokens together are lighter than 1 - top_p. */
+static candidate top_p_threshold(krn_sampler *sampler, const float *logits, double top_p, double total) {
+    candidate *all = sampler->candidates;
+    float lightest =
+        (float)((1 - top_p) * total / sampler->vocab_size * 0.999); /* 0.999: rounding keeps, never drops */
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < sampler->vocab_size; i++) {
+        float weight = sampler->weights[i];
+        if (weight > 0 && weight >= lightest) all[n++] = (candidate){.logit = logits[i], .weight = weight, .id = i};
+    }
+    uint32_t first = 0, end = n; /* the cut is in [first, end]; `above` is the mass in front of first */
+    double above = 0;
+    candidate lowest = all[0];
     while (first < end) {
         uint32_t place = partition(all, first, end);
         double mass = above;
         for (uint32_t i = first; i < place; i++) mass += all[i].weight;
-        if (mass >= top_p * total) {
+        if (mass >= top_p * total && place > 0) { /* the first of all is kept whatever top_p is */
             end = place;
         } else {
-            above = mass + all[place].weight;
+            lowest = all[place];
+            above = mass + lowest.weight;
             first = place + 1;
         }
     }
-    return first > 0 ? first : 1;
+    return lowest;
+}
+
+/* Weights below the threshold become 0. */
+static void drop_below(krn_sampler *sampler, const float *logits, candidate lowest) {
+    uint32_t n = sampler->vocab_size;
+    float *weights = sampler->weights;
+    for (uint32_t i = 0; i < n; i++) weights[i] = logits[i] >= lowest.logit ? weights[i] : 0;
+    for (uint32_t i = lowest.id + 1; i < n; i++) {
+        if (logits[i] == lowest.logit) weights[i] = 0;
+    }
 }
 
 /* 53 random bits in [0, 1). */
@@ -118,47 +223,42 @@ static double draw_uniform(uint64_t seed, uint32_t position) {
     return (double)bits * 0x1p-53;
 }
 
-/* All tokens that rank at or above `lowest`, by id, with their weights. Returns their number. */
-static uint32_t collect(krn_sampler *sampler, const float *logits, float temperature, float max, candidate lowest) {
-    uint32_t n = 0;
-    for (uint32_t i = 0; i < sampler->vocab_size; i++) {
-        candidate token = {.logit = logits[i] / temperature, .id = i};
-        if (isnan(token.logit) || ranks_above(lowest, token)) continue;
-        token.weight = expf(token.logit - max);
-        sampler->candidates[n++] = token;
+/* The token in whose share of the summed weights the target falls. */
+static uint32_t pick_share(const krn_sampler *sampler, double target, uint32_t fallback) {
+    double sum = 0;
+    for (uint32_t start = 0; start < sampler->vocab_size; start += BLOCK) {
+        uint32_t end = block_end(sampler, start);
+        float block = sum_lanes(sampler->weights + start, end - start);
+        if (sum + block <= target) {
+            sum += block;
+            continue;
+        }
+        for (uint32_t i = start; i < end; i++) {
+            if (sampler->weights[i] == 0) continue;
+            fallback = i; /* if rounding puts the block's last share below the target */
+            sum += sampler->weights[i];
+            if (sum > target) break;
+        }
+        return fallback;
     }
-    return n;
-}
-
-static candidate lowest_of(const candidate *all, uint32_t n) {
-    candidate lowest = all[0];
-    for (uint32_t i = 1; i < n; i++) {
-        if (ranks_above(lowest, all[i])) lowest = all[i];
-    }
-    return lowest;
+    return fallback;
 }
 
 uint32_t krn_sample(krn_sampler *sampler, const float *logits, const wire_sampling *sampling, uint32_t position) {
     /* A token this far below the best has less than 1e-21 of its probability: a draw of 53 bits cannot see it. */
     const float out_of_sight = 50;
     uint32_t best = pick_greedy(logits, sampler->vocab_size);
-    float temperature = sampling->temperature < 0.01f ? 0.01f : sampling->temperature;
-    float max = logits[best] / temperature;
+    float temperature = sampling->temperature < 0.01f ? 0.01f : sampling->temperature, max = logits[best];
     if (!(sampling->temperature >= 1e-5f) || !isfinite(max)) return best;
 
-    candidate lowest = {.logit = max - out_of_sight, .id = UINT32_MAX};
-    if (sampling->min_p > 0) lowest.logit = fmaxf(lowest.logit, max + logf(sampling->min_p));
-    uint32_t n = collect(sampler, logits, temperature, max, lowest);
-    uint32_t n_kept =
-        keep_top_p(sampler->candidates, keep_top_k(sampler->candidates, n, sampling->top_k), sampling->top_p);
-    if (n_kept < n) n = collect(sampler, logits, temperature, max, lowest_of(sampler->candidates, n_kept));
-
-    double total = 0, sum = 0;
-    for (uint32_t i = 0; i < n; i++) total += sampler->candidates[i].weight;
-    double target = draw_uniform(sampling->seed, position) * total;
-    for (uint32_t i = 0; i < n; i++) {
-        sum += sampler->candidates[i].weight;
-        if (sum > target) return sampler->candidates[i].id;
+    float depth = sampling->min_p > 0 ? fminf(out_of_sight, -logf(sampling->min_p)) : out_of_sight;
+    float lowest = max - depth * temperature;
+    lowest = top_k_threshold(sampler, logits, sampling->top_k, lowest);
+    fill_weights(sampler, logits, max, temperature, lowest);
+    double total = sum_weights(sampler);
+    if (sampling->top_p < 1) {
+        drop_below(sampler, logits, top_p_threshold(sampler, logits, sampling->top_p, total));
+        total = sum_weights(sampler);
     }
-    return best; /* not reached: the sums are equal and the draw is below 1 */
+    return pick_share(sampler, draw_uniform(sampling->seed, position) * total, best);
 }
