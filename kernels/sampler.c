@@ -22,13 +22,17 @@ struct krn_sampler {
     uint32_t vocab_size;
     float *weights;        /* [vocab_size]: exp((logit - largest) / temperature); 0 of what is out */
     candidate *candidates; /* [vocab_size] */
+    double *masses;        /* [N_BUCKETS] */
 };
+
+enum { N_BUCKETS = 0x3f80 + 1 }; /* of weights up to 1.0f = 0x3f800000, see bucket_of() */
 
 krn_sampler *krn_sampler_open(uint32_t vocab_size) {
     krn_sampler *sampler = bt_calloc(1, sizeof(*sampler));
     sampler->vocab_size = vocab_size;
     sampler->weights = bt_calloc(vocab_size, sizeof(float));
     sampler->candidates = bt_calloc(vocab_size, sizeof(candidate));
+    sampler->masses = bt_calloc(N_BUCKETS, sizeof(double));
     return sampler;
 }
 
@@ -36,6 +40,7 @@ void krn_sampler_close(krn_sampler *sampler) {
     if (sampler == NULL) return;
     free(sampler->weights);
     free(sampler->candidates);
+    free(sampler->masses);
     free(sampler);
 }
 
@@ -175,25 +180,38 @@ static float top_k_threshold(krn_sampler *sampler, const float *logits, uint32_t
     return all[k - 1].logit;
 }
 
-/* The lowest token that top-p keeps: tokens are kept while the mass above them is below top_p of `total`.
- * A token lighter than (1 - top_p) * total / vocabulary is out: all such tokens together are lighter than 1 - top_p. */
+/* Weights are in (0, 1]: the upper half of their bits orders them into buckets 1/128 wide. */
+static inline uint32_t bucket_of(float weight) {
+    uint32_t bits;
+    memcpy(&bits, &weight, sizeof(bits));
+    return bits >> 16;
+}
+
+/* The lowest token that top-p keeps: tokens are kept while the mass above them is below top_p of `total`. The bucket in
+ * which that happens is found by summing buckets; only its tokens are ranked. */
 static candidate top_p_threshold(krn_sampler *sampler, const float *logits, double top_p, double total) {
     candidate *all = sampler->candidates;
-    float lightest =
-        (float)((1 - top_p) * total / sampler->vocab_size * 0.999); /* 0.999: rounding keeps, never drops */
+    double target = top_p * total, above = 0;
+    memset(sampler->masses, 0, N_BUCKETS * sizeof(double));
+    for (uint32_t i = 0; i < sampler->vocab_size; i++) {
+        sampler->masses[bucket_of(sampler->weights[i])] += sampler->weights[i];
+    }
+    uint32_t bucket = N_BUCKETS - 1;
+    while (bucket > 1 && above + sampler->masses[bucket] < target) above += sampler->masses[bucket--];
+    while (sampler->masses[bucket] == 0) bucket++; /* only if rounding kept the sum below the target */
+
     uint32_t n = 0;
     for (uint32_t i = 0; i < sampler->vocab_size; i++) {
         float weight = sampler->weights[i];
-        if (weight > 0 && weight >= lightest) all[n++] = (candidate){.logit = logits[i], .weight = weight, .id = i};
+        if (bucket_of(weight) == bucket) all[n++] = (candidate){.logit = logits[i], .weight = weight, .id = i};
     }
     uint32_t first = 0, end = n; /* the cut is in [first, end]; `above` is the mass in front of first */
-    double above = 0;
     candidate lowest = all[0];
     while (first < end) {
         uint32_t place = partition(all, first, end);
         double mass = above;
         for (uint32_t i = first; i < place; i++) mass += all[i].weight;
-        if (mass >= top_p * total && place > 0) { /* the first of all is kept whatever top_p is */
+        if (mass >= target && place > 0) { /* the first of all is kept whatever top_p is */
             end = place;
         } else {
             lowest = all[place];
