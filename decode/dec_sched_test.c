@@ -1,0 +1,393 @@
+/* One rule at a time: leases, settling, quarantine, the batch, preemption and the ends. Whole histories: tests/sim. */
+#include "decode/dec_sched.h"
+
+#include <string.h>
+
+#include "common/core/test.h"
+
+enum { GATEWAY = 7, PREFILL = 100, EOS = 1, STOP = 9, LAYERS = 2, BLOCKS = 12, MS = 1000000 };
+
+static kv_pool *pool;
+static dec_sched *sched;
+static dec_step step;
+static int64_t now_ns;
+static dec_action done[64]; /* since the last clear() */
+static uint32_t n_done;
+static wire_token said[64]; /* in TOKENS since the last clear() */
+static uint32_t n_said;
+
+static void walk(void) {
+    while (dec_sched_next(sched, &done[n_done])) {
+        const dec_action *action = &done[n_done];
+        if (action->kind == DEC_SEND_GATEWAY && action->message.type == WIRE_TOKENS)
+            for (uint32_t i = 0; i < action->message.tokens.n_tokens; i++)
+                said[n_said++] = action->message.tokens.tokens[i];
+        BT_ASSERT(++n_done < 64);
+    }
+    dec_sched_check(sched);
+}
+
+static void clear(void) { n_done = n_said = 0; }
+
+static void start(uint32_t max_num_seqs) {
+    static const uint32_t eos[] = {EOS};
+    pool = kv_pool_open(BLOCKS);
+    dec_sched_options options = {.pool = pool,
+                                 .vocab_size = 1000,
+                                 .max_model_len = 10000,
+                                 .n_layers = LAYERS,
+                                 .max_num_seqs = max_num_seqs,
+                                 .max_leases = 4,
+                                 .watermark_blocks = 1,
+                                 .eos_ids = eos,
+                                 .n_eos_ids = 1};
+    CHECK(dec_sched_open(&options, &sched, NULL) == BT_OK, "open");
+    dec_sched_gateway_up(sched, GATEWAY, now_ns);
+    walk();
+    clear();
+}
+
+static wire_request request(uint64_t serial) { return (wire_request){GATEWAY, serial, 0}; }
+
+static const dec_action *find(dec_action_kind kind, wire_type type) {
+    for (uint32_t i = n_done; i-- > 0;) {
+        bool is_message = kind == DEC_SEND_GATEWAY || kind == DEC_SEND_PREFILL;
+        if (done[i].kind == kind && (!is_message || done[i].message.type == type)) return &done[i];
+    }
+    return NULL;
+}
+
+static void say(wire_message message) {
+    dec_sched_prefill_message(sched, PREFILL, &message, now_ns);
+    walk();
+}
+
+static void reserve(uint64_t serial, uint32_t n_tokens) {
+    clear();
+    say((wire_message){.type = WIRE_RESERVE, .reserve = {request(serial), n_tokens, 100}});
+}
+
+static uint64_t lease_of(uint64_t serial) {
+    const dec_action *action = find(DEC_SEND_PREFILL, WIRE_RESERVED);
+    CHECK(action != NULL && action->message.reserved.request.serial == serial, "RESERVED %d", (int)serial);
+    return action == NULL ? 0 : action->message.reserved.lease;
+}
+
+static void commit(uint64_t serial, uint64_t lease, uint32_t n_tokens, uint32_t max_tokens) {
+    static uint32_t tokens[2000];
+    static const uint32_t stops[] = {STOP};
+    for (uint32_t i = 0; i < 2000; i++) tokens[i] = 10 + i % 900;
+    clear();
+    say((wire_message){.type = WIRE_COMMIT,
+                       .commit = {.request = request(serial),
+                                  .lease = lease,
+                                  .n_pushes = LAYERS * ((n_tokens + 63) / 64),
+                                  .checksum = 77,
+                                  .sampling = {.top_p = 1},
+                                  .max_tokens = max_tokens,
+                                  .n_prompt = n_tokens,
+                                  .tokens = tokens,
+                                  .n_tokens = n_tokens + 1,
+                                  .stop_token_ids = stops,
+                                  .n_stop_token_ids = 1}});
+}
+
+static void closed(uint64_t lease, uint32_t n_pushes, uint64_t checksum) {
+    dec_sched_lease_closed(sched, lease, n_pushes, checksum, now_ns);
+    walk();
+}
+
+/* From RESERVE to the batch. */
+static void admit(uint64_t serial, uint32_t n_tokens, uint32_t max_tokens) {
+    reserve(serial, n_tokens);
+    uint64_t lease = lease_of(serial);
+    commit(serial, lease, n_tokens, max_tokens);
+    CHECK(find(DEC_LEASE_CLOSE, 0)->lease_close.n_pushes == LAYERS * ((n_tokens + 63) / 64), "its pushes are awaited");
+    closed(lease, LAYERS * ((n_tokens + 63) / 64), 77);
+    CHECK(find(DEC_SEND_PREFILL, WIRE_COMMITTED) != NULL, "taken");
+    clear();
+}
+
+static bool begin(void) {
+    bool has_step = dec_sched_step_begin(sched, now_ns, &step);
+    walk();
+    return has_step;
+}
+
+static void end(uint32_t token) {
+    uint32_t tokens[16];
+    for (int i = 0; i < 16; i++) tokens[i] = token;
+    dec_sched_step_done(sched, tokens, now_ns);
+    walk();
+}
+
+static void tick_after_ms(uint32_t ms) {
+    now_ns += (int64_t)ms * MS;
+    dec_sched_tick(sched, now_ns);
+    walk();
+}
+
+static void cancel(uint64_t serial) {
+    wire_message message = {.type = WIRE_CANCEL, .cancel = {request(serial)}};
+    dec_sched_gateway_message(sched, GATEWAY, &message, now_ns);
+    walk();
+}
+
+static void stop(void) {
+    dec_sched_gateway_gone(sched, GATEWAY, now_ns);
+    walk();
+    CHECK(kv_pool_n_free(pool) == BLOCKS, "%u blocks are free", kv_pool_n_free(pool));
+    dec_sched_close(sched);
+    kv_pool_close(pool);
+}
+
+static void test_a_sequence_decodes_to_its_end(void) {
+    static const struct {
+        uint32_t tokens[3], n_tokens;
+        wire_finish reason;
+        uint32_t stop_token;
+    } rows[] = {{{50, EOS}, 2, WIRE_FINISH_EOS, 0},
+                {{50, STOP}, 2, WIRE_FINISH_STOP_TOKEN, STOP},
+                {{50, 51, 52}, 3, WIRE_FINISH_LENGTH, 0}};
+    for (uint32_t row = 0; row < 3; row++) {
+        start(4);
+        admit(1, 63, 4); /* its first row is the block's last: the second needs a block */
+        for (uint32_t i = 0; i < rows[row].n_tokens; i++) {
+            CHECK(begin() && step.n_sequences == 1, "a step");
+            CHECK(step.sequences[0].position == 63 + i && step.sequences[0].n_rows == 1, "one row");
+            CHECK(step.sequences[0].form == KRN_ABSORBED && step.samples[0].position == 64 + i, "generated");
+            end(rows[row].tokens[i]);
+            CHECK(n_said == i + 1 && said[i].index == i + 1 && said[i].token == rows[row].tokens[i], "TOKENS");
+        }
+        const wire_finished *finished = &find(DEC_SEND_GATEWAY, WIRE_FINISHED)->message.finished;
+        CHECK(finished->reason == rows[row].reason && finished->stop_token == rows[row].stop_token, "row %u", row);
+        CHECK(finished->n_output == rows[row].n_tokens + 1, "prefill's token counts");
+        CHECK(!begin() && kv_pool_n_free(pool) == BLOCKS, "nothing is left");
+        stop();
+    }
+}
+
+static void test_room_is_promised_once(void) {
+    start(4);
+    reserve(1, 64 * 6);
+    lease_of(1);
+    CHECK(find(DEC_LEASE_OPEN, 0) < find(DEC_SEND_PREFILL, WIRE_RESERVED), "it may land before prefill knows");
+    CHECK(find(DEC_LEASE_OPEN, 0)->lease_open.n_blocks == 6 && kv_pool_n_free(pool) == BLOCKS - 7, "and one to grow");
+    reserve(2, 64 * 4);
+    CHECK(find(DEC_SEND_PREFILL, WIRE_REFUSED)->message.refused.status == BT_NO_CAPACITY, "the watermark stays free");
+    reserve(3, 64 * 12);
+    CHECK(find(DEC_SEND_PREFILL, WIRE_REFUSED)->message.refused.status == BT_BAD_REQUEST, "never");
+    reserve(4, 64 * 2);
+    CHECK(lease_of(4) != 0, "a smaller one fits");
+    dec_sched_drain(sched, 0, now_ns);
+    walk();
+    reserve(5, 1);
+    CHECK(find(DEC_SEND_PREFILL, WIRE_REFUSED)->message.refused.status == BT_AGAIN, "draining");
+    clear();
+    dec_sched_prefill_gone(sched, PREFILL, now_ns);
+    walk();
+    closed(1, 0, 0);
+    closed(2, 0, 0);
+    CHECK(done[n_done - 1].kind == DEC_DRAINED, "drained");
+    stop();
+}
+
+static void test_a_dropped_lease_is_in_quarantine_until_it_is_closed(void) {
+    for (uint32_t how = 0; how < 5; how++) {
+        start(4);
+        reserve(1, 100);
+        uint64_t lease = lease_of(1);
+        clear();
+        if (how == 0) say((wire_message){.type = WIRE_ABORT, .abort = {request(1), lease}});
+        if (how == 1) say((wire_message){.type = WIRE_ABORT, .abort = {request(1), 0}});
+        if (how == 2) tick_after_ms(5000);
+        if (how == 3) dec_sched_prefill_gone(sched, PREFILL, now_ns);
+        if (how == 4) cancel(1);
+        walk();
+        CHECK(find(DEC_LEASE_CLOSE, 0)->lease_close.n_pushes == 0, "how %u: no further push begins", how);
+        CHECK(kv_pool_n_free(pool) == BLOCKS - 2, "how %u: one may be landing", how);
+        commit(1, lease, 100, 10);
+        CHECK(find(DEC_SEND_PREFILL, WIRE_COMMIT_FAILED) != NULL, "how %u: too late", how);
+        reserve(1, 100);
+        CHECK(lease_of(1) == lease + 1, "how %u: a new lease is another one", how);
+        closed(lease, 1, 1);
+        CHECK(kv_pool_n_free(pool) == BLOCKS - 2, "how %u: the old blocks are free", how);
+        cancel(1);
+        closed(lease + 1, 0, 0);
+        stop();
+    }
+}
+
+static void test_a_lease_lives_as_long_as_it_is_renewed(void) {
+    start(4);
+    reserve(1, 100);
+    uint64_t lease = lease_of(1);
+    for (int i = 0; i < 5; i++) {
+        tick_after_ms(4000);
+        say((wire_message){.type = WIRE_RENEW, .renew = {&lease, 1}});
+    }
+    CHECK(dec_sched_n_leases(sched) == 1, "renewed");
+    tick_after_ms(5000);
+    CHECK(dec_sched_n_leases(sched) == 0 && dec_sched_counters(sched)->n_lease_expired == 1, "silent");
+    closed(lease, 0, 0);
+    stop();
+}
+
+static void test_what_has_not_landed_right_is_not_taken(void) {
+    for (uint32_t how = 0; how < 4; how++) {
+        start(4);
+        reserve(1, 100);
+        uint64_t lease = lease_of(1);
+        commit(1, lease, how == 3 ? 99 : 100, 10);
+        if (how == 0) closed(lease, 4, 78); /* checksum */
+        if (how == 1) closed(lease, 3, 77); /* count */
+        if (how == 2) {                     /* a push is missing for ever */
+            clear();
+            tick_after_ms(5000);
+            CHECK(find(DEC_LEASE_CLOSE, 0)->lease_close.n_pushes == 0, "stop waiting");
+            closed(lease, 3, 70);
+        }
+        if (how == 3) closed(lease, 0, 0); /* another number of tokens than leased: refused at once */
+        CHECK(find(DEC_SEND_PREFILL, WIRE_COMMIT_FAILED) != NULL && !begin(), "how %u", how);
+        CHECK(kv_pool_n_free(pool) == BLOCKS, "how %u: and nothing is kept", how);
+        stop();
+    }
+}
+
+static void test_the_newest_gives_way_and_the_last_never_does(void) {
+    start(4);
+    admit(1, 63, 1000); /* one block, the next soon */
+    admit(2, 64 * 4 - 1, 1000);
+    admit(3, 64 * 4 - 1, 1000);
+    reserve(4, 64);
+    uint64_t lease = lease_of(4); /* the rest of the pool but one */
+    CHECK(kv_pool_n_free(pool) == 1, "%u free", kv_pool_n_free(pool));
+    CHECK(begin() && step.n_sequences == 3, "all three");
+    end(50);
+    clear();
+    CHECK(begin() && step.n_sequences == 2, "two of them: a block each");
+    const wire_failed *failed = &find(DEC_SEND_GATEWAY, WIRE_FAILED)->message.failed;
+    CHECK(failed->request.serial == 3 && failed->status == BT_NO_CAPACITY, "the newest goes back to its gateway");
+    CHECK(dec_sched_counters(sched)->n_preempted == 1, "once");
+    end(50);
+    cancel(1);
+    cancel(2);
+    cancel(4);
+    closed(lease, 0, 0);
+    stop();
+
+    start(2);
+    admit(1, 64 * 8 - 1, 1000);
+    reserve(2, 64 * 2);
+    lease = lease_of(2);
+    CHECK(kv_pool_n_free(pool) == 1, "%u free", kv_pool_n_free(pool));
+    for (int i = 0; i < 65; i++) {
+        CHECK(begin(), "step %d", i);
+        end(50);
+        clear();
+    }
+    CHECK(!begin() && n_done == 0, "alone, it waits for the lease's blocks");
+    cancel(2);
+    closed(lease, 0, 0);
+    CHECK(begin(), "and goes on");
+    end(50);
+    stop();
+}
+
+static void test_the_context_ends_a_request(void) {
+    start(4);
+    admit(1, 64 * BLOCKS - 3, 1000); /* the pool is the context: three more positions */
+    for (int i = 0; i < 2; i++) {
+        CHECK(begin(), "step %d", i);
+        end(50);
+    }
+    const dec_action *finished = find(DEC_SEND_GATEWAY, WIRE_FINISHED);
+    CHECK(finished != NULL && finished->message.finished.reason == WIRE_FINISH_LENGTH, "full");
+    CHECK(finished->message.finished.n_output == 3, "three tokens");
+    stop();
+}
+
+static void test_a_cancel_in_a_step_keeps_its_blocks_until_the_step_is_done(void) {
+    start(4);
+    admit(1, 10, 100);
+    admit(2, 10, 100);
+    CHECK(begin() && step.n_sequences == 2, "two");
+    cancel(1);
+    CHECK(kv_pool_n_free(pool) == BLOCKS - 2, "the step runs");
+    end(50);
+    CHECK(kv_pool_n_free(pool) == BLOCKS - 1 && n_said == 1 && said[0].request.serial == 2, "it says nothing");
+    CHECK(begin() && step.n_sequences == 1, "one is left");
+    dec_sched_gateway_gone(sched, GATEWAY, now_ns); /* in the step, too */
+    walk();
+    clear();
+    end(50);
+    CHECK(n_said == 0 && kv_pool_n_free(pool) == BLOCKS, "nobody is there to hear it");
+    stop();
+}
+
+static void test_more_than_fit_wait_in_order(void) {
+    start(2);
+    admit(1, 10, 3);
+    admit(2, 10, 100);
+    reserve(3, 10);
+    CHECK(find(DEC_SEND_PREFILL, WIRE_REFUSED)->message.refused.status == BT_NO_CAPACITY, "the batch is full");
+    CHECK(begin() && step.n_sequences == 2, "two");
+    end(50);
+    CHECK(begin(), "-");
+    end(50);
+    CHECK(find(DEC_SEND_GATEWAY, WIRE_FINISHED)->message.finished.request.serial == 1, "the first is done");
+    admit(3, 10, 100);
+    CHECK(begin() && step.n_sequences == 2, "the third has its place");
+    end(50);
+    stop();
+}
+
+static void test_an_abort_behind_the_hand_off_gives_the_request_back(void) {
+    start(4);
+    admit(1, 10, 100);
+    say((wire_message){.type = WIRE_ABORT, .abort = {request(1), 1}});
+    CHECK(find(DEC_SEND_GATEWAY, WIRE_FAILED)->message.failed.status == BT_PEER_LOST, "the gateway hears of it");
+    CHECK(!begin() && kv_pool_n_free(pool) == BLOCKS, "gone");
+    stop();
+}
+
+static void test_min_tokens_bans_what_would_end_it(void) {
+    start(4);
+    reserve(1, 10);
+    static const uint32_t tokens[11] = {5}, stops[] = {STOP};
+    say((wire_message){.type = WIRE_COMMIT,
+                       .commit = {.request = request(1),
+                                  .lease = 1,
+                                  .n_pushes = LAYERS,
+                                  .checksum = 77,
+                                  .sampling = {.top_p = 1, .min_tokens = 2},
+                                  .max_tokens = 9,
+                                  .n_prompt = 10,
+                                  .tokens = tokens,
+                                  .n_tokens = 11,
+                                  .stop_token_ids = stops,
+                                  .n_stop_token_ids = 1}});
+    closed(1, LAYERS, 77);
+    CHECK(begin() && step.samples[0].n_banned == 2, "the second token may not end it");
+    CHECK(step.samples[0].banned[0] == EOS && step.samples[0].banned[1] == STOP, "neither way");
+    end(50);
+    CHECK(begin() && step.samples[0].n_banned == 0, "the third may");
+    end(EOS);
+    CHECK(find(DEC_SEND_GATEWAY, WIRE_FINISHED)->message.finished.n_output == 3, "and does");
+    stop();
+}
+
+int main(void) {
+    test_a_sequence_decodes_to_its_end();
+    test_room_is_promised_once();
+    test_a_dropped_lease_is_in_quarantine_until_it_is_closed();
+    test_a_lease_lives_as_long_as_it_is_renewed();
+    test_what_has_not_landed_right_is_not_taken();
+    test_the_newest_gives_way_and_the_last_never_does();
+    test_the_context_ends_a_request();
+    test_a_cancel_in_a_step_keeps_its_blocks_until_the_step_is_done();
+    test_more_than_fit_wait_in_order();
+    test_an_abort_behind_the_hand_off_gives_the_request_back();
+    test_min_tokens_bans_what_would_end_it();
+    TEST_END();
+}

@@ -1,0 +1,391 @@
+/* One rule at a time: packing and splitting, what is pushed when, the hand-off's ways to fail, and what is freed when.
+ * Whole histories: tests/sim. */
+#include "prefill/pre_sched.h"
+
+#include <string.h>
+
+#include "common/core/test.h"
+
+enum { GATEWAY = 7, DECODE = 200, EOS = 1, LAYERS = 2, BLOCKS = 16, MS = 1000000 };
+
+static kv_pool *pool;
+static pre_sched *sched;
+static pre_step step;
+static int64_t now_ns;
+static pre_action done[64]; /* since the last clear() */
+static uint32_t n_done;
+
+static void walk(void) {
+    while (pre_sched_next(sched, &done[n_done])) BT_ASSERT(++n_done < 64);
+    pre_sched_check(sched);
+}
+
+static void clear(void) { n_done = 0; }
+
+static void start(void) {
+    static const uint32_t eos[] = {EOS};
+    pool = kv_pool_open(BLOCKS);
+    pre_sched_options options = {.pool = pool,
+                                 .vocab_size = 1000,
+                                 .max_model_len = 1000,
+                                 .n_layers = LAYERS,
+                                 .max_requests = 4,
+                                 .max_batched_tokens = 256,
+                                 .max_batched_seqs = 8,
+                                 .eos_ids = eos,
+                                 .n_eos_ids = 1};
+    CHECK(pre_sched_open(&options, &sched, NULL) == BT_OK, "open");
+    pre_sched_gateway_up(sched, GATEWAY, now_ns);
+    walk();
+    clear();
+}
+
+static void stop(void) {
+    pre_sched_gateway_gone(sched, GATEWAY, now_ns);
+    walk();
+    CHECK(kv_pool_n_free(pool) == BLOCKS, "%u blocks are free", kv_pool_n_free(pool));
+    pre_sched_close(sched);
+    kv_pool_close(pool);
+}
+
+static wire_request request(uint64_t serial) { return (wire_request){GATEWAY, serial, 0}; }
+
+static void submit(uint64_t serial, uint32_t n_prompt, uint32_t n_tokens, uint32_t n_candidates) {
+    static uint32_t tokens[1000];
+    wire_candidate candidates[WIRE_MAX_CANDIDATES];
+    for (uint32_t i = 0; i < 1000; i++) tokens[i] = 10 + i % 900;
+    for (uint32_t i = 0; i < n_candidates; i++)
+        candidates[i] = (wire_candidate){wire_str_from("d"), DECODE + i, wire_str_from("d:1")};
+    wire_message message = {.type = WIRE_SUBMIT,
+                            .submit = {.request = request(serial),
+                                       .sampling = {.top_p = 1},
+                                       .max_tokens = 50,
+                                       .n_prompt = n_prompt,
+                                       .tokens = tokens,
+                                       .n_tokens = n_tokens,
+                                       .candidates = candidates,
+                                       .n_candidates = n_candidates}};
+    pre_sched_gateway_message(sched, GATEWAY, &message, now_ns);
+    walk();
+}
+
+static const pre_action *find(pre_action_kind kind, wire_type type) {
+    for (uint32_t i = n_done; i-- > 0;)
+        if (done[i].kind == kind && (kind == PRE_CONNECT || kind == PRE_PUSH || done[i].message.type == type))
+            return &done[i];
+    return NULL;
+}
+
+static uint32_t count_pushes(uint32_t layer) {
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < n_done; i++)
+        if (done[i].kind == PRE_PUSH && done[i].push.layer == layer) n += done[i].push.n_blocks;
+    return n;
+}
+
+static void finish_pushes(void) {
+    uint32_t n = n_done;
+    for (uint32_t i = 0; i < n; i++) {
+        if (done[i].kind != PRE_PUSH) continue;
+        done[i].kind = PRE_BROADCAST; /* done once */
+        pre_sched_push_done(sched, done[i].push.id, 1, now_ns);
+        walk();
+    }
+}
+
+static void decode_up(uint64_t decode) {
+    pre_sched_decode_up(sched, decode, now_ns);
+    walk();
+}
+
+static void say(uint64_t decode, wire_message message) {
+    pre_sched_decode_message(sched, decode, &message, now_ns);
+    walk();
+}
+
+static void say_reserved(uint64_t decode, uint64_t serial, uint64_t lease) {
+    say(decode, (wire_message){.type = WIRE_RESERVED, .reserved = {request(serial), lease, 0, 60000}});
+}
+
+static void say_refused(uint64_t decode, uint64_t serial, bt_status status) {
+    say(decode,
+        (wire_message){.type = WIRE_REFUSED, .refused = {request(serial), (uint8_t)status, wire_str_from("no")}});
+}
+
+static bool begin(void) {
+    bool has_step = pre_sched_step_begin(sched, now_ns, &step);
+    walk();
+    return has_step;
+}
+
+static void layer_done(uint32_t layer) {
+    pre_sched_layer_done(sched, layer, now_ns);
+    walk();
+}
+
+static void end(uint32_t token) {
+    uint32_t tokens[8];
+    for (int i = 0; i < 8; i++) tokens[i] = token;
+    pre_sched_step_done(sched, tokens, now_ns);
+    walk();
+}
+
+static void run_step(uint32_t token) {
+    CHECK(begin(), "a step");
+    for (uint32_t layer = 0; layer < LAYERS; layer++) layer_done(layer);
+    end(token);
+}
+
+static void test_short_prompts_share_a_step_and_long_ones_are_split(void) {
+    start();
+    submit(1, 100, 100, 1);
+    submit(2, 300, 300, 1);
+    submit(3, 20, 20, 1);
+    CHECK(begin() && step.n_sequences == 2 && step.n_rows == 256, "the budget is full");
+    CHECK(step.sequences[0].n_rows == 100 && step.sequences[0].n_logits == 1 && step.n_samples == 1,
+          "all of the first");
+    CHECK(step.sequences[1].n_rows == 156 && step.sequences[1].n_logits == 0, "a part of the second");
+    for (uint32_t layer = 0; layer < LAYERS; layer++) layer_done(layer);
+    end(50);
+    CHECK(begin() && step.n_sequences == 2 && step.sequences[0].position == 156, "the rest, and the third");
+    CHECK(step.sequences[0].n_rows == 144 && step.sequences[1].n_rows == 20 && step.n_samples == 2, "both end");
+    for (uint32_t layer = 0; layer < LAYERS; layer++) layer_done(layer);
+    end(50);
+    CHECK(!begin(), "nothing is left to compute");
+    stop();
+}
+
+static void test_a_replayed_request_keeps_its_forms(void) {
+    start();
+    submit(1, 70, 90, 1);
+    CHECK(begin() && step.n_rows == 70 && step.sequences[0].form == KRN_EXPANDED, "the prompt by itself");
+    CHECK(step.n_samples == 0, "no logits yet");
+    for (uint32_t layer = 0; layer < LAYERS; layer++) layer_done(layer);
+    end(0);
+    CHECK(begin() && step.n_rows == 20 && step.sequences[0].form == KRN_ABSORBED, "then the generated ones");
+    CHECK(step.n_samples == 1 && step.samples[0].position == 90, "and the next token");
+    for (uint32_t layer = 0; layer < LAYERS; layer++) layer_done(layer);
+    end(50);
+    CHECK(find(PRE_SEND_GATEWAY, WIRE_FIRST_TOKEN)->message.first_token.index == 20, "its index counts the replayed");
+    stop();
+}
+
+static void test_layers_are_pushed_as_they_are_done_and_parts_of_blocks_last(void) {
+    start();
+    submit(1, 300, 300, 1);
+    CHECK(find(PRE_CONNECT, 0) != NULL, "a decode worker is looked for at once");
+    decode_up(DECODE);
+    CHECK(find(PRE_SEND_DECODE, WIRE_RESERVE)->message.reserve.n_tokens == 300, "and asked");
+    CHECK(begin() && step.n_rows == 256, "the first part");
+    layer_done(0);
+    CHECK(count_pushes(0) == 0, "no lease, no push");
+    say_reserved(DECODE, 1, 5);
+    CHECK(count_pushes(0) == 4 && count_pushes(1) == 0, "layer 0 was done, in the middle of the step");
+    layer_done(1);
+    CHECK(count_pushes(1) == 4, "layer 1 at once");
+    end(0);
+    clear();
+    run_step(50);
+    CHECK(count_pushes(0) == 1 && count_pushes(1) == 1, "the last block is not full, but last");
+    CHECK(find(PRE_PUSH, 0)->push.n_last_rows == 300 - 256 && find(PRE_PUSH, 0)->push.first_block == 4, "44 rows");
+    const wire_commit *commit = &find(PRE_SEND_DECODE, WIRE_COMMIT)->message.commit;
+    CHECK(commit->lease == 5 && commit->n_pushes == 10 && commit->n_tokens == 301 && commit->tokens[300] == 50,
+          "COMMIT follows the pushes");
+    CHECK(done[0].push.layer == 0 && find(PRE_SEND_GATEWAY, WIRE_FIRST_TOKEN) < find(PRE_SEND_DECODE, WIRE_COMMIT),
+          "the first token does not wait for it");
+    say(DECODE, (wire_message){.type = WIRE_COMMITTED, .committed = {request(1), 5}});
+    CHECK(find(PRE_SEND_GATEWAY, WIRE_HANDED_OFF) != NULL, "handed off");
+    CHECK(kv_pool_n_free(pool) == BLOCKS - 5, "the pushes still read the blocks");
+    pre_counters counters = *pre_sched_counters(sched);
+    for (int i = 0; i < 2; i++) { /* those of the first part, which clear() has forgotten */
+        pre_sched_push_done(sched, find(PRE_PUSH, 0)->push.id, 1, now_ns);
+        walk();
+    }
+    finish_pushes();
+    CHECK(kv_pool_n_free(pool) == BLOCKS && counters.n_handed_off == 1, "then they are free");
+    stop();
+}
+
+static void test_a_refused_request_tries_the_next_then_waits_then_gives_up(void) {
+    start();
+    submit(1, 10, 10, 2);
+    decode_up(DECODE);
+    say_refused(DECODE, 1, BT_NO_CAPACITY);
+    CHECK(find(PRE_CONNECT, 0)->peer == DECODE + 1, "the next candidate");
+    decode_up(DECODE + 1);
+    say_refused(DECODE + 1, 1, BT_NO_CAPACITY);
+    int64_t begin_ns = now_ns;
+    for (int i = 0; i < 100000 && find(PRE_SEND_GATEWAY, WIRE_FAILED) == NULL; i++) {
+        clear();
+        now_ns = pre_sched_deadline_ns(sched);
+        pre_sched_tick(sched, now_ns);
+        walk();
+        const pre_action *asked = find(PRE_SEND_DECODE, WIRE_RESERVE);
+        if (asked != NULL) say_refused(asked->peer, 1, BT_NO_CAPACITY);
+        asked = find(PRE_SEND_DECODE, WIRE_RESERVE);
+        if (asked != NULL && asked->peer == DECODE + 1) say_refused(asked->peer, 1, BT_NO_CAPACITY);
+    }
+    CHECK(find(PRE_SEND_GATEWAY, WIRE_FAILED)->message.failed.status == BT_NO_CAPACITY, "given up");
+    CHECK(now_ns - begin_ns >= 30000ll * MS && now_ns - begin_ns < 31000ll * MS, "after thirty seconds");
+    stop();
+}
+
+static void test_candidates_that_cannot_ever_are_told_apart(void) {
+    start();
+    submit(1, 10, 10, 2);
+    decode_up(DECODE);
+    say_refused(DECODE, 1, BT_BAD_REQUEST);
+    decode_up(DECODE + 1);
+    say_refused(DECODE + 1, 1, BT_BAD_REQUEST);
+    CHECK(find(PRE_SEND_GATEWAY, WIRE_FAILED)->message.failed.status == BT_BAD_REQUEST, "it fits nowhere");
+    submit(2, 10, 10, 2);
+    say_refused(DECODE, 2, BT_AGAIN);
+    clear();
+    pre_sched_decode_gone(sched, DECODE + 1, now_ns);
+    walk();
+    CHECK(find(PRE_SEND_GATEWAY, WIRE_FAILED)->message.failed.status == BT_PEER_LOST, "one drains, one is gone");
+    stop();
+}
+
+static void test_a_failed_commit_is_tried_once_more(void) {
+    start();
+    submit(1, 10, 10, 1);
+    decode_up(DECODE);
+    say_reserved(DECODE, 1, 5);
+    run_step(50);
+    wire_message failed = {.type = WIRE_COMMIT_FAILED,
+                           .commit_failed = {request(1), 5, BT_INTERNAL, wire_str_from("checksum")}};
+    say(DECODE, failed);
+    CHECK(find(PRE_SEND_DECODE, WIRE_RESERVE) > find(PRE_SEND_DECODE, WIRE_COMMIT), "a new lease");
+    finish_pushes();
+    clear();
+    say_reserved(DECODE, 1, 6);
+    CHECK(count_pushes(0) == 1 && count_pushes(1) == 1, "everything is pushed again");
+    CHECK(find(PRE_SEND_DECODE, WIRE_COMMIT)->message.commit.lease == 6, "and committed");
+    failed.commit_failed.lease = 6;
+    say(DECODE, failed);
+    CHECK(find(PRE_SEND_GATEWAY, WIRE_FAILED)->message.failed.status == BT_INTERNAL, "twice is enough");
+    finish_pushes();
+    stop();
+}
+
+static void test_a_baton_in_the_air_is_never_given_to_a_second(void) {
+    for (int is_lost = 0; is_lost < 2; is_lost++) {
+        start();
+        submit(1, 10, 10, 2);
+        decode_up(DECODE);
+        say_reserved(DECODE, 1, 5);
+        run_step(50);
+        finish_pushes();
+        clear();
+        if (is_lost) {
+            pre_sched_decode_gone(sched, DECODE, now_ns);
+        } else {
+            now_ns += 10000ll * MS;
+            pre_sched_tick(sched, now_ns);
+        }
+        walk();
+        CHECK(find(PRE_SEND_GATEWAY, WIRE_FAILED) != NULL && find(PRE_SEND_DECODE, WIRE_RESERVE) == NULL &&
+                  find(PRE_CONNECT, 0) == NULL,
+              "the gateway starts anew, prefill does not");
+        CHECK(is_lost || find(PRE_SEND_DECODE, WIRE_ABORT)->message.abort.lease == 5, "decode is told");
+        stop();
+    }
+}
+
+static void test_an_answer_to_an_old_question_is_not_taken_for_a_new_one(void) {
+    start();
+    submit(1, 10, 10, 1);
+    decode_up(DECODE);
+    clear();
+    now_ns += 3000ll * MS; /* no answer */
+    pre_sched_tick(sched, now_ns);
+    walk();
+    CHECK(find(PRE_SEND_DECODE, WIRE_ABORT)->message.abort.lease == 0, "the lease that may come is given back");
+    now_ns += 25ll * MS;
+    pre_sched_tick(sched, now_ns);
+    walk();
+    CHECK(find(PRE_SEND_DECODE, WIRE_RESERVE) != NULL, "asked again");
+    run_step(50);
+    clear();
+    say_reserved(DECODE, 1, 5); /* of the first question: aborted by now */
+    CHECK(count_pushes(0) == 0, "ignored");
+    say_reserved(DECODE, 1, 6);
+    CHECK(count_pushes(0) == 1 && find(PRE_PUSH, 0)->push.lease == 6, "this one counts");
+    finish_pushes();
+    stop();
+}
+
+static void test_a_cancel_keeps_what_a_step_or_a_push_reads(void) {
+    start();
+    submit(1, 300, 300, 1);
+    decode_up(DECODE);
+    say_reserved(DECODE, 1, 5);
+    CHECK(begin(), "a step");
+    layer_done(0);
+    wire_message cancel = {.type = WIRE_CANCEL, .cancel = {request(1)}};
+    pre_sched_gateway_message(sched, GATEWAY, &cancel, now_ns);
+    walk();
+    CHECK(find(PRE_SEND_DECODE, WIRE_ABORT)->message.abort.lease == 5, "decode is told");
+    CHECK(kv_pool_n_free(pool) == BLOCKS - 5, "the step runs");
+    layer_done(1);
+    CHECK(count_pushes(1) == 0, "nothing more is pushed");
+    end(0);
+    CHECK(kv_pool_n_free(pool) == BLOCKS - 5, "a push runs");
+    finish_pushes();
+    CHECK(kv_pool_n_free(pool) == BLOCKS, "nothing reads any more");
+    CHECK(pre_sched_counters(sched)->n_canceled_computing == 1, "counted by phase");
+    stop();
+}
+
+static void test_a_token_that_ends_the_request_is_not_handed_on(void) {
+    start();
+    submit(1, 10, 10, 1);
+    decode_up(DECODE);
+    say_reserved(DECODE, 1, 5);
+    run_step(EOS);
+    const wire_finished *finished = &find(PRE_SEND_GATEWAY, WIRE_FINISHED)->message.finished;
+    CHECK(finished->reason == WIRE_FINISH_EOS && finished->n_output == 1, "finished here");
+    CHECK(find(PRE_SEND_DECODE, WIRE_COMMIT) == NULL && find(PRE_SEND_DECODE, WIRE_ABORT) != NULL, "no hand-off");
+    finish_pushes();
+    stop();
+}
+
+static void test_bad_submits_are_refused_in_a_sentence(void) {
+    start();
+    submit(1, 0, 10, 1);
+    CHECK(find(PRE_SEND_GATEWAY, WIRE_FAILED)->message.failed.status == BT_BAD_REQUEST, "no prompt");
+    submit(2, 11, 10, 1);
+    CHECK(find(PRE_SEND_GATEWAY, WIRE_FAILED)->message.failed.request.serial == 2, "more prompt than tokens");
+    submit(3, 10, 10, 0);
+    CHECK(find(PRE_SEND_GATEWAY, WIRE_FAILED)->message.failed.request.serial == 3, "no decode worker");
+    submit(4, 10, 60, 1);
+    CHECK(find(PRE_SEND_GATEWAY, WIRE_FAILED)->message.failed.request.serial == 4, "has all its tokens");
+    clear();
+    for (uint64_t i = 5; i < 10; i++) submit(i, 10, 10, 1);
+    CHECK(find(PRE_SEND_GATEWAY, WIRE_FAILED)->message.failed.status == BT_NO_CAPACITY, "the fifth of four");
+    clear();
+    pre_sched_drain(sched, 0, now_ns);
+    walk();
+    submit(10, 10, 10, 1);
+    CHECK(find(PRE_SEND_GATEWAY, WIRE_FAILED)->message.failed.status == BT_AGAIN, "draining");
+    pre_sched_gateway_gone(sched, GATEWAY, now_ns);
+    walk();
+    CHECK(done[n_done - 1].kind == PRE_DRAINED, "and then it may exit");
+    stop();
+}
+
+int main(void) {
+    test_short_prompts_share_a_step_and_long_ones_are_split();
+    test_a_replayed_request_keeps_its_forms();
+    test_layers_are_pushed_as_they_are_done_and_parts_of_blocks_last();
+    test_a_refused_request_tries_the_next_then_waits_then_gives_up();
+    test_candidates_that_cannot_ever_are_told_apart();
+    test_a_failed_commit_is_tried_once_more();
+    test_a_baton_in_the_air_is_never_given_to_a_second();
+    test_an_answer_to_an_old_question_is_not_taken_for_a_new_one();
+    test_a_cancel_keeps_what_a_step_or_a_push_reads();
+    test_a_token_that_ends_the_request_is_not_handed_on();
+    test_bad_submits_are_refused_in_a_sentence();
+    TEST_END();
+}
