@@ -31,7 +31,8 @@ typedef void (*krn_layer_done)(void *context, uint32_t layer);
 
 /* One step: the sequences' rows (together <= max_rows) go through all layers; `logits` receives
  * [sum of n_logits][vocab_size] in the order of the sequences. Sequences may not share a block that one of them
- * writes. `on_layer` may be NULL. */
+ * writes. `on_layer` may be NULL. Ids, lengths and counts outside the limits are the caller's bug (BT_ASSERT): whoever
+ * takes them from a client checks them. */
 void krn_forward(krn_model *model, krn_kv kv, const krn_sequence *sequences, uint32_t n_sequences, float *logits,
                  krn_layer_done on_layer, void *context);
 
