@@ -216,6 +216,9 @@ static bt_status admit(const gw_call *call, const gw_request *request, gw_error 
     bt_status status = check_model(loop->server->model, request, &model_name, error);
     if (status == BT_OK) status = choose_strategy(call, &strategy, error);
     if (status != BT_OK) return status;
+    if (request->n_prompts > loop->server->config.max_concurrent_requests)
+        return gw_fail(error, 400, "prompt", "prompt holds %u prompts, this gateway runs %u requests at once.",
+                       request->n_prompts, loop->server->config.max_concurrent_requests);
     if (!gw_loop_is_ready(loop)) return fail_no_worker(error, "No worker can take the request now. Please try again.");
     gw_answer *answer = make_answer(call, request, model_name);
     answer->strategy = gw_strategy_name(strategy);

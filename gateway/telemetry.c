@@ -7,6 +7,7 @@
 #include "common/core/alloc.h"
 #include "common/core/clock.h"
 #include "common/core/metrics.h"
+#include "gateway/telemetry_vllm.h"
 
 static const char *const outcome_names[GW_N_OUTCOMES] = {"stop", "length", "abort", "error", "refused"};
 static const char *const stage_names[] = {"gateway", "prefill_queue", "prefill_compute", "transfer", "decode_queue"};
@@ -20,6 +21,7 @@ struct gw_telemetry {
     bt_series *outcomes[GW_N_OUTCOMES], *stages[N_STAGES], *replays[N_REPLAYS], *responses[N_STATUSES + 1];
     bt_series *running, *ttft, *tpot, *itl, *e2e, *prompt_tokens, *output_tokens;
     bt_series *workers_prefill, *workers_decode, *redis_up;
+    gw_vllm_series vllm;
 };
 
 static bt_series *labelled(bt_metrics *metrics, bt_metric_id id, const char *label, const char *value) {
@@ -64,6 +66,7 @@ gw_telemetry *gw_telemetry_open(const char *model_name) {
     t->workers_prefill = labelled(m, BT_METRIC_WORKERS, "role", "prefill");
     t->workers_decode = labelled(m, BT_METRIC_WORKERS, "role", "decode");
     t->redis_up = bt_metrics_series(m, BT_METRIC_REDIS_UP, "");
+    gw_vllm_open(&t->vllm, m);
     return t;
 }
 
@@ -87,9 +90,10 @@ void gw_telemetry_refused(gw_telemetry *t) { bt_series_add(t->outcomes[GW_ENDED_
 void gw_telemetry_first_token(gw_telemetry *t, int64_t ttft_ns) { bt_series_observe(t->ttft, seconds(ttft_ns)); }
 
 void gw_telemetry_tokens(gw_telemetry *t, uint32_t n_tokens, int64_t gap_ns) {
+    double gap_s = gap_ns > 0 ? seconds(gap_ns) / n_tokens : 0; /* tokens that came together share it */
     bt_series_add(t->output_tokens, n_tokens);
-    if (gap_ns <= 0) return;
-    for (uint32_t i = 0; i < n_tokens; i++) bt_series_observe(t->itl, seconds(gap_ns / n_tokens));
+    gw_vllm_tokens(&t->vllm, n_tokens, gap_s);
+    for (uint32_t i = 0; gap_s > 0 && i < n_tokens; i++) bt_series_observe(t->itl, gap_s);
 }
 
 static void observe_stages(gw_telemetry *t, const gw_ended *ended) {
@@ -111,6 +115,7 @@ void gw_telemetry_ended(gw_telemetry *t, const gw_ended *ended) {
     if (ended->n_output > 1)
         bt_series_observe(t->tpot, seconds(ended->last_token_ns - ended->first_token_ns) / (ended->n_output - 1));
     observe_stages(t, ended);
+    gw_vllm_ended(&t->vllm, ended);
 }
 
 void gw_telemetry_answered(gw_telemetry *t, int status) {
@@ -119,10 +124,11 @@ void gw_telemetry_answered(gw_telemetry *t, int status) {
     bt_series_add(t->responses[i], 1);
 }
 
-void gw_telemetry_workers(gw_telemetry *t, uint32_t n_prefill, uint32_t n_decode, bool is_redis_up) {
-    bt_series_set(t->workers_prefill, n_prefill);
-    bt_series_set(t->workers_decode, n_decode);
+void gw_telemetry_workers(gw_telemetry *t, const gw_router *router, bool is_redis_up) {
+    bt_series_set(t->workers_prefill, gw_router_n_usable(router, WIRE_ROLE_PREFILL));
+    bt_series_set(t->workers_decode, gw_router_n_usable(router, WIRE_ROLE_DECODE));
     bt_series_set(t->redis_up, is_redis_up);
+    gw_vllm_load(&t->vllm, router);
 }
 
 void gw_telemetry_replays(gw_telemetry *t, const gw_counters *before, const gw_counters *now) {

@@ -39,7 +39,7 @@ typedef struct {
 void gw_telemetry_ended(gw_telemetry *telemetry, const gw_ended *ended);
 
 void gw_telemetry_answered(gw_telemetry *telemetry, int status);
-void gw_telemetry_workers(gw_telemetry *telemetry, uint32_t n_prefill, uint32_t n_decode, bool is_redis_up);
+void gw_telemetry_workers(gw_telemetry *telemetry, const gw_router *router, bool is_redis_up);
 void gw_telemetry_replays(gw_telemetry *telemetry, const gw_counters *before, const gw_counters *now);
 
 uint32_t gw_telemetry_n_running(const gw_telemetry *telemetry);

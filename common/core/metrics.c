@@ -18,9 +18,17 @@ static const double TOKEN_SECONDS[] = {0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.0
                                        0.05,   0.075,  0.1,    0.2,   0.5,   1,     10,   INFINITY};
 static const double COUNTS[] = {1,   2,    4,    8,    16,    32,    64,     128,     256,
                                 512, 1024, 2048, 4096, 16384, 65536, 262144, 1048576, INFINITY};
+/* vLLM's own bounds: recorded quantiles and alerts name them. */
+static const double VLLM_TTFT[] = {0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5,  0.75,    1,
+                                   2.5,   5,     7.5,  10,   20,   40,   80,   160, 640,  2560, INFINITY};
+static const double VLLM_TOKEN[] = {0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5,
+                                    0.75, 1,     2.5,  5,     7.5, 10,   20,  40,  80,  INFINITY};
+static const double VLLM_REQUEST[] = {0.3, 0.5, 0.8, 1,  1.5, 2,   2.5, 5,   10,   15,   20,
+                                      30,  40,  50,  60, 120, 240, 480, 960, 1920, 7680, INFINITY};
 static const double NONE[] = {INFINITY};
 
-enum { MAX_BUCKETS = 20 };
+enum { MAX_BUCKETS = 23 };
+_Static_assert(sizeof(VLLM_TTFT) / sizeof(VLLM_TTFT[0]) <= MAX_BUCKETS, "MAX_BUCKETS covers every list of bounds");
 _Static_assert(sizeof(SECONDS) / sizeof(SECONDS[0]) <= MAX_BUCKETS, "MAX_BUCKETS covers every list of bounds");
 
 typedef struct {

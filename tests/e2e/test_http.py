@@ -299,6 +299,20 @@ def test_a_stop_string_never_shows(cluster):
     assert kept["choices"][0]["text"] == cut["text"] + stop
 
 
+def test_metrics_add_up_under_both_sets_of_names(cluster):
+    names = {"baton_requests_total": {"outcome": "length"}, "vllm:request_success_total": {"finished_reason": "length"},
+             "vllm:prompt_tokens_total": {}, "vllm:generation_tokens_total": {}, "baton_output_tokens_total": {},
+             "vllm:time_to_first_token_seconds_count": {}, "vllm:e2e_request_latency_seconds_count": {}}
+    before = cluster.metrics()
+    for name in ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"):
+        assert before.has(name)
+    usages = [json.loads(post(cluster, CHAT | {"max_tokens": n, "ignore_eos": True})[2])["usage"] for n in (1, 2, 7)]
+    after = cluster.metrics()
+    grown = {name: after.value(name, **labels) - before.value(name, **labels) for name, labels in names.items()}
+    prompt, output = (sum(u[k] for u in usages) for k in ("prompt_tokens", "completion_tokens"))
+    assert output == 10 and list(grown.values()) == [3, 3, prompt, output, output, 3, 3], grown
+
+
 # ---- connections
 
 def test_clients_that_vanish_by_the_hundred_leave_nothing(cluster):
