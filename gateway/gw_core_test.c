@@ -229,7 +229,8 @@ static void test_full_workers_are_waited_for_but_not_for_ever(void) {
         walk();
     }
     CHECK(heard[0].kind == GW_FAILED && heard[0].status == BT_NO_CAPACITY, "given up");
-    CHECK(now_ns - begin_ns >= 10000ll * MS && now_ns - begin_ns < 11000ll * MS, "after %lld ms: %s", (long long)((now_ns - begin_ns) / MS), why);
+    CHECK(now_ns - begin_ns >= 10000ll * MS && now_ns - begin_ns < 11000ll * MS, "after %lld ms: %s",
+          (long long)((now_ns - begin_ns) / MS), why);
     CHECK(n_attempts > 10 && n_attempts < 40, "%u attempts", n_attempts);
     stop();
 }
