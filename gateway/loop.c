@@ -4,6 +4,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "common/control/link.h"
 #include "common/core/alloc.h"
@@ -51,6 +52,13 @@ void gw_loop_pump(gw_loop *loop) {
 }
 
 static void settle(void *loop) { gw_loop_pump(loop); }
+
+/* One of our names, or the same list of names. */
+static bool serves(void *context, const char *served_model) {
+    const gw_server *server = ((gw_loop *)context)->server;
+    return served_model[0] != 0 && (gw_model_find(server->model, served_model) != NULL ||
+                                    strcmp(served_model, server->config.served_model_name) == 0);
+}
 
 static void on_events(void *context) {
     gw_loop *loop = context;
@@ -158,11 +166,8 @@ static bt_status open_links(gw_loop *loop, bt_error *err) {
                           .queue = loop->events};
     bt_status status = link_hub_open(&config, &loop->hub, err);
     if (status != BT_OK) return status;
-    gw_members_config members = {.core = loop->core,
-                                 .hub = loop->hub,
-                                 .served_model = loop->server->model->served_names[0],
-                                 .settle = settle,
-                                 .context = loop};
+    gw_members_config members = {
+        .core = loop->core, .hub = loop->hub, .serves = serves, .settle = settle, .context = loop};
     loop->members = gw_members_open(&members);
     return gw_http_watch(loop->http, bt_queue_fd(loop->events), on_events, loop, err);
 }

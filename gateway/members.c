@@ -25,8 +25,7 @@ typedef struct {
 
 struct gw_members {
     gw_members_config config;
-    char *served_model; /* owned */
-    member *slots;      /* owned, [n_slots] */
+    member *slots; /* owned, [n_slots] */
     uint32_t n_slots;
     bt_map by_incarnation;
 };
@@ -36,7 +35,6 @@ static bt_key key_of(uint64_t incarnation) { return (bt_key){.a = incarnation}; 
 gw_members *gw_members_open(const gw_members_config *config) {
     gw_members *members = bt_calloc(1, sizeof *members);
     members->config = *config;
-    members->served_model = bt_strdup(config->served_model);
     return members;
 }
 
@@ -45,7 +43,6 @@ void gw_members_close(gw_members *members) {
     for (uint32_t i = 0; i < members->n_slots; i++) link_dialer_close(members->slots[i].dialer);
     bt_map_fini(&members->by_incarnation);
     free(members->slots);
-    free(members->served_model);
     free(members);
 }
 
@@ -116,7 +113,7 @@ static void leave(gw_members *members, member *m) {
 void gw_members_on_registry(void *context, reg_change change, const reg_worker *worker) {
     gw_members *members = context;
     if (worker->role != WIRE_ROLE_PREFILL && worker->role != WIRE_ROLE_DECODE) return;
-    if (strcmp(worker->served_model, members->served_model) != 0) {
+    if (!members->config.serves(members->config.context, worker->served_model)) {
         bt_log(BT_LOG_DEBUG, "gateway", "worker of another model ignored", "worker=%s", worker->name);
         return;
     }

@@ -15,7 +15,7 @@ typedef struct gw_members gw_members;
 typedef struct {
     gw_core *core; /* borrowed, as the hub: both outlive the members */
     link_hub *hub;
-    const char *served_model; /* copied; workers that announce another one are left alone */
+    bool (*serves)(void *context, const char *served_model); /* workers that announce another model are left alone */
     /* Called before each event that the core is given: carries out what the core decided before. */
     void (*settle)(void *context);
     void *context;
