@@ -215,7 +215,7 @@ static void conn_release(kvt_conn *conn) {
     while (*at != conn) at = &(*at)->next;
     *at = conn->next;
     fabric->n_conns--;
-    free(conn);
+    if (conn->flush_request == NULL) free(conn); /* else abandoned with it: on_flushed() may come yet */
 }
 
 /* When the peer counts as hung, if nothing moves until then. INT64_MAX: nothing is in flight. */
@@ -224,14 +224,23 @@ static int64_t stall_deadline_ns(const kvt_conn *conn) {
     return conn->moved_ns + (int64_t)conn->fabric->config.stall_ms * BT_NS_PER_MS;
 }
 
-static bool closing_look(kvt_conn *conn) {
-    bool is_over = conn->is_closed && conn->n_sends == 0 && conn->n_landings == 0 && conn->flush_request == NULL;
-    if (is_over) conn_release(conn);
-    return is_over;
+static bool closing_look(kvt_conn *conn, int64_t now_ns) {
+    if (!conn->is_closed) return false;
+    bool has_rest = conn->n_sends > 0 || conn->n_landings > 0 || conn->flush_request != NULL;
+    if (has_rest && conn->deadline_ns == INT64_MAX) conn->deadline_ns = now_ns + (int64_t)KVT_ABANDON_MS * BT_NS_PER_MS;
+    if (has_rest && now_ns < conn->deadline_ns) return false;
+    if (has_rest) {
+        bt_log(BT_LOG_WARN, "kvt", "requests abandoned", "worker=%s sends=%u landings=%u", conn->name, conn->n_sends,
+               conn->n_landings);
+        kvt_send_abandon(conn);
+        kvt_land_abandon(conn);
+    }
+    conn_release(conn);
+    return true;
 }
 
 static bool conn_look(kvt_conn *conn, int64_t now_ns) {
-    if (conn->state == KVT_CLOSING) return closing_look(conn);
+    if (conn->state == KVT_CLOSING) return closing_look(conn, now_ns);
     const kvt_config *config = &conn->fabric->config;
     bool is_late = now_ns >= conn->deadline_ns;
     if (is_late && conn->state != KVT_DRAINING)

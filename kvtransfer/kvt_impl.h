@@ -18,6 +18,7 @@ struct ucp_conn_request;
 enum {
     KVT_PROBE_PIECES = 64, /* pieces of one block each: about what one layer of a 4k prompt is */
     KVT_WINDOW = 32,       /* pushes of one peer handed to UCX and not completed */
+    KVT_ABANDON_MS = 500,  /* after its endpoint is gone, for UCX to complete what it still had of a peer */
     KVT_LINGER_MS = 1000,  /* for what is queued at an orderly close */
     KVT_DEFAULT_TIMEOUT_MS = 5000,
     KVT_DEFAULT_STALL_MS = 10000,
@@ -85,10 +86,12 @@ typedef struct kvt_conn {
     int64_t deadline_ns;              /* GREETING, PROBING, DRAINING; INT64_MAX: none */
     bt_queue_node *jobs, **jobs_tail; /* kvt_command PUSH and COMMIT, in order */
     kvt_sum *sums;
-    int64_t moved_ns;    /* when something of this peer last arrived, completed, or began with nothing in flight */
-    uint32_t n_sends;    /* handed to UCX, not completed: pushes, frames */
-    uint32_t n_pushing;  /* of those, pushes and probes */
-    uint32_t n_landings; /* receives of this peer that UCX has not completed */
+    int64_t moved_ns;        /* when something of this peer last arrived, completed, or began with nothing in flight */
+    uint32_t n_sends;        /* handed to UCX, not completed: pushes, frames */
+    uint32_t n_pushing;      /* of those, pushes and probes */
+    uint32_t n_landings;     /* receives of this peer that UCX has not completed */
+    struct kvt_send_op *ops; /* owned: the sends, newest first */
+    struct kvt_landing *landing;         /* owned: the landings, newest first */
     void *flush_request, *close_request; /* UCX requests; NULL: none */
     bool is_flushed, is_closed;
     char address[KVT_MAX_ADDRESS]; /* CONNECT: whom; ACCEPT: from where */
@@ -158,6 +161,10 @@ void kvt_send_frame(kvt_conn *conn, const wire_message *message);
 void kvt_send_probe(kvt_conn *conn, uint64_t nonce);
 bool kvt_send_pump(kvt_fabric *fabric);               /* hands queued pushes to UCX; true: some were */
 void kvt_send_drop(kvt_conn *conn, bt_status status); /* what has not left */
+/* The endpoint is gone and UCX 1.13 has forgotten some requests (seen: rendezvous over shared memory). They end here;
+ * should UCX remember one after all, it is only freed. */
+void kvt_send_abandon(kvt_conn *conn);
+void kvt_land_abandon(kvt_conn *conn);
 void kvt_send_refuse(kvt_fabric *fabric, kvt_command *push, bt_status status); /* takes it: posts its KVT_PUSHED */
 
 /* kvt_land.c: everything incoming. */

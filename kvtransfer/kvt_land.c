@@ -13,16 +13,17 @@
 enum { MAX_FRAME_BYTES = WIRE_HEADER_BYTES + WIRE_MAX_PAYLOAD_BYTES };
 
 /* A rendezvous that UCX carries out. */
-typedef struct {
+typedef struct kvt_landing {
+    struct kvt_landing *prev, *next; /* in the connection's list */
     kvt_fabric *fabric;
-    kvt_conn *conn;
+    kvt_conn *conn;   /* NULL: abandoned */
     kvt_lease *lease; /* a push's; NULL: a frame or a probe */
     wire_push push;
     uint64_t probe_nonce;
     uint8_t *bytes; /* where it lands; owned if it is a frame */
     size_t n_bytes;
     bool is_frame;
-} landing;
+} kvt_landing;
 
 static void refuse_frame(kvt_conn *conn, const char *text) {
     atomic_fetch_add_explicit(&conn->fabric->frames_refused, 1, memory_order_relaxed);
@@ -100,7 +101,7 @@ static void message_post(kvt_conn *conn, uint8_t *frame, size_t n_bytes) {
 
 /* ---- data ---- */
 
-static void push_land(landing *land, bool is_landed) {
+static void push_land(kvt_landing *land, bool is_landed) {
     kvt_fabric *fabric = land->fabric;
     uint64_t hash = 0;
     if (is_landed) {
@@ -111,7 +112,7 @@ static void push_land(landing *land, bool is_landed) {
     lease_remove_if_closed(fabric, land->lease);
 }
 
-static void landing_end(landing *land, bool is_landed) {
+static void landing_end(kvt_landing *land, bool is_landed) {
     if (land->lease != NULL)
         push_land(land, is_landed);
     else if (land->is_frame && is_landed && !land->conn->is_lost)
@@ -122,24 +123,49 @@ static void landing_end(landing *land, bool is_landed) {
         kvt_hello_send_probed(land->conn, land->probe_nonce);
 }
 
+static void flight_begin(kvt_landing *land) {
+    kvt_conn *conn = land->conn;
+    if (conn->n_sends + conn->n_landings == 0) conn->moved_ns = bt_now_ns();
+    conn->n_landings++;
+    land->next = conn->landing;
+    if (land->next != NULL) land->next->prev = land;
+    conn->landing = land;
+}
+
+/* UCX writes no more; the struct itself is needed until it lets go of it. */
+static void flight_end(kvt_landing *land, bool is_landed) {
+    kvt_conn *conn = land->conn;
+    if (land->prev != NULL)
+        land->prev->next = land->next;
+    else
+        conn->landing = land->next;
+    if (land->next != NULL) land->next->prev = land->prev;
+    conn->moved_ns = bt_now_ns();
+    conn->n_landings--;
+    landing_end(land, is_landed);
+    land->conn = NULL;
+}
+
 static void on_received(void *request, ucs_status_t status, size_t n_bytes, void *context) {
-    landing *land = context;
+    kvt_landing *land = context;
     ucp_request_free(request);
-    land->conn->moved_ns = bt_now_ns();
-    land->conn->n_landings--;
-    landing_end(land, status == UCS_OK && n_bytes == land->n_bytes);
+    if (land->conn != NULL) flight_end(land, status == UCS_OK && n_bytes == land->n_bytes);
     free(land);
 }
 
+void kvt_land_abandon(kvt_conn *conn) {
+    while (conn->landing != NULL) flight_end(conn->landing, false); /* not freed: on_received() may come yet */
+}
+
 /* Copies (eager) or lets UCX receive (rendezvous) into land->bytes, then landing_end(). */
-static void landing_begin(const landing *wanted, void *data, const ucp_am_recv_param_t *param) {
+static void landing_begin(const kvt_landing *wanted, void *data, const ucp_am_recv_param_t *param) {
     if (!(param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV)) {
-        landing land = *wanted;
+        kvt_landing land = *wanted;
         if (land.is_frame || land.lease != NULL) memcpy(land.bytes, data, land.n_bytes); /* a probe is thrown away */
         landing_end(&land, true);
         return;
     }
-    landing *land = bt_calloc(1, sizeof(*land));
+    kvt_landing *land = bt_calloc(1, sizeof(*land));
     *land = *wanted;
     ucp_request_param_t receive = {
         .op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FLAG_NO_IMM_CMPL,
@@ -150,11 +176,10 @@ static void landing_begin(const landing *wanted, void *data, const ucp_am_recv_p
         receive.op_attr_mask |= UCP_OP_ATTR_FIELD_MEMH;
         receive.memh = land->fabric->memory;
     }
-    land->conn->n_landings++;
+    flight_begin(land);
     void *request = ucp_am_recv_data_nbx(land->fabric->worker, data, land->bytes, land->n_bytes, &receive);
     if (UCS_PTR_IS_PTR(request)) return;
-    land->conn->n_landings--;
-    landing_end(land, request == NULL);
+    flight_end(land, request == NULL);
     free(land);
 }
 
@@ -178,7 +203,7 @@ static ucs_status_t on_frame(void *context, const void *header, size_t n_header_
         refuse_frame(conn, "a control frame of an impossible size");
         return UCS_OK;
     }
-    landing land = {.fabric = fabric, .conn = conn, .is_frame = true, .n_bytes = n_bytes};
+    kvt_landing land = {.fabric = fabric, .conn = conn, .is_frame = true, .n_bytes = n_bytes};
     land.bytes = bt_calloc(1, n_bytes);
     landing_begin(&land, data, param);
     return UCS_OK;
@@ -197,7 +222,7 @@ static void take_push(kvt_conn *conn, const wire_push *push, void *data, size_t 
         if (lease != NULL) lease_remove_if_closed(fabric, lease);
         return;
     }
-    landing land = {.fabric = fabric, .conn = conn, .lease = lease, .push = *push, .n_bytes = n_bytes};
+    kvt_landing land = {.fabric = fabric, .conn = conn, .lease = lease, .push = *push, .n_bytes = n_bytes};
     land.bytes = (uint8_t *)fabric->config.kv_base + kv_offset_bytes(layout, push->layer, block, 0);
     landing_begin(&land, data, param);
 }
@@ -219,7 +244,7 @@ static ucs_status_t on_data(void *context, const void *header, size_t n_header_b
     if (message.type == WIRE_PUSH && conn->state == KVT_IS_UP) {
         take_push(conn, &message.push, data, n_bytes, param);
     } else if (message.type == WIRE_PROBE && conn->state == KVT_IS_UP && n_bytes <= kvt_block_bytes(fabric)) {
-        landing land = {.fabric = fabric, .conn = conn, .probe_nonce = message.probe.nonce, .n_bytes = n_bytes};
+        kvt_landing land = {.fabric = fabric, .conn = conn, .probe_nonce = message.probe.nonce, .n_bytes = n_bytes};
         land.bytes = fabric->probe;
         landing_begin(&land, data, param);
     } else {

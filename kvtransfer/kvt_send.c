@@ -11,10 +11,11 @@
 enum { CAP_HEADER_BYTES = 64 }; /* a PUSH or PROBE frame */
 
 /* One active message with UCX. */
-typedef struct {
-    kvt_conn *conn;
-    kvt_command *push; /* the push that it is a part of; NULL: a frame or a probe */
-    bool is_bulk;      /* a push or a probe */
+typedef struct kvt_send_op {
+    struct kvt_send_op *prev, *next; /* in the connection's list */
+    kvt_conn *conn;                  /* NULL: abandoned */
+    kvt_command *push;               /* the push that it is a part of; NULL: a frame or a probe */
+    bool is_bulk;                    /* a push or a probe */
     uint64_t n_bytes;
     uint8_t *frame; /* owned; NULL: none */
     uint8_t header[CAP_HEADER_BYTES];
@@ -45,29 +46,44 @@ static void push_end_if_over(kvt_fabric *fabric, kvt_command *push) {
     if (push->n_in_flight == 0 && push->next_block == push->n_blocks) push_end(fabric, push);
 }
 
-static void op_end(kvt_send_op *op, bt_status status) {
-    kvt_conn *conn = op->conn;
-    kvt_command *push = op->push;
-    conn->moved_ns = bt_now_ns();
-    conn->n_sends--;
-    conn->n_pushing -= op->is_bulk;
-    if (push != NULL) {
-        push->n_in_flight--;
-        if (status == BT_OK) {
-            push->n_sent_bytes += op->n_bytes;
-            atomic_fetch_add_explicit(&conn->fabric->bytes_sent, op->n_bytes, memory_order_relaxed);
-        } else if (push->status == BT_OK) {
-            push->status = status;
-        }
-        push_end_if_over(conn->fabric, push);
-    }
+static void op_free(kvt_send_op *op) {
     free(op->frame);
     free(op);
 }
 
+/* Its bytes are not needed any more; the op itself is, until UCX lets go of it. */
+static void op_end(kvt_send_op *op, bt_status status) {
+    kvt_conn *conn = op->conn;
+    kvt_command *push = op->push;
+    op->conn = NULL;
+    if (op->prev != NULL)
+        op->prev->next = op->next;
+    else
+        conn->ops = op->next;
+    if (op->next != NULL) op->next->prev = op->prev;
+    conn->moved_ns = bt_now_ns();
+    conn->n_sends--;
+    conn->n_pushing -= op->is_bulk;
+    if (push == NULL) return;
+    push->n_in_flight--;
+    if (status == BT_OK) {
+        push->n_sent_bytes += op->n_bytes;
+        atomic_fetch_add_explicit(&conn->fabric->bytes_sent, op->n_bytes, memory_order_relaxed);
+    } else if (push->status == BT_OK) {
+        push->status = status;
+    }
+    push_end_if_over(conn->fabric, push);
+}
+
 static void on_sent(void *request, ucs_status_t status, void *context) {
+    kvt_send_op *op = context;
     ucp_request_free(request);
-    op_end(context, status_of(status));
+    if (op->conn != NULL) op_end(op, status_of(status));
+    op_free(op);
+}
+
+void kvt_send_abandon(kvt_conn *conn) {
+    while (conn->ops != NULL) op_end(conn->ops, BT_PEER_LOST); /* not freed: on_sent() may come yet */
 }
 
 /* Takes the op. data [n_bytes] stays valid until op_end(). */
@@ -85,6 +101,9 @@ static void op_begin(kvt_send_op *op, unsigned id, size_t n_header_bytes, const 
         param.memh = conn->fabric->memory;
     }
     if (conn->n_sends + conn->n_landings == 0) conn->moved_ns = bt_now_ns();
+    op->next = conn->ops;
+    if (op->next != NULL) op->next->prev = op;
+    conn->ops = op;
     conn->n_sends++;
     conn->n_pushing += op->is_bulk;
     void *request =
@@ -93,6 +112,7 @@ static void op_begin(kvt_send_op *op, unsigned id, size_t n_header_bytes, const 
     ucs_status_t status = UCS_PTR_STATUS(request);
     if (status != UCS_OK) kvt_conn_lose(conn, BT_PEER_LOST, "sending failed: %s", ucs_status_string(status));
     op_end(op, status_of(status));
+    op_free(op);
 }
 
 static kvt_send_op *op_new(kvt_conn *conn) {
