@@ -40,14 +40,25 @@ static void on_accept(h2o_socket_t *listener, const char *err) {
     }
 }
 
-static int bind_address(const struct addrinfo *address) {
+/* -1: errno says why. */
+static int bind_address(const struct addrinfo *address, bool is_shared) {
     int fd = socket(address->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), on = 1;
     if (fd < 0) return -1;
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-    setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &on, sizeof on);
+    if (is_shared) setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &on, sizeof on);
     if (bind(fd, address->ai_addr, address->ai_addrlen) == 0 && listen(fd, BACKLOG) == 0) return fd;
+    int error = errno;
     close(fd);
+    errno = error;
     return -1;
+}
+
+/* SO_REUSEPORT would let two gateways share a port by mistake, each getting half of the connections. */
+static int bind_first(const struct addrinfo *address) {
+    int probe = bind_address(address, false);
+    if (probe < 0) return -1;
+    close(probe);
+    return bind_address(address, true);
 }
 
 static bt_status open_listener(gw_http *http, bt_error *err) {
@@ -57,10 +68,11 @@ static bt_status open_listener(gw_http *http, bt_error *err) {
     int code = getaddrinfo(http->config.host, port, &hints, &found);
     if (code != 0)
         return bt_fail(err, BT_BAD_REQUEST, "cannot resolve --host %s: %s", http->config.host, gai_strerror(code));
-    int fd = bind_address(found);
+    int fd = http->config.is_first ? bind_first(found) : bind_address(found, true);
+    int error = errno;
     freeaddrinfo(found);
     if (fd < 0)
-        return bt_fail(err, BT_INTERNAL, "cannot listen on %s port %s: %s", http->config.host, port, strerror(errno));
+        return bt_fail(err, BT_INTERNAL, "cannot listen on %s port %s: %s", http->config.host, port, strerror(error));
     struct sockaddr_storage bound = {0};
     socklen_t n_bound = sizeof bound;
     getsockname(fd, (struct sockaddr *)&bound, &n_bound);

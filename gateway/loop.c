@@ -129,6 +129,7 @@ static bt_status open_http(gw_loop *loop, uint32_t port, bt_error *err) {
     const gw_config *flags = &loop->server->config;
     gw_http_config config = {.host = flags->host,
                              .port = port,
+                             .is_first = loop->index == 0,
                              .body_limit_bytes = flags->http_body_limit,
                              .header_limit_bytes = flags->http_header_limit,
                              .idle_ms = flags->http_idle_ms,
