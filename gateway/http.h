@@ -23,7 +23,7 @@ enum { GW_HTTP_TICK_MS = 50 };
 typedef struct {
     const char *host; /* IPv4 or IPv6 address, or a name that resolves to one */
     uint32_t port;    /* 0: the system chooses; see gw_http_port() */
-    bool is_first; /* of this process' loops: a port that another process listens on is refused, not shared */
+    bool is_first;    /* of this process' loops: a port that another process listens on is refused, not shared */
     uint64_t body_limit_bytes, header_limit_bytes;
     uint32_t idle_ms;           /* keep-alive connections without a request */
     uint32_t read_ms;           /* from a request's first byte to its last; then 408 */
