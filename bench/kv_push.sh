@@ -4,7 +4,7 @@
 #   bench/kv_push.sh [BUILD_DIR]         REPEAT=3 BYTES=73728 PUSHES=20000
 #
 # kvt_push:   kvt_bench, whose header says what is inside the timed window (hashing on both sides, landing in the KV pool).
-# am_bw:      ucx_perftest's ucp_am_bw with the fabric's own UCX settings: sends and throws away.
+# am_bw:      ucx_perftest's ucp_am_bw with the fabric's own UCX settings: sends one buffer again and again, throws away.
 # The last column is kvt_push's share of am_bw in the same round.
 set -eu
 build=${1:-build}
@@ -30,11 +30,15 @@ am_bw() { # TRANSPORTS: MB/s
 }
 
 echo "# commit=$(git -C "$(dirname "$0")" rev-parse --short HEAD) cpu=$(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -1 | tr ' ' _) cores=$(nproc)"
-echo "transport,bytes,kvt_push_mb_s,probe_mb_s,am_bw_mb_s,share"
+echo "transport,bytes,pool_bytes,kvt_push_mb_s,probe_mb_s,am_bw_mb_s,share"
 for transports in posix,tcp,self tcp,self; do
-    for _ in $(seq "$repeat"); do
-        ucx=$(am_bw "$transports")
-        "$build/bin/kvt_bench" --transports "$transports" --width $((bytes / 128)) --pushes "$pushes" |
-            awk -F, -v ucx="$ucx" '{ printf "%s,%s,%s,%s,%.0f,%.2f\n", $2, $3, $4, $5, ucx, $4 / ucx }'
+    for pool in 64M 0; do # 0: two leases of 16 blocks, in the caches as am_bw's only buffer is
+        batch=$([ "$pool" = 0 ] && echo 2 || echo 16)
+        for _ in $(seq "$repeat"); do
+            ucx=$(am_bw "$transports")
+            "$build/bin/kvt_bench" --transports "$transports" --width $((bytes / 128)) --pushes "$pushes" \
+                --pool-bytes "$pool" --batch "$batch" |
+                awk -F, -v ucx="$ucx" -v pool="$pool" '{ printf "%s,%s,%s,%s,%s,%.0f,%.2f\n", $2, $3, pool, $4, $5, ucx, $4 / ucx }'
+        done
     done
 done

@@ -65,8 +65,12 @@ bt_status kvt_ucx_open(kvt_fabric *fabric, bt_error *err) {
         .features = UCP_FEATURE_AM | UCP_FEATURE_WAKEUP,
         .name = "baton",
     };
-    status = check(ucp_init(&params, config, &fabric->context), "ucp_init", err);
+    ucs_status_t init = ucp_init(&params, config, &fabric->context);
     ucp_config_release(config);
+    if (init == UCS_ERR_NO_DEVICE)
+        return bt_fail(err, BT_BAD_REQUEST,
+                       "this machine has none of the KV transports asked for (--kv-transports, UCX_TLS)");
+    status = check(init, "ucp_init", err);
     if (status != BT_OK) return status;
 
     /* SERIALIZED: opened and closed here, used by the fabric's thread in between. */
