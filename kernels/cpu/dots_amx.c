@@ -10,7 +10,6 @@
 enum {
     BF16_PIECE = CPU_PACK_K,      /* k of a bfloat16 panel that stay in L1: 16 KiB */
     WIDE_OUTPUTS = 8 * CPU_PANEL, /* outputs that share a pass over many rows */
-    FEW_ROWS = 64,                /* up to here a panel is finished before the next one: weights stream in order */
     COPY_ROWS = 128,              /* from here bfloat16 panels are copied: aligned, no two rows in one set of L1 */
     L2_ELEMS = 512 << 10,         /* packed rows up to here stay in L2 from piece to piece */
 };
@@ -72,10 +71,10 @@ typedef struct {
  * at sums[((panel * n_groups + group) * 2 + half) * TILE]. */
 typedef struct {
     const cpu_dots *job;
-    uint32_t row, n_rows;    /* rows, at most CPU_ROW_BLOCK; row is a multiple of CPU_PACK_ROWS */
-    uint32_t n_groups, rest; /* groups of rows; columns of the last one if it is not full, else 0 */
-    uint32_t begin, end;     /* outputs of the range, at most `width` */
-    uint32_t width, last;    /* the next range begins at begin + width, the last one ends at `last` */
+    uint32_t row, n_rows;      /* rows, at most CPU_ROW_BLOCK; row is a multiple of CPU_PACK_ROWS */
+    uint32_t n_groups, rest;   /* groups of rows; columns of the last one if it is not full, else 0 */
+    uint32_t begin, end, last; /* outputs of the range; where the last range ends */
+    bool is_far;               /* the packed rows are too many for L2 */
     uint32_t panel, k, n_k;
     float *sums;      /* in scratch */
     uint8_t *left[2]; /* in scratch: buffers for a piece, in turn */
@@ -94,21 +93,23 @@ static void set_piece(place *p, uint32_t k) {
     p->n_k = w->dtype == MDL_F8_E4M3 ? cpu_piece(w, k) : cpu_min(BF16_PIECE, w->n_in - k);
 }
 
-/* Panel after panel, then the next piece of k, then the next range of outputs. Returns false behind the last one. */
+/* Within a range all k of a panel, then the next panel, so that weights are read in the order in which they lie; or, if
+ * the rows do not stay in L2, all panels for a piece of k. Then the next range. Returns false behind the last one. */
 static bool advance(place *p) {
-    if (p->panel + 1 < panels_of(p)) {
-        p->panel++;
-        return true;
-    }
-    p->panel = 0;
-    if (p->k + p->n_k < p->job->w->n_in) {
+    bool has_panel = p->panel + 1 < panels_of(p), has_k = p->k + p->n_k < p->job->w->n_in;
+    if (has_k && !(p->is_far && has_panel)) {
+        if (p->is_far) p->panel = 0;
         set_piece(p, p->k + p->n_k);
-        return true;
+    } else if (has_panel) {
+        p->panel++;
+        if (!p->is_far) set_piece(p, 0);
+    } else {
+        if (p->end == p->last) return false;
+        p->begin = p->end;
+        p->end = cpu_min(p->begin + WIDE_OUTPUTS, p->last);
+        p->panel = 0;
+        set_piece(p, 0);
     }
-    if (p->end == p->last) return false;
-    p->begin = p->end;
-    p->end = cpu_min(p->begin + p->width, p->last);
-    set_piece(p, 0);
     return true;
 }
 
@@ -123,32 +124,32 @@ static const uint8_t *weights_at(const place *p, uint32_t output, uint32_t k) {
     return (const uint8_t *)w->data + ((size_t)(p->job->first_row + output) * w->n_in + k) * cpu_elem_bytes(w->dtype);
 }
 
-/* What to bring in while piece `now` is multiplied. */
+/* What to bring in while piece `now` is multiplied: the next piece, and the panel behind it from memory. */
 static supply supply_after(const place *now, const place *next) {
     const krn_matrix *w = now->job->w;
-    size_t row_bytes = w->n_in * cpu_elem_bytes(w->dtype);
+    size_t elem_bytes = cpu_elem_bytes(w->dtype), row_bytes = w->n_in * elem_bytes;
     const place *of = next != NULL && !is_direct(next) ? next : now;
     bool has_panel_behind = first_of(of) + 2 * CPU_PANEL <= of->job->n_out;
-    if (of == next) {
-        supply s = {.kind = w->dtype == MDL_BF16 ? SUPPLY_COPY : SUPPLY_DECODE,
-                    .from = weights_at(next, first_of(next), next->k)};
-        s.row_bytes = row_bytes;
-        s.n_rows = CPU_PANEL;
-        s.n_there = cpu_min(CPU_PANEL, next->end - first_of(next));
-        s.n = next->n_k;
-        s.ahead = has_panel_behind ? CPU_PANEL * row_bytes : 0;
-        s.to = next->left[0];
-        s.n_steps = cpu_round_up(next->n_k, CPU_K_STEP) / CPU_K_STEP;
+    supply s = {.kind = SUPPLY_NOTHING, .n_rows = CPU_PANEL, .n_there = CPU_PANEL, .row_bytes = row_bytes};
+    if (has_panel_behind && of->is_far) {
+        s.ahead = weights_at(of, first_of(of) + CPU_PANEL, of->k);
+        s.ahead_stride = row_bytes;
+    } else if (has_panel_behind) { /* in the order in which it lies, this piece's share of it */
+        s.ahead = weights_at(of, first_of(of) + CPU_PANEL, 0) + of->k * CPU_PANEL * elem_bytes;
+        s.ahead_stride = of->n_k * elem_bytes;
+    }
+    if (of != next) {
+        if (!is_direct(now) || !has_panel_behind) return s;
+        s.kind = SUPPLY_FETCH;
+        s.n = now->n_k * 2;
         return s;
     }
-    if (!is_direct(now) || !has_panel_behind) return (supply){.kind = SUPPLY_NOTHING};
-    supply s = {.kind = SUPPLY_FETCH, .n_rows = CPU_PANEL, .row_bytes = row_bytes, .n = now->n_k * 2};
-    s.from = weights_at(now, first_of(now) + CPU_PANEL, now->k);
-    if (now->width == CPU_PANEL) { /* few rows: in the order in which it lies, this piece's share of it */
-        s.from = weights_at(now, first_of(now) + CPU_PANEL, 0) + (size_t)now->k * CPU_PANEL * 2;
-        s.n_rows = 1;
-        s.n = now->n_k * CPU_PANEL * 2;
-    }
+    s.kind = w->dtype == MDL_BF16 ? SUPPLY_COPY : SUPPLY_DECODE;
+    s.from = weights_at(next, first_of(next), next->k);
+    s.n_there = cpu_min(CPU_PANEL, next->end - first_of(next));
+    s.n = next->n_k;
+    s.to = next->left[0];
+    s.n_steps = cpu_round_up(next->n_k, CPU_K_STEP) / CPU_K_STEP;
     return s;
 }
 
@@ -190,86 +191,8 @@ typedef struct {
     const float *scale; /* [CPU_PANEL]; NULL: bfloat16 */
     supply supply;
     uint32_t units_each; /* of supply, after each step of the tiles */
+    e4m3_table table;
 } panel_run;
-
-/* Groups `group`.. (n_right of them, `columns` wide); the counts are constants at every call. */
-INLINE void multiply(const place *p, panel_run *run, uint32_t group, uint32_t n_left, uint32_t n_right,
-                     uint32_t columns) {
-    uint32_t n_in = p->job->w->n_in, n_rows = p->job->rows.n_rows, row = p->row + group * CPU_GROUP;
-    const panel_piece *piece = &run->piece;
-    const uint8_t *right0 = (const uint8_t *)(p->job->packed + packed_at(n_rows, n_in, row, p->k)), *right1 = right0;
-    if (n_right > 1) right1 = (const uint8_t *)(p->job->packed + packed_at(n_rows, n_in, row + CPU_GROUP, p->k));
-    float *sums = p->sums + (size_t)(p->panel * p->n_groups + group) * 2 * TILE;
-    float *out = run->scale == NULL ? sums : p->tiles;
-    float *const at[4] = {out, out + TILE, out + 2 * TILE, out + 3 * TILE};
-    size_t stride = sums_stride(columns), right_stride = 4 * (size_t)columns, right_step = SIDE * right_stride;
-    if (run->scale == NULL && p->k > 0)
-        tiles_load(n_left, n_right, (const float *const *)at, stride);
-    else
-        tiles_zero(n_left, n_right);
-    for (uint32_t i = 0; i < piece->n_steps; i++) {
-        size_t step = i * piece->step_bytes;
-        tiles_multiply(n_left, piece->left[0] + step, piece->left[1] + step, piece->stride, n_right,
-                       right0 + i * right_step, right1 + i * right_step, right_stride);
-        supply_some(&run->supply, run->units_each);
-    }
-    tiles_store(n_left, n_right, at, stride);
-    if (run->scale != NULL) add_tiles(sums, p->tiles, run->scale, n_left, n_right, columns, p->k == 0);
-}
-
-/* Many rows: fetches a panel's share of two groups' rows for the piece behind k, or for the start of the next outputs.
- * They were pushed out of L2 by the sums and the weights; without this the first panel of a piece waits for L3 at every
- * line. */
-static void prefetch_rows(const place *p, uint32_t group) {
-    uint32_t n_in = p->job->w->n_in, n_panels = panels_of(p), next = p->k + p->n_k < n_in ? p->k + p->n_k : 0;
-    uint32_t n_lines = cpu_min(p->n_k, n_in - next) * CPU_GROUP * 2 / 64;
-    for (uint32_t i = 0; i < 2; i++) {
-        size_t at = packed_at(p->job->rows.n_rows, n_in, p->row + (group + i) * CPU_GROUP, next);
-        const char *rows = (const char *)(p->job->packed + at);
-        for (uint32_t line = p->panel * n_lines / n_panels; line < (p->panel + 1) * n_lines / n_panels; line++) {
-            _mm_prefetch(rows + line * 64, _MM_HINT_T1);
-        }
-    }
-}
-
-/* All groups of one panel and piece. Tiles are configured for full groups, if there are any, before and after. */
-static void groups_run(const place *p, panel_run *run) {
-    uint32_t n_outputs = cpu_min(CPU_PANEL, p->end - first_of(p)), n_full = p->n_groups - (p->rest != 0), group = 0;
-    bool is_far = p->n_rows * (size_t)p->job->w->n_in > L2_ELEMS;
-    if (n_outputs > SIDE) {
-        for (; group + 2 <= n_full; group += 2) {
-            if (is_far) prefetch_rows(p, group);
-            multiply(p, run, group, 2, 2, SIDE);
-        }
-        if (group < n_full) multiply(p, run, group, 2, 1, SIDE);
-    } else {
-        for (; group < n_full; group++) multiply(p, run, group, 1, 1, SIDE);
-    }
-    if (p->rest == 0) return;
-    if (n_full > 0) tiles_configure(SIDE, p->rest);
-    if (n_outputs > SIDE)
-        multiply(p, run, n_full, 2, 1, p->rest);
-    else
-        multiply(p, run, n_full, 1, 1, p->rest);
-    if (n_full > 0) tiles_configure(SIDE, SIDE);
-}
-
-static void place_run(const place *now, const place *next) {
-    const krn_matrix *w = now->job->w;
-    panel_run run = {.piece = piece_of(now), .supply = supply_after(now, next)};
-    float scales[CPU_PANEL] = {0};
-    if (w->dtype == MDL_F8_E4M3) {
-        run.scale = scales;
-        for (uint32_t o = 0; o < cpu_min(CPU_PANEL, now->end - first_of(now)); o++) {
-            uint32_t row = now->job->first_row + first_of(now) + o;
-            scales[o] = w->scale[(size_t)(row / w->block_rows) * w->n_scale_cols + now->k / w->block_cols];
-        }
-    }
-    uint32_t n_steps = (now->n_groups + 1) / 2 * run.piece.n_steps;
-    run.units_each = (supply_units(&run.supply) + n_steps - 1) / n_steps;
-    groups_run(now, &run);
-    supply_some(&run.supply, UINT32_MAX); /* what rounding left over */
-}
 
 INLINE void put(float *out, __mmask16 mask, __m512 sums, bool accumulate) {
     if (accumulate) sums = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), sums);
@@ -303,7 +226,7 @@ static void tile_put(const cpu_dots *job, const float *sums, uint32_t output, ui
     }
 }
 
-/* Rows outside, so that a row's outputs are written side by side. */
+/* All sums of the range to their places: rows outside, so that a row's outputs are written side by side. */
 static void range_put(const place *p) {
     for (uint32_t group = 0; group < p->n_groups; group++) {
         uint32_t n_rows = p->rest != 0 && group == p->n_groups - 1 ? p->rest : CPU_GROUP;
@@ -315,14 +238,93 @@ static void range_put(const place *p) {
     }
 }
 
+/* Groups `group`.. (n_right of them, `columns` wide); the counts are constants at every call. */
+INLINE void multiply(const place *p, panel_run *run, uint32_t group, uint32_t n_left, uint32_t n_right,
+                     uint32_t columns) {
+    uint32_t n_in = p->job->w->n_in, n_rows = p->job->rows.n_rows, row = p->row + group * CPU_GROUP;
+    const panel_piece *piece = &run->piece;
+    const uint8_t *right0 = (const uint8_t *)(p->job->packed + packed_at(n_rows, n_in, row, p->k)), *right1 = right0;
+    if (n_right > 1) right1 = (const uint8_t *)(p->job->packed + packed_at(n_rows, n_in, row + CPU_GROUP, p->k));
+    float *sums = p->sums + (size_t)(p->panel * p->n_groups + group) * 2 * TILE;
+    float *out = run->scale == NULL ? sums : p->tiles;
+    float *const at[4] = {out, out + TILE, out + 2 * TILE, out + 3 * TILE};
+    size_t stride = sums_stride(columns), right_stride = 4 * (size_t)columns, right_step = SIDE * right_stride;
+    if (run->scale == NULL && p->k > 0)
+        tiles_load(n_left, n_right, (const float *const *)at, stride);
+    else
+        tiles_zero(n_left, n_right);
+    for (uint32_t i = 0; i < piece->n_steps; i++) {
+        size_t step = i * piece->step_bytes;
+        tiles_multiply(n_left, piece->left[0] + step, piece->left[1] + step, piece->stride, n_right,
+                       right0 + i * right_step, right1 + i * right_step, right_stride);
+        supply_some(&run->supply, &run->table, run->units_each);
+    }
+    tiles_store(n_left, n_right, at, stride);
+    if (run->scale != NULL) add_tiles(sums, p->tiles, run->scale, n_left, n_right, columns, p->k == 0);
+}
+
+/* Many rows: fetches a panel's share of two groups' rows for the piece behind k, or for the start of the next outputs.
+ * They were pushed out of L2 by the sums and the weights; without this the first panel of a piece waits for L3 at every
+ * line. */
+static void prefetch_rows(const place *p, uint32_t group) {
+    uint32_t n_in = p->job->w->n_in, n_panels = panels_of(p), next = p->k + p->n_k < n_in ? p->k + p->n_k : 0;
+    uint32_t n_lines = cpu_min(p->n_k, n_in - next) * CPU_GROUP * 2 / 64;
+    for (uint32_t i = 0; i < 2; i++) {
+        size_t at = packed_at(p->job->rows.n_rows, n_in, p->row + (group + i) * CPU_GROUP, next);
+        const char *rows = (const char *)(p->job->packed + at);
+        for (uint32_t line = p->panel * n_lines / n_panels; line < (p->panel + 1) * n_lines / n_panels; line++) {
+            _mm_prefetch(rows + line * 64, _MM_HINT_T1);
+        }
+    }
+}
+
+/* All groups of one panel and piece. Tiles are configured for full groups, if there are any, before and after. */
+static void groups_run(const place *p, panel_run *run) {
+    uint32_t n_outputs = cpu_min(CPU_PANEL, p->end - first_of(p)), n_full = p->n_groups - (p->rest != 0), group = 0;
+    if (n_outputs > SIDE) {
+        for (; group + 2 <= n_full; group += 2) {
+            if (p->is_far) prefetch_rows(p, group);
+            multiply(p, run, group, 2, 2, SIDE);
+        }
+        if (group < n_full) multiply(p, run, group, 2, 1, SIDE);
+    } else {
+        for (; group < n_full; group++) multiply(p, run, group, 1, 1, SIDE);
+    }
+    if (p->rest == 0) return;
+    if (n_full > 0) tiles_configure(SIDE, p->rest);
+    if (n_outputs > SIDE)
+        multiply(p, run, n_full, 2, 1, p->rest);
+    else
+        multiply(p, run, n_full, 1, 1, p->rest);
+    if (n_full > 0) tiles_configure(SIDE, SIDE);
+}
+
+static void place_run(const place *now, const place *next) {
+    const krn_matrix *w = now->job->w;
+    panel_run run = {.piece = piece_of(now), .supply = supply_after(now, next), .table = e4m3_table_load()};
+    float scales[CPU_PANEL] = {0};
+    if (w->dtype == MDL_F8_E4M3) {
+        run.scale = scales;
+        for (uint32_t o = 0; o < cpu_min(CPU_PANEL, now->end - first_of(now)); o++) {
+            uint32_t row = now->job->first_row + first_of(now) + o;
+            scales[o] = w->scale[(size_t)(row / w->block_rows) * w->n_scale_cols + now->k / w->block_cols];
+        }
+    }
+    uint32_t n_steps = (now->n_groups + 1) / 2 * run.piece.n_steps;
+    run.units_each = (run.supply.n_rows + n_steps - 1) / n_steps;
+    groups_run(now, &run);
+    supply_some(&run.supply, &run.table, UINT32_MAX); /* what rounding left over */
+}
+
 static void rows_run(place *p, uint32_t begin) {
     p->begin = begin;
-    p->end = cpu_min(begin + p->width, p->last);
+    p->end = cpu_min(begin + WIDE_OUTPUTS, p->last);
     p->panel = 0;
     set_piece(p, 0);
     if (!is_direct(p)) {
         supply first = supply_after(p, p);
-        supply_some(&first, UINT32_MAX);
+        e4m3_table table = e4m3_table_load();
+        supply_some(&first, &table, UINT32_MAX);
     }
     for (bool has_next = true; has_next;) {
         place next = *p;
@@ -341,7 +343,7 @@ static void dots(const cpu_dots *job, uint32_t begin, uint32_t end, const cpu_sc
         place p = {.job = job, .row = row, .n_rows = cpu_min(CPU_ROW_BLOCK, job->rows.n_rows - row), .last = end};
         p.n_groups = (p.n_rows + CPU_GROUP - 1) / CPU_GROUP;
         p.rest = p.n_rows % CPU_GROUP;
-        p.width = p.n_rows <= FEW_ROWS ? CPU_PANEL : WIDE_OUTPUTS;
+        p.is_far = p.n_rows * (size_t)job->w->n_in > L2_ELEMS;
         p.sums = scratch->dots;
         p.left[0] = (uint8_t *)(p.sums + WIDE_OUTPUTS * CPU_ROW_BLOCK);
         p.left[1] = p.left[0] + LEFT_BYTES;
