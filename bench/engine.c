@@ -6,7 +6,8 @@
  *   decode,steps,d,b     b sequences, one token each per step, d tokens before the first; tokens/s of all sequences
  * active_gb_s: the weight bytes that one token reads (krn_model_active_bytes) times steps per second; more sequences
  * read more experts than that. gflop_s: 2 FLOP per weight of the layers' linears and per product in attention's scores
- * and sums, causal; the head once per sequence. The machine's limits (bench/machine.h) are measured just before. */
+ * and sums, causal; the head once per sequence. The machine's limits (bench/machine.h) are measured
+ * just before each row, since a shared machine changes by the minute. */
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -218,6 +219,7 @@ static int compare_ns(const void *a, const void *b) {
 static void measure(engine *e, const row *r) {
     int64_t ns[MAX_REPEAT];
     uint32_t n = e->config.repeat;
+    bench_machine_measure(e->config.threads, krn_model_backend(e->model)->isa, &e->machine);
     for (int32_t i = -1; i < (int32_t)n; i++) {
         int64_t start_ns = bt_now_ns();
         if (strcmp(r->test, "prefill") == 0)
@@ -275,7 +277,6 @@ int bench_engine(int argc, char **argv) {
         return 2;
     }
     read_processor_name(e.processor, sizeof(e.processor));
-    bench_machine_measure(e.config.threads, krn_model_backend(e.model)->isa, &e.machine);
     printf("commit,cpu,isa,threads,test,n,depth,batch,repetitions,tokens_s,tokens_s_min,tokens_s_max,step_ms,"
            "active_gb_s,of_read,gflop_s,of_bf16,read_gb_s,bf16_unit,bf16_gflop_s\n");
     measure_all(&e);

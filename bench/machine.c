@@ -11,7 +11,7 @@
 #include "common/core/clock.h"
 #include "common/core/status.h"
 
-enum { N_REPETITIONS = 5, READ_BYTES = 256 << 20, MAX_THREADS = 1024 };
+enum { N_REPETITIONS = 3, READ_BYTES = 256 << 20, MAX_THREADS = 1024 };
 
 typedef struct {
     double (*work)(const void *memory);

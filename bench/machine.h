@@ -12,7 +12,7 @@ typedef struct {
     const char *bf16_how; /* "amx", "avx512", "avx2": the unit that was measured */
 } bench_machine;
 
-/* `isa` as krn_backend.isa names it; takes 2 to 4 seconds and n_threads x 256 MiB. */
+/* `isa` as krn_backend.isa names it; takes about a second, and n_threads x 256 MiB. */
 void bench_machine_measure(uint32_t n_threads, const char *isa, bench_machine *out);
 
 /* Multiply-adds for a while; return how many FLOP. Only on machines that have the instructions. */
