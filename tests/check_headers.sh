@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-read -ra flags <<<"-std=gnu11 -fsyntax-only -x c -D_GNU_SOURCE -DH2O_USE_LIBUV=0 -Wall -Wextra -Werror -I. \
+read -ra flags <<<"-std=gnu11 -fsyntax-only -x c -D_GNU_SOURCE -DH2O_USE_LIBUV=0 -Wall -Wextra -Werror -Wno-psabi -I. \
 $(pkg-config --cflags libh2o-evloop ucx hiredis libcjson | tr '\n' ' ')"
 code=0
 while read -r header; do
