@@ -329,11 +329,11 @@ static void test_a_redis_that_hangs_is_noticed_and_forgiven(void) {
     reg_announcer *announcer = announce(&worker, NULL, NULL);
     CHECK(view_wait(&gateway, &gateway.n_changes[REG_WORKER_UP], 1, 5000), "no join");
     kill(redis_pid, SIGSTOP);
-    CHECK(view_wait_up(&gateway, false, 5000), "a hanging Redis was not noticed");
+    CHECK(view_wait_up(&gateway, false, 20000), "a hanging Redis was not noticed");
     view_run(&gateway, 1000); /* its socket accepts connections, which proves nothing */
     CHECK(!gateway.is_up && gateway.n_downs == 1, "connected is not up");
     kill(redis_pid, SIGCONT);
-    CHECK(view_wait_up(&gateway, true, 8000), "Redis was not found again");
+    CHECK(view_wait_up(&gateway, true, 20000), "Redis was not found again");
     view_run(&gateway, 2500);
     const int *n = gateway.n_changes;
     CHECK(n[0] == 1 && n[2] == 0 && n[3] == 0, "%d %d %d %d", n[0], n[1], n[2], n[3]);
