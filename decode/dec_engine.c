@@ -162,14 +162,10 @@ static bool step_run(dec_engine *engine) {
     actions_run(engine);
     if (!has_step) return false;
     krn_forward(node->model, node->kv, step.sequences, step.n_sequences, node->logits, on_layer, engine);
-    uint32_t vocab_size = krn_model_config(node->model)->vocab_size, n_rows = step.n_sequences;
-    for (uint32_t i = 0; i < n_rows; i++) {
-        const dec_sample *sample = &step.samples[i];
-        engine->tokens[i] = wrk_node_sample(node, node->logits + (size_t)i * vocab_size, sample->sampling,
-                                            sample->position, sample->banned, sample->n_banned);
-    }
+    uint32_t n_rows = step.n_sequences;
+    for (uint32_t i = 0; i < n_rows; i++) engine->tokens[i] = wrk_node_draw(node, i, &step.samples[i].draw);
     int64_t end_ns = bt_now_ns();
-    dec_sched_step_done(engine->sched, engine->tokens, end_ns);
+    dec_sched_step_done(engine->sched, engine->tokens, node->logprobs, end_ns);
     actions_run(engine);
     bt_series_observe(engine->step_seconds, (double)(end_ns - begin_ns) / BT_NS_PER_S);
     bt_series_observe(engine->step_rows, n_rows);

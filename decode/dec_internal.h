@@ -8,6 +8,7 @@
 #include "common/core/map.h"
 #include "common/core/timers.h"
 #include "common/wire/end_rule.h"
+#include "common/wire/sampling.h"
 #include "decode/dec_sched.h"
 
 typedef enum {
@@ -36,6 +37,8 @@ typedef struct {
     uint64_t checksum;
 
     wire_sampling sampling;
+    wire_constraint constraint; /* lists in arena */
+    bt_arena arena;
     wire_end_rule end; /* ids owned */
     uint32_t *tokens;  /* [n_prompt + end.max_output] owned: prompt, then output */
     uint32_t n_tokens, n_prompt;

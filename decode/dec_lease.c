@@ -106,7 +106,9 @@ static const char *why_senseless(const dec_sched *sched, const dec_slot *slot, c
         return "COMMIT is for a request that has all its tokens";
     if (commit->n_pushes != sched->options.n_layers * kv_blocks_for(slot->n_leased_tokens))
         return "COMMIT has the wrong number of pushes";
-    if (!wire_sampling_is_sane(&commit->sampling)) return "COMMIT has impossible sampling parameters";
+    if (!wire_sampling_is_sane(&commit->sampling) ||
+        !wire_constraint_is_sane(&commit->constraint, sched->options.vocab_size))
+        return "COMMIT has impossible sampling parameters";
     for (uint32_t i = 0; i < commit->n_tokens; i++)
         if (commit->tokens[i] >= sched->options.vocab_size) return "COMMIT has a token outside the vocabulary";
     return NULL;
@@ -125,6 +127,7 @@ static void take_request(dec_sched *sched, dec_slot *slot, const wire_commit *co
                         .min_tokens = commit->sampling.min_tokens,
                         .max_output = wire_end_max_output(commit->max_tokens, commit->n_prompt, sched->max_positions)};
     slot->sampling = commit->sampling;
+    slot->constraint = wire_constraint_copy(&commit->constraint, &slot->arena);
     slot->n_prompt = commit->n_prompt;
     slot->n_tokens = commit->n_tokens;
     slot->tokens = bt_calloc((size_t)commit->n_prompt + slot->end.max_output, sizeof(uint32_t));

@@ -61,6 +61,7 @@ static void slot_free_memory(dec_sched *sched, dec_slot *slot) {
     free(slot->blocks);
     free(slot->tokens);
     free((void *)slot->end.ids);
+    bt_arena_fini(&slot->arena);
 }
 
 void dec_sched_close(dec_sched *sched) {

@@ -25,6 +25,7 @@
 #include "common/kv/kv_pool.h"
 #include "common/wire/wire.h"
 #include "kernels/backend.h"
+#include "kernels/draw.h"
 
 typedef struct dec_sched dec_sched;
 
@@ -120,10 +121,7 @@ void dec_sched_tick(dec_sched *sched, int64_t now_ns);
 
 /* A token wanted from a step's logits: one for each sequence. */
 typedef struct {
-    const wire_sampling *sampling;
-    uint32_t position;      /* of the token to be drawn, in its sequence */
-    const uint32_t *banned; /* [n_banned] token ids whose logit counts as -inf (min_tokens not reached) */
-    uint32_t n_banned;
+    krn_draw_args draw;
     uint64_t prefix_id; /* names the sequence in logs and tests: its request's serial */
 } dec_sample;
 
@@ -137,8 +135,9 @@ typedef struct {
  * stays valid and unchanged; sequences that end meanwhile are computed in vain. Walk the actions after both. */
 bool dec_sched_step_begin(dec_sched *sched, int64_t now_ns, dec_step *out);
 
-/* tokens[n_sequences]: what was drawn. */
-void dec_sched_step_done(dec_sched *sched, const uint32_t *tokens, int64_t now_ns);
+/* tokens[n_sequences]: what was drawn. logprobs[n_sequences]: of those whose sampling asks for them; kept until the
+ * actions are walked. */
+void dec_sched_step_done(dec_sched *sched, const uint32_t *tokens, const wire_ranked *logprobs, int64_t now_ns);
 
 /* ---- figures for metrics, STATUS and tests ------------------------------------------------------------------------
  */

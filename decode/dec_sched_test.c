@@ -116,8 +116,9 @@ static bool begin(void) {
 
 static void end(uint32_t token) {
     uint32_t tokens[16];
+    wire_ranked logprobs[16] = {0};
     for (int i = 0; i < 16; i++) tokens[i] = token;
-    dec_sched_step_done(sched, tokens, now_ns);
+    dec_sched_step_done(sched, tokens, logprobs, now_ns);
     walk();
 }
 
@@ -155,7 +156,7 @@ static void test_a_sequence_decodes_to_its_end(void) {
         for (uint32_t i = 0; i < rows[row].n_tokens; i++) {
             CHECK(begin() && step.n_sequences == 1, "a step");
             CHECK(step.sequences[0].position == 63 + i && step.sequences[0].n_rows == 1, "one row");
-            CHECK(step.sequences[0].form == KRN_ABSORBED && step.samples[0].position == 64 + i, "generated");
+            CHECK(step.sequences[0].form == KRN_ABSORBED && step.samples[0].draw.n_tokens == 64 + i, "generated");
             end(rows[row].tokens[i]);
             CHECK(n_said == i + 1 && said[i].index == i + 1 && said[i].token == rows[row].tokens[i], "TOKENS");
         }
@@ -368,10 +369,10 @@ static void test_min_tokens_bans_what_would_end_it(void) {
                                   .stop_token_ids = stops,
                                   .n_stop_token_ids = 1}});
     closed(1, LAYERS, 77);
-    CHECK(begin() && step.samples[0].n_banned == 2, "the second token may not end it");
-    CHECK(step.samples[0].banned[0] == EOS && step.samples[0].banned[1] == STOP, "neither way");
+    CHECK(begin() && step.samples[0].draw.n_banned == 2, "the second token may not end it");
+    CHECK(step.samples[0].draw.banned[0] == EOS && step.samples[0].draw.banned[1] == STOP, "neither way");
     end(50);
-    CHECK(begin() && step.samples[0].n_banned == 0, "the third may");
+    CHECK(begin() && step.samples[0].draw.n_banned == 0, "the third may");
     end(EOS);
     CHECK(find(DEC_SEND_GATEWAY, WIRE_FINISHED)->message.finished.n_output == 3, "and does");
     stop();

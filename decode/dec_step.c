@@ -56,10 +56,13 @@ static void add_row(dec_sched *sched, dec_slot *slot) {
                                          .position = slot->n_tokens - 1,
                                          .form = KRN_ABSORBED,
                                          .n_logits = 1};
-    sched->samples[i] = (dec_sample){.sampling = &slot->sampling,
-                                     .position = slot->n_tokens,
-                                     .banned = slot->end.ids,
-                                     .n_banned = is_banned ? slot->end.n_ids : 0,
+    sched->samples[i] = (dec_sample){.draw = {.sampling = &slot->sampling,
+                                              .constraint = &slot->constraint,
+                                              .tokens = slot->tokens,
+                                              .n_prompt = slot->n_prompt,
+                                              .n_tokens = slot->n_tokens,
+                                              .banned = slot->end.ids,
+                                              .n_banned = is_banned ? slot->end.n_ids : 0},
                                      .prefix_id = slot->request.serial};
 }
 
@@ -84,7 +87,7 @@ bool dec_sched_step_begin(dec_sched *sched, int64_t now_ns, dec_step *out) {
 }
 
 /* Every living sequence's token in one TOKENS per gateway: counted, then placed. */
-static void send_tokens(dec_sched *sched, const uint32_t *tokens) {
+static void send_tokens(dec_sched *sched, const uint32_t *tokens, const wire_ranked *logprobs) {
     for (uint32_t g = 0; g < sched->cap_gateways; g++) sched->gateways[g].n_tokens = 0;
     for (uint32_t i = 0; i < sched->n_step; i++) {
         const dec_slot *slot = &sched->slots[sched->step_slots[i]];
@@ -104,7 +107,11 @@ static void send_tokens(dec_sched *sched, const uint32_t *tokens) {
         const dec_slot *slot = &sched->slots[sched->step_slots[i]];
         if (slot->state == DEC_DEAD) continue;
         sched->step_tokens[sched->gateways[slot->gateway].n_tokens++] =
-            (wire_token){slot->request, slot->n_tokens - slot->n_prompt, tokens[i]};
+            (wire_token){.request = slot->request,
+                         .index = slot->n_tokens - slot->n_prompt,
+                         .token = tokens[i],
+                         .logprobs = &logprobs[i],
+                         .n_logprobs = slot->sampling.n_logprobs > 0};
     }
 }
 
@@ -124,12 +131,12 @@ static void take_token(dec_sched *sched, dec_slot *slot, uint32_t token, int64_t
     dec_slot_end(sched, slot, now_ns);
 }
 
-void dec_sched_step_done(dec_sched *sched, const uint32_t *tokens, int64_t now_ns) {
+void dec_sched_step_done(dec_sched *sched, const uint32_t *tokens, const wire_ranked *logprobs, int64_t now_ns) {
     BT_ASSERT(sched->is_stepping && sched->n_actions == 0);
     sched->is_stepping = false;
     sched->counters.n_steps++;
     sched->counters.n_sampled += sched->n_step;
-    send_tokens(sched, tokens);
+    send_tokens(sched, tokens, logprobs);
     for (uint32_t i = 0; i < sched->n_step; i++) {
         dec_slot *slot = &sched->slots[sched->step_slots[i]];
         slot->in_step = false;

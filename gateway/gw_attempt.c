@@ -52,6 +52,7 @@ static void send_submit(gw_core *core, const gw_slot *slot, uint64_t prefill) {
     action->message = (wire_message){.type = WIRE_SUBMIT,
                                      .submit = {.request = gw_slot_request(core, slot),
                                                 .sampling = slot->sampling,
+                                                .constraint = slot->constraint,
                                                 .max_tokens = slot->max_tokens,
                                                 .n_prompt = slot->info.n_prompt,
                                                 .tokens = slot->tokens, /* looked up again by gw_core_next() */

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "common/wire/end_rule.h"
+#include "common/wire/sampling.h"
 #include "gateway/gw_internal.h"
 
 /* ---- open and close --------------------------------------------------------------------------------------------- */
@@ -42,9 +43,16 @@ bt_status gw_core_open(const gw_core_options *options, gw_core **out, bt_error *
     return BT_OK;
 }
 
+static void slot_free(gw_slot *slot) {
+    free(slot->tokens);
+    free(slot->logprobs);
+    bt_arena_fini(&slot->arena);
+    *slot = (gw_slot){0};
+}
+
 void gw_core_close(gw_core *core) {
     if (core == NULL) return;
-    for (uint32_t i = 0; i < core->options.max_requests; i++) free(core->slots[i].tokens);
+    for (uint32_t i = 0; i < core->options.max_requests; i++) slot_free(&core->slots[i]);
     gw_router_close(core->router);
     bt_map_fini(&core->by_serial);
     bt_timers_fini(&core->timers);
@@ -80,14 +88,14 @@ static void free_ended(gw_core *core) {
         uint32_t index = core->ended_slots[i];
         gw_slot *slot = &core->slots[index];
         bt_map_remove(&core->by_serial, gw_u64_key(slot->serial));
-        free(slot->tokens);
-        *slot = (gw_slot){0};
+        slot_free(slot);
         core->free_slots[core->n_free_slots++] = index;
     }
     core->n_ended_slots = 0;
 }
 
-/* tokens[] may have moved since the action was made, so pointers into it are taken when the action is. */
+/* tokens[] and logprobs[] may have moved since the action was made, so pointers into them are taken when the action is.
+ */
 static bool finish_action(gw_core *core, gw_action *action) {
     bool is_send = action->kind == GW_SEND;
     if (is_send && action->message.type != WIRE_SUBMIT) return true;
@@ -97,7 +105,10 @@ static bool finish_action(gw_core *core, gw_action *action) {
         action->message.submit.tokens = slot->tokens;
         return true;
     }
-    if (action->kind == GW_TOKENS) action->tokens = slot->tokens + slot->info.n_prompt + action->index;
+    if (action->kind == GW_TOKENS) {
+        action->tokens = slot->tokens + slot->info.n_prompt + action->index;
+        action->logprobs = slot->logprobs == NULL ? NULL : slot->logprobs + action->index;
+    }
     return !slot->is_canceled;
 }
 
@@ -133,12 +144,21 @@ static bt_status check_submit(const gw_core *core, const gw_submit *submit, bt_e
                        WIRE_MAX_STOP_IDS);
     if (strlen(submit->cache_salt) > WIRE_MAX_NAME)
         return bt_fail(err, BT_BAD_REQUEST, "cache_salt is longer than %d bytes.", WIRE_MAX_NAME);
-    if (!wire_sampling_is_sane(&submit->sampling))
+    if (!wire_sampling_is_sane(&submit->sampling) || !wire_constraint_is_sane(&submit->constraint, o->vocab_size))
         return bt_fail(err, BT_BAD_REQUEST, "A sampling parameter is out of range.");
     for (uint32_t i = 0; i < submit->n_tokens; i++)
         if (submit->tokens[i] >= o->vocab_size)
             return bt_fail(err, BT_BAD_REQUEST, "Token id %u is out of vocabulary.", submit->tokens[i]);
     return BT_OK;
+}
+
+static void reserve_tokens(gw_slot *slot, uint32_t n_tokens) {
+    if (n_tokens <= slot->cap_tokens) return;
+    uint64_t cap = (uint64_t)n_tokens + n_tokens / 4 + 64, most = (uint64_t)slot->info.n_prompt + slot->max_tokens;
+    if (cap > most) cap = most;
+    BT_ASSERT(cap >= n_tokens);
+    slot->tokens = bt_realloc(slot->tokens, cap, sizeof(uint32_t));
+    slot->cap_tokens = (uint32_t)cap;
 }
 
 static void fill_slot(gw_core *core, gw_slot *slot, const gw_submit *submit, int64_t now_ns) {
@@ -147,12 +167,13 @@ static void fill_slot(gw_core *core, gw_slot *slot, const gw_submit *submit, int
     slot->user = submit->user;
     slot->max_tokens = wire_end_max_output(submit->max_tokens, submit->n_tokens, core->options.max_model_len);
     slot->sampling = submit->sampling;
+    slot->constraint = wire_constraint_copy(&submit->constraint, &slot->arena);
     slot->n_stop_token_ids = submit->n_stop_token_ids;
     if (submit->n_stop_token_ids > 0)
         memcpy(slot->stop_token_ids, submit->stop_token_ids, submit->n_stop_token_ids * sizeof(uint32_t));
     snprintf(slot->cache_salt, sizeof(slot->cache_salt), "%s", submit->cache_salt);
     slot->info = (gw_info){.strategy = submit->strategy, .n_prompt = submit->n_tokens, .submit_ns = now_ns};
-    gw_slot_reserve(slot, submit->n_tokens);
+    reserve_tokens(slot, submit->n_tokens);
     memcpy(slot->tokens, submit->tokens, submit->n_tokens * sizeof(uint32_t));
 }
 
@@ -166,8 +187,7 @@ bt_status gw_core_submit(gw_core *core, const gw_submit *submit, int64_t now_ns,
     fill_slot(core, slot, submit, now_ns);
     status = gw_attempt_start(core, slot, now_ns, err);
     if (status != BT_OK) {
-        free(slot->tokens);
-        *slot = (gw_slot){0};
+        slot_free(slot);
         return status;
     }
     core->n_free_slots--;
@@ -225,13 +245,36 @@ void gw_slot_set_timer(gw_core *core, gw_slot *slot, int64_t now_ns, uint32_t ms
     bt_timers_set(&core->timers, gw_slot_index(core, slot), gw_after_ms(now_ns, ms));
 }
 
-void gw_slot_reserve(gw_slot *slot, uint32_t n_tokens) {
-    if (n_tokens <= slot->cap_tokens) return;
-    uint64_t cap = (uint64_t)n_tokens + n_tokens / 4 + 64, most = (uint64_t)slot->info.n_prompt + slot->max_tokens;
-    if (cap > most) cap = most;
-    BT_ASSERT(cap >= n_tokens);
-    slot->tokens = bt_realloc(slot->tokens, cap, sizeof(uint32_t));
-    slot->cap_tokens = (uint32_t)cap;
+/* JSON knows neither NaN nor infinity upwards; what is more likely than certain is wrong anyway. */
+static bool is_sane_ranked(const gw_core *core, const gw_slot *slot, const wire_ranked *ranked) {
+    uint32_t vocab_size = core->options.vocab_size, n_top = slot->sampling.n_logprobs - 1;
+    if (ranked->n_top != (n_top < vocab_size ? n_top : vocab_size) || !(ranked->logprob <= 0)) return false;
+    for (uint32_t i = 0; i < ranked->n_top; i++)
+        if (ranked->top[i].token >= vocab_size || !(ranked->top[i].logprob <= 0)) return false;
+    return true;
+}
+
+static void put_logprobs(gw_slot *slot, uint32_t index, const wire_ranked *ranked) {
+    if (index >= slot->cap_logprobs) {
+        slot->cap_logprobs = index + index / 4 + 64;
+        slot->logprobs = bt_realloc(slot->logprobs, slot->cap_logprobs, sizeof(wire_ranked));
+    }
+    wire_ranked *to = &slot->logprobs[index];
+    *to = *ranked;
+    if (to->n_top == 0) return;
+    size_t n_bytes = to->n_top * sizeof(wire_logprob);
+    to->top = memcpy(bt_arena_alloc(&slot->arena, n_bytes), ranked->top, n_bytes);
+}
+
+bool gw_slot_put_token(const gw_core *core, gw_slot *slot, uint32_t index, uint32_t token, const wire_ranked *logprobs,
+                       uint32_t n_logprobs) {
+    bool wants_logprobs = slot->sampling.n_logprobs > 0;
+    if (token >= core->options.vocab_size || index >= slot->max_tokens) return false;
+    if (wants_logprobs && (n_logprobs != 1 || !is_sane_ranked(core, slot, logprobs))) return false;
+    reserve_tokens(slot, slot->info.n_prompt + index + 1);
+    slot->tokens[slot->info.n_prompt + index] = token;
+    if (wants_logprobs) put_logprobs(slot, index, logprobs);
+    return true;
 }
 
 /* ---- events ----------------------------------------------------------------------------------------------------- */

@@ -61,6 +61,7 @@ typedef struct {
     uint32_t n_tokens;
     uint32_t max_tokens; /* >= 1; cut to what max_model_len leaves */
     wire_sampling sampling;
+    wire_constraint constraint;     /* copied */
     const uint32_t *stop_token_ids; /* [n_stop_token_ids <= WIRE_MAX_STOP_IDS]; copied */
     uint32_t n_stop_token_ids;
     const char *cache_salt; /* "" or the client's; copied; at most WIRE_MAX_NAME bytes */
@@ -95,6 +96,8 @@ typedef struct {
             uint64_t serial;
             void *user;
             const uint32_t *tokens;
+            const wire_ranked *logprobs; /* [n_tokens], if sampling.n_logprobs: n_top is n_logprobs - 1, or the
+                                          * vocabulary's size */
             uint32_t n_tokens, index;
             wire_finish reason;
             uint32_t stop_token, n_output;

@@ -84,7 +84,7 @@ static void say_handed_off(uint64_t worker, uint32_t number, uint64_t decode) {
 }
 
 static void say_token(uint64_t worker, uint32_t number, uint32_t index, uint32_t token) {
-    wire_token one = {attempt(number), index, token};
+    wire_token one = {attempt(number), index, token, NULL, 0};
     say(worker, (wire_message){.type = WIRE_TOKENS, .tokens = {&one, 1}});
 }
 
@@ -273,7 +273,7 @@ static void test_a_stop_string_ends_it_while_walking(void) {
     start(1, 1, 3);
     say_first(PREFILL, 0, 0, 20);
     say_handed_off(PREFILL, 0, DECODE);
-    wire_token two[] = {{attempt(0), 1, 21}, {attempt(0), 2, EOS}};
+    wire_token two[] = {{attempt(0), 1, 21, NULL, 0}, {attempt(0), 2, EOS, NULL, 0}};
     wire_message message = {.type = WIRE_TOKENS, .tokens = {two, 2}};
     gw_core_message(core, DECODE, &message, now_ns);
     message = (wire_message){.type = WIRE_FINISHED, .finished = {attempt(0), WIRE_FINISH_EOS, 0, 3}};

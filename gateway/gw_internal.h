@@ -21,12 +21,16 @@ typedef struct {
     void *user;
     uint32_t max_tokens;
     wire_sampling sampling;
+    wire_constraint constraint; /* lists in arena */
     uint32_t stop_token_ids[WIRE_MAX_STOP_IDS], n_stop_token_ids;
     char cache_salt[WIRE_MAX_NAME + 1];
     gw_info info; /* phase, attempt, n_prompt, n_output (delivered), times */
 
     uint32_t *tokens; /* [cap_tokens] owned: prompt, delivered output, then output that waits for a missing index */
     uint32_t cap_tokens;
+    wire_ranked *logprobs; /* [cap_logprobs] owned: of the output, if sampling.n_logprobs; lists in arena */
+    uint32_t cap_logprobs;
+    bt_arena arena;
 
     /* This attempt. */
     uint32_t n_base;   /* output tokens that it was started with: prefill's token has this index */
@@ -73,8 +77,11 @@ static inline int64_t gw_after_ms(int64_t now_ns, uint32_t ms) { return now_ns +
 gw_action *gw_act(gw_core *core, gw_action_kind kind);
 gw_slot *gw_slot_find(gw_core *core, uint64_t serial); /* NULL: unknown or ended */
 void gw_slot_set_timer(gw_core *core, gw_slot *slot, int64_t now_ns, uint32_t ms);
-void gw_slot_reserve(gw_slot *slot, uint32_t n_tokens); /* room in tokens */
-void gw_slot_finish(gw_core *core, gw_slot *slot);      /* GW_FINISHED as slot->finish says */
+
+/* Output token `index` has come. false: it, or what comes with it, makes no sense. */
+bool gw_slot_put_token(const gw_core *core, gw_slot *slot, uint32_t index, uint32_t token, const wire_ranked *logprobs,
+                       uint32_t n_logprobs);
+void gw_slot_finish(gw_core *core, gw_slot *slot); /* GW_FINISHED as slot->finish says */
 void gw_slot_fail(gw_core *core, gw_slot *slot, bt_status status, const char *text); /* GW_FAILED */
 void gw_send_cancel(gw_core *core, uint64_t peer, const wire_request *request);      /* if it is up */
 

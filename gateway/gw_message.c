@@ -55,12 +55,11 @@ static void deliver(gw_core *core, gw_slot *slot, int64_t now_ns) {
 static void take_first_token(gw_core *core, uint64_t peer, const wire_first_token *first, int64_t now_ns) {
     gw_slot *slot = find_of_prefill(core, peer, &first->request);
     if (slot == NULL) return;
-    if (slot->has_first || first->index != slot->n_base || first->token >= core->options.vocab_size) {
+    if (slot->has_first || first->index != slot->n_base ||
+        !gw_slot_put_token(core, slot, first->index, first->token, first->logprobs, first->n_logprobs)) {
         fail_strange(core, slot, peer, "The prefill worker sent a token that makes no sense.", now_ns);
         return;
     }
-    gw_slot_reserve(slot, slot->info.n_prompt + first->index + 1);
-    slot->tokens[slot->info.n_prompt + first->index] = first->token;
     slot->has_first = true;
     gw_info *info = &slot->info;
     if (info->first_token_ns == 0) {
@@ -100,13 +99,11 @@ static gw_slot *find_of_decode(gw_core *core, uint64_t peer, const wire_request 
 static void take_token(gw_core *core, uint64_t peer, const wire_token *token, int64_t now_ns) {
     gw_slot *slot = find_of_decode(core, peer, &token->request, now_ns);
     if (slot == NULL) return;
-    if (token->index != slot->n_decode || token->index >= slot->max_tokens || slot->has_finish ||
-        token->token >= core->options.vocab_size) {
+    if (token->index != slot->n_decode || slot->has_finish ||
+        !gw_slot_put_token(core, slot, token->index, token->token, token->logprobs, token->n_logprobs)) {
         fail_strange(core, slot, peer, "The decode worker sent a token that makes no sense.", now_ns);
         return;
     }
-    gw_slot_reserve(slot, slot->info.n_prompt + token->index + 1);
-    slot->tokens[slot->info.n_prompt + token->index] = token->token;
     slot->n_decode++;
     set_once(&slot->info.first_decode_ns, now_ns);
     if (slot->info.phase == GW_HANDED_OFF) gw_slot_set_timer(core, slot, now_ns, core->options.token_ms);

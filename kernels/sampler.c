@@ -12,6 +12,7 @@
 
 #include "common/core/alloc.h"
 #include "kernels/philox.h"
+#include "kernels/softmax.h"
 
 typedef struct {
     float logit, weight;
@@ -44,35 +45,20 @@ void krn_sampler_close(krn_sampler *sampler) {
     free(sampler);
 }
 
-enum { LANES = 16 };
-
 /* The largest logit's lowest id; NaN compares false and so never wins. */
 static uint32_t pick_greedy(const float *logits, uint32_t n) {
-    float lanes[LANES], max = -INFINITY;
-    for (int j = 0; j < LANES; j++) lanes[j] = -INFINITY;
+    float lanes[KRN_LANES], max = -INFINITY;
+    for (int j = 0; j < KRN_LANES; j++) lanes[j] = -INFINITY;
     uint32_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
-        for (int j = 0; j < LANES; j++) lanes[j] = logits[i + j] > lanes[j] ? logits[i + j] : lanes[j];
+    for (; i + KRN_LANES <= n; i += KRN_LANES) {
+        for (int j = 0; j < KRN_LANES; j++) lanes[j] = logits[i + j] > lanes[j] ? logits[i + j] : lanes[j];
     }
     for (; i < n; i++) max = logits[i] > max ? logits[i] : max;
-    for (int j = 0; j < LANES; j++) max = lanes[j] > max ? lanes[j] : max;
+    for (int j = 0; j < KRN_LANES; j++) max = lanes[j] > max ? lanes[j] : max;
     for (i = 0; i < n; i++) {
         if (logits[i] == max) return i;
     }
     return 0; /* all NaN */
-}
-
-static float sum_lanes(const float *values, uint32_t n) {
-    float lanes[LANES] = {0};
-    uint32_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
-        for (int j = 0; j < LANES; j++) lanes[j] += values[i + j];
-    }
-    for (int j = 0; i + j < n; j++) lanes[j] += values[i + j];
-    for (int half = LANES / 2; half > 0; half /= 2) {
-        for (int j = 0; j < half; j++) lanes[j] += lanes[j + half];
-    }
-    return lanes[0];
 }
 
 enum { BLOCK = 256 }; /* weights that are summed in float32; blocks are summed in float64 */
@@ -84,30 +70,9 @@ static uint32_t block_end(const krn_sampler *sampler, uint32_t start) {
 static double sum_weights(const krn_sampler *sampler) {
     double sum = 0;
     for (uint32_t i = 0; i < sampler->vocab_size; i += BLOCK) {
-        sum += sum_lanes(sampler->weights + i, block_end(sampler, i) - i);
+        sum += krn_sum_lanes(sampler->weights + i, block_end(sampler, i) - i);
     }
     return sum;
-}
-
-/* exp(x) for x in [-80, 0], about 2 ulp: 2^n times a polynomial, after Cephes' expf (S. Moshier). */
-static inline float exp_negative(float x) {
-    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
-    float shifted = x * 1.44269504f + magic, n = shifted - magic;
-    uint32_t exponent, one;
-    memcpy(&exponent, &shifted, sizeof(exponent));
-    memcpy(&one, &magic, sizeof(one));
-    float r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    uint32_t bits = (exponent - one + 127) << 23;
-    float power;
-    memcpy(&power, &bits, sizeof(power));
-    return p * power;
 }
 
 static void fill_weights(krn_sampler *sampler, const float *logits, float max, float temperature, float lowest) {
@@ -116,7 +81,7 @@ static void fill_weights(krn_sampler *sampler, const float *logits, float max, f
     for (uint32_t i = 0; i < n; i++) {
         float x = (logits[i] - max) * inverse;
         x = x > -80 ? x : -80.0f; /* NaN and -infinity become -80, and are out */
-        float weight = exp_negative(x);
+        float weight = krn_exp_negative(x);
         weights[i] = logits[i] >= lowest ? weight : 0;
     }
 }
@@ -246,7 +211,7 @@ static uint32_t pick_share(const krn_sampler *sampler, double target, uint32_t f
     double sum = 0;
     for (uint32_t start = 0; start < sampler->vocab_size; start += BLOCK) {
         uint32_t end = block_end(sampler, start);
-        float block = sum_lanes(sampler->weights + start, end - start);
+        float block = krn_sum_lanes(sampler->weights + start, end - start);
         if (sum + block <= target) {
             sum += block;
             continue;

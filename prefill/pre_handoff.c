@@ -169,6 +169,7 @@ void pre_handoff_commit_if_ready(pre_sched *sched, pre_slot *slot, int64_t now_n
                                                .lease = slot->lease,
                                                .n_pushes = sched->options.n_layers * (n_blocks - slot->n_held_blocks),
                                                .sampling = slot->sampling,
+                                               .constraint = slot->constraint,
                                                .max_tokens = slot->max_tokens,
                                                .n_prompt = slot->n_prompt,
                                                .tokens = slot->tokens,

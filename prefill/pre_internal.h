@@ -8,6 +8,7 @@
 #include "common/core/map.h"
 #include "common/core/timers.h"
 #include "common/wire/end_rule.h"
+#include "common/wire/sampling.h"
 #include "prefill/pre_sched.h"
 
 typedef enum {
@@ -32,15 +33,16 @@ typedef struct {
     pre_bond bond;
     wire_request request;
     wire_sampling sampling;
-    wire_end_rule end;   /* ids owned */
-    uint32_t n_stop_ids; /* the last of end.ids: what COMMIT hands on */
+    wire_constraint constraint; /* lists in arena */
+    wire_end_rule end;          /* ids owned */
+    uint32_t n_stop_ids;        /* the last of end.ids: what COMMIT hands on */
     uint32_t max_tokens;
     uint32_t *tokens;  /* [n_tokens + 1] owned: prompt, output of earlier attempts, the first token */
     uint32_t n_tokens; /* to be computed here */
     uint32_t n_prompt;
     uint32_t *blocks;  /* [kv_blocks_for(n_tokens)] owned; held from COMPUTING on */
     uint32_t n_blocks; /* held */
-    bt_arena arena;    /* the candidates' strings */
+    bt_arena arena;    /* the candidates' strings, the constraint's lists */
 
     uint32_t n_computed;  /* positions in the cache, of all layers */
     uint32_t n_step_rows; /* of the step that runs; 0: not in it */

@@ -191,7 +191,8 @@ static const char *why_senseless(const pre_sched *sched, const wire_submit *subm
         wire_end_max_output(submit->max_tokens, submit->n_prompt, o->max_model_len))
         return "The request leaves no token to generate.";
     if (submit->n_candidates == 0) return "The request names no decode worker.";
-    if (!wire_sampling_is_sane(&submit->sampling)) return "The request has impossible sampling parameters.";
+    if (!wire_sampling_is_sane(&submit->sampling) || !wire_constraint_is_sane(&submit->constraint, o->vocab_size))
+        return "The request has impossible sampling parameters.";
     for (uint32_t i = 0; i < submit->n_tokens; i++)
         if (submit->tokens[i] >= o->vocab_size) return "The request has a token outside the vocabulary.";
     for (uint32_t i = 0; i < submit->n_candidates; i++) /* answers are told apart by incarnation */
@@ -237,6 +238,7 @@ static void fill_slot(pre_sched *sched, pre_slot *slot, const wire_submit *submi
         .submit_ns = now_ns,
     };
     memcpy(slot->tokens, submit->tokens, submit->n_tokens * sizeof(uint32_t));
+    slot->constraint = wire_constraint_copy(&submit->constraint, &slot->arena);
     for (uint32_t i = 0; i < submit->n_candidates; i++) {
         const wire_candidate *from = &submit->candidates[i];
         slot->candidates[i] =

@@ -29,6 +29,7 @@
 #include "common/kv/kv_pool.h"
 #include "common/wire/wire.h"
 #include "kernels/backend.h"
+#include "kernels/draw.h"
 
 typedef struct pre_sched pre_sched;
 
@@ -124,10 +125,7 @@ void pre_sched_tick(pre_sched *sched, int64_t now_ns);
 
 /* A token wanted from a step's logits. */
 typedef struct {
-    const wire_sampling *sampling;
-    uint32_t position;      /* of the token to be drawn, in its sequence */
-    const uint32_t *banned; /* [n_banned] token ids whose logit counts as -inf (min_tokens not reached) */
-    uint32_t n_banned;
+    krn_draw_args draw;
     uint64_t prefix_id; /* names the sequence in logs and tests: its request's serial */
 } pre_sample;
 
@@ -145,8 +143,9 @@ bool pre_sched_step_begin(pre_sched *sched, int64_t now_ns, pre_step *out);
 /* Layer `layer` of all of the step's rows is in the cache: 0, 1, ... n_layers - 1, before step_done. */
 void pre_sched_layer_done(pre_sched *sched, uint32_t layer, int64_t now_ns);
 
-/* tokens[n_samples]: what was drawn. */
-void pre_sched_step_done(pre_sched *sched, const uint32_t *tokens, int64_t now_ns);
+/* tokens[n_samples]: what was drawn. logprobs[n_samples]: of those whose sampling asks for them; kept until the actions
+ * are walked. */
+void pre_sched_step_done(pre_sched *sched, const uint32_t *tokens, const wire_ranked *logprobs, int64_t now_ns);
 
 /* ---- figures for metrics, STATUS and tests ------------------------------------------------------------------------
  */

@@ -125,8 +125,9 @@ static void layer_done(uint32_t layer) {
 
 static void end(uint32_t token) {
     uint32_t tokens[8];
+    wire_ranked logprobs[8] = {0};
     for (int i = 0; i < 8; i++) tokens[i] = token;
-    pre_sched_step_done(sched, tokens, now_ns);
+    pre_sched_step_done(sched, tokens, logprobs, now_ns);
     walk();
 }
 
@@ -163,7 +164,7 @@ static void test_a_replayed_request_keeps_its_forms(void) {
     for (uint32_t layer = 0; layer < LAYERS; layer++) layer_done(layer);
     end(0);
     CHECK(begin() && step.n_rows == 20 && step.sequences[0].form == KRN_ABSORBED, "then the generated ones");
-    CHECK(step.n_samples == 1 && step.samples[0].position == 90, "and the next token");
+    CHECK(step.n_samples == 1 && step.samples[0].draw.n_tokens == 90, "and the next token");
     for (uint32_t layer = 0; layer < LAYERS; layer++) layer_done(layer);
     end(50);
     CHECK(find(PRE_SEND_GATEWAY, WIRE_FIRST_TOKEN)->message.first_token.index == 20, "its index counts the replayed");

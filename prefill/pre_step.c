@@ -48,10 +48,13 @@ static void add_rows(pre_sched *sched, pre_slot *slot, uint32_t n_max_rows, int6
                                          .n_logits = is_last};
     if (is_last) {
         bool is_banned = wire_end_is_banned(&slot->end, slot->n_tokens - slot->n_prompt + 1);
-        sched->samples[sched->n_step_samples++] = (pre_sample){.sampling = &slot->sampling,
-                                                               .position = slot->n_tokens,
-                                                               .banned = slot->end.ids,
-                                                               .n_banned = is_banned ? slot->end.n_ids : 0,
+        sched->samples[sched->n_step_samples++] = (pre_sample){.draw = {.sampling = &slot->sampling,
+                                                                        .constraint = &slot->constraint,
+                                                                        .tokens = slot->tokens,
+                                                                        .n_prompt = slot->n_prompt,
+                                                                        .n_tokens = slot->n_tokens,
+                                                                        .banned = slot->end.ids,
+                                                                        .n_banned = is_banned ? slot->end.n_ids : 0},
                                                                .prefix_id = slot->request.serial};
     }
     if (slot->first_step_ns == 0) slot->first_step_ns = now_ns;
@@ -89,7 +92,7 @@ void pre_sched_layer_done(pre_sched *sched, uint32_t layer, int64_t now_ns) {
 }
 
 /* The last position is computed, and `token` follows it. */
-static void take_token(pre_sched *sched, pre_slot *slot, uint32_t token, int64_t now_ns) {
+static void take_token(pre_sched *sched, pre_slot *slot, uint32_t token, const wire_ranked *logprobs, int64_t now_ns) {
     BT_ASSERT(token < sched->options.vocab_size);
     uint32_t index = slot->n_tokens - slot->n_prompt;
     slot->tokens[slot->n_tokens] = token;
@@ -101,6 +104,8 @@ static void take_token(pre_sched *sched, pre_slot *slot, uint32_t token, int64_t
                         .first_token = {.request = slot->request,
                                         .index = index,
                                         .token = token,
+                                        .logprobs = logprobs,
+                                        .n_logprobs = slot->sampling.n_logprobs > 0,
                                         .queue_us = (uint32_t)((slot->first_step_ns - slot->submit_ns) / BT_NS_PER_US),
                                         .compute_us = (uint32_t)((now_ns - slot->first_step_ns) / BT_NS_PER_US)}});
     pre_queue_remove(sched, slot);
@@ -122,7 +127,7 @@ static void take_token(pre_sched *sched, pre_slot *slot, uint32_t token, int64_t
     pre_slot_end(sched, slot, now_ns);
 }
 
-void pre_sched_step_done(pre_sched *sched, const uint32_t *tokens, int64_t now_ns) {
+void pre_sched_step_done(pre_sched *sched, const uint32_t *tokens, const wire_ranked *logprobs, int64_t now_ns) {
     BT_ASSERT(sched->is_stepping && sched->n_layers_done == sched->options.n_layers && sched->n_actions == 0);
     sched->is_stepping = false;
     sched->n_layers_done = 0; /* "done" of the next step's rows: none */
@@ -139,7 +144,7 @@ void pre_sched_step_done(pre_sched *sched, const uint32_t *tokens, int64_t now_n
         } else {
             sched->n_tokens_left -= n_rows;
             sched->counters.n_prompt_tokens += n_rows;
-            if (is_last) take_token(sched, slot, tokens[sample], now_ns);
+            if (is_last) take_token(sched, slot, tokens[sample], &logprobs[sample], now_ns);
         }
         if (is_last) sample++;
     }

@@ -66,7 +66,9 @@ static bt_status memory_open(wrk_node *node, bt_error *err) {
     if (status != BT_OK) return status;
     size_t logits_bytes = (size_t)node->options.max_logits * model->vocab_size * sizeof(float);
     node->logits = bt_calloc_aligned(logits_bytes, 64);
-    node->sampler = krn_sampler_open(model->vocab_size);
+    node->drawer = krn_drawer_open(model->vocab_size);
+    node->logprobs = bt_calloc(node->options.max_logits, sizeof(wire_ranked));
+    node->top = bt_calloc((size_t)node->options.max_logits * WIRE_MAX_TOP_LOGPROBS, sizeof(wire_logprob));
     bt_log(BT_LOG_INFO, "worker", "memory", "kv_bytes=%zu kv_blocks=%u kv_dtype=%s max_model_len=%u logits_bytes=%zu",
            kv_pool_bytes(&layout), layout.n_blocks, dtype, node->max_model_len, logits_bytes);
     return BT_OK;
@@ -259,7 +261,9 @@ void wrk_node_close(wrk_node *node) {
         wrk_event_free(event);
     }
     wrk_peers_fini(&node->peers);
-    krn_sampler_close(node->sampler);
+    krn_drawer_close(node->drawer);
+    free(node->logprobs);
+    free(node->top);
     krn_model_close(node->model);
     free(node->logits);
     free(node->kv.base);
@@ -267,13 +271,10 @@ void wrk_node_close(wrk_node *node) {
     /* The queue stays: a signal handler may still wake it. The process ends here. */
 }
 
-uint32_t wrk_node_sample(wrk_node *node, float *logits, const wire_sampling *sampling, uint32_t position,
-                         const uint32_t *banned, uint32_t n_banned) {
-    uint32_t vocab_size = krn_model_config(node->model)->vocab_size;
-    for (uint32_t i = 0; i < n_banned; i++) {
-        if (banned[i] < vocab_size) logits[banned[i]] = -INFINITY;
-    }
-    return krn_sample(node->sampler, logits, sampling, position);
+uint32_t wrk_node_draw(wrk_node *node, uint32_t row, const krn_draw_args *args) {
+    size_t vocab_size = krn_model_config(node->model)->vocab_size;
+    return krn_draw(node->drawer, node->logits + row * vocab_size, args,
+                    node->top + (size_t)row * WIRE_MAX_TOP_LOGPROBS, &node->logprobs[row]);
 }
 
 void wrk_counter_export(wrk_node *node, wrk_counter *counter, bt_metric_id id, const char *labels, uint64_t count) {

@@ -10,8 +10,8 @@
 #include "common/core/config.h"
 #include "common/core/metrics.h"
 #include "common/registry/registry.h"
+#include "kernels/draw.h"
 #include "kernels/forward.h"
-#include "kernels/sampler.h"
 #include "kvtransfer/kvt.h"
 #include "worker/wrk_http.h"
 #include "worker/wrk_peers.h"
@@ -47,10 +47,12 @@ typedef struct {
     bt_queue *queue;
     bt_metrics *metrics;
     krn_model *model;
-    krn_sampler *sampler;
+    krn_drawer *drawer;
     krn_kv kv;              /* base is owned */
     uint32_t max_model_len; /* by flag, model and KV memory */
     float *logits;          /* [max_logits][vocab_size] */
+    wire_ranked *logprobs;  /* [max_logits] of the step's tokens, where asked for */
+    wire_logprob *top;      /* [max_logits][WIRE_MAX_TOP_LOGPROBS] */
     kvt_fabric *fabric;
     link_hub *links;
     uint32_t control_port;
@@ -83,9 +85,8 @@ void wrk_event_free(bt_queue_node *event); /* any of the three kinds */
 void wrk_signals_open(bt_queue *queue);
 bool wrk_signals_is_asked(void);
 
-/* Draws the token of one row of logits, `banned` ones excluded. `logits` is changed. */
-uint32_t wrk_node_sample(wrk_node *node, float *logits, const wire_sampling *sampling, uint32_t position,
-                         const uint32_t *banned, uint32_t n_banned);
+/* Draws the token of row `row` of logits, and fills logprobs[row] if it is asked for. The row is changed. */
+uint32_t wrk_node_draw(wrk_node *node, uint32_t row, const krn_draw_args *args);
 
 /* A counter of a core, exported: the series grows by what the core's own count grew since the last time. */
 typedef struct {

@@ -35,10 +35,4 @@ static inline uint32_t wire_end_max_output(uint32_t max_tokens, uint32_t n_promp
     return max_tokens < room ? max_tokens : room;
 }
 
-/* Numbers that a peer may not send. */
-static inline bool wire_sampling_is_sane(const wire_sampling *s) {
-    return s->temperature >= 0 && s->temperature <= 1e6f && s->top_p > 0 && s->top_p <= 1 && s->min_p >= 0 &&
-           s->min_p <= 1 && s->ignore_eos <= 1;
-}
-
 #endif

@@ -24,7 +24,7 @@
 
 enum {
     WIRE_MAGIC = 0x5442, /* "BT" */
-    WIRE_VERSION = 1,
+    WIRE_VERSION = 2,
     WIRE_HEADER_BYTES = 8,
     WIRE_MAX_PAYLOAD_BYTES = 8 << 20,
     WIRE_MAX_NAME = 128,
@@ -34,6 +34,9 @@ enum {
     WIRE_MAX_CANDIDATES = 8,
     WIRE_MAX_STEP_TOKENS = 4096,
     WIRE_MAX_LEASES = 4096,
+    WIRE_MAX_BIASES = 4096,
+    WIRE_MAX_ALLOWED_IDS = 1 << 18, /* more than any vocabulary */
+    WIRE_MAX_TOP_LOGPROBS = 20,
 };
 
 typedef enum { WIRE_ROLE_GATEWAY = 1, WIRE_ROLE_PREFILL = 2, WIRE_ROLE_DECODE = 3 } wire_role;

@@ -18,29 +18,30 @@ static void test_golden_bytes_do_not_change(void) {
     wire_request request = {.gateway = 0x1122334455667788, .serial = 5, .attempt = 1};
     check_bytes("cancel", &(wire_message){.type = WIRE_CANCEL, .cancel = {.request = request}},
                 "14000000"
-                "42540103"
+                "42540203"
                 "8877665544332211"
                 "0500000000000000"
                 "01000000");
     check_bytes("drain", &(wire_message){.type = WIRE_DRAIN},
                 "04000000"
-                "4254010d"
+                "4254020d"
                 "00000000");
-    wire_token tokens[] = {{request, 7, 300}};
+    wire_token tokens[] = {{.request = request, .index = 7, .token = 300}};
     check_bytes("tokens", &(wire_message){.type = WIRE_TOKENS, .tokens = {.tokens = tokens, .n_tokens = 1}},
-                "20000000"
-                "42540107"
+                "24000000"
+                "42540207"
                 "01000000"
                 "8877665544332211"
                 "0500000000000000"
                 "01000000"
                 "07000000"
-                "2c010000");
+                "2c010000"
+                "00000000");
     check_bytes("failed",
                 &(wire_message){.type = WIRE_FAILED,
                                 .failed = {.request = request, .status = BT_NO_CAPACITY, .text = wire_str_from("no")}},
                 "1b000000"
-                "42540109"
+                "42540209"
                 "8877665544332211"
                 "0500000000000000"
                 "01000000"
@@ -57,8 +58,10 @@ static wire_message big_submit(void) {
     for (unsigned i = 0; i < 2; i++)
         candidates[i] =
             (wire_candidate){wire_str_from(i == 0 ? "decode-0" : "decode-1"), 77 + i, wire_str_from("127.0.0.1:9")};
+    static const wire_bias biases[] = {{7, -100}, {8, 1.5f}};
     return (wire_message){.type = WIRE_SUBMIT,
                           .submit = {.request = {1, 2, 3},
+                                     .constraint = {biases, 2, ids, 4},
                                      .sampling = {.temperature = 0.6f, .top_p = 0.95f, .seed = 42, .ignore_eos = 1},
                                      .max_tokens = 100,
                                      .n_prompt = 4,
@@ -80,6 +83,9 @@ static void test_a_submit_survives_the_round_trip(void) {
     CHECK(wire_decode(out.bytes, out.n_bytes, &arena, &back, &err) == BT_OK, "%s", err.text);
     CHECK(back.submit.n_tokens == 4 && back.submit.tokens[1] == 2036, "tokens");
     CHECK(back.submit.n_candidates == 2 && back.submit.candidates[1].incarnation == 78, "candidates");
+    const wire_constraint *constraint = &back.submit.constraint;
+    CHECK(constraint->n_logit_bias == 2 && constraint->logit_bias[1].bias == 1.5f, "logit_bias");
+    CHECK(constraint->n_allowed_token_ids == 4 && constraint->allowed_token_ids[3] == 303, "allowed_token_ids");
     CHECK(back.submit.sampling.top_p == 0.95f && back.submit.sampling.ignore_eos == 1, "sampling");
     CHECK(back.submit.cache_salt.n_bytes == 4 && memcmp(back.submit.cache_salt.bytes, "salt", 4) == 0, "salt");
     bt_arena_fini(&arena);
@@ -106,7 +112,7 @@ static void test_cut_and_damaged_frames_are_refused(void) {
         out.bytes[i] = old;
         bt_arena_fini(&arena);
     }
-    uint8_t nul_in_name[] = {0x1b, 0, 0, 0, 0x42, 0x54, 1, 9, [8 + 20] = 3, 2, 0, 0, 0, 'n', 0};
+    uint8_t nul_in_name[] = {0x1b, 0, 0, 0, 0x42, 0x54, WIRE_VERSION, 9, [8 + 20] = 3, 2, 0, 0, 0, 'n', 0};
     bt_arena arena = {0};
     CHECK(wire_decode(nul_in_name, sizeof(nul_in_name), &arena, &back, &err) == BT_BAD_REQUEST, "NUL in a string");
     bt_arena_fini(&arena);
@@ -117,12 +123,12 @@ static void test_unknown_numbers_and_huge_counts_are_refused(void) {
     wire_message back;
     bt_error err = {0};
     for (unsigned number = 0; number < 256; number++) {
-        uint8_t frame[] = {0, 0, 0, 0, 0x42, 0x54, 1, (uint8_t)number};
+        uint8_t frame[] = {0, 0, 0, 0, 0x42, 0x54, WIRE_VERSION, (uint8_t)number};
         bt_arena arena = {0};
         CHECK(wire_decode(frame, sizeof(frame), &arena, &back, &err) == BT_BAD_REQUEST, "number %u", number);
         bt_arena_fini(&arena);
     }
-    uint8_t huge[] = {4, 0, 0, 0, 0x42, 0x54, 1, WIRE_TOKENS, 0xff, 0x0f, 0, 0};
+    uint8_t huge[] = {4, 0, 0, 0, 0x42, 0x54, WIRE_VERSION, WIRE_TOKENS, 0xff, 0x0f, 0, 0};
     bt_arena arena = {0};
     CHECK(wire_decode(huge, sizeof(huge), &arena, &back, &err) == BT_BAD_REQUEST, "4095 tokens in no bytes");
     CHECK(arena.used_bytes < 4096, "no memory was taken for them");

@@ -2,6 +2,7 @@
  * core. Whatever they say, the books balance after every event, nothing is asserted by a peer's word, and when all
  * links are cut nothing is left. Ids are drawn from few values, and now and then the peer answers what the core last
  * said as it should, so that nonsense meets every state. */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -9,6 +10,8 @@
 #include "tests/sim/sim.h"
 
 enum { N_EVENTS = 40000, N_PEERS = 3, N_BLOCKS = 24 };
+
+static const wire_ranked no_logprobs[64];
 
 static sim_world dice; /* for its generator */
 
@@ -26,8 +29,26 @@ static wire_request random_request(uint64_t gateway) {
     return (wire_request){below(20) == 0 ? 99 : gateway, 1 + below(12), below(3)};
 }
 
+static wire_constraint random_constraint(void) {
+    static wire_bias bias;
+    static uint32_t allowed;
+    bias = (wire_bias){number(SIM_VOCAB), below(8) ? -1.0f : NAN};
+    allowed = number(SIM_VOCAB);
+    return below(4) ? (wire_constraint){0} : (wire_constraint){&bias, below(2), &allowed, below(2)};
+}
+
+/* Mostly what a request with n_logprobs 2 is told. */
+static const wire_ranked *random_logprobs(void) {
+    static wire_logprob top[WIRE_MAX_TOP_LOGPROBS];
+    static wire_ranked ranked;
+    top[0] = (wire_logprob){number(SIM_VOCAB), below(8) ? -1.0f : 1.0f};
+    ranked = (wire_ranked){.logprob = below(8) ? -0.5f : NAN, .rank = number(9), .top = top, .n_top = below(3)};
+    return &ranked;
+}
+
 static wire_sampling random_sampling(void) {
-    wire_sampling s = {.top_p = 1, .min_tokens = number(4), .ignore_eos = below(2) != 0};
+    wire_sampling s = {
+        .top_p = 1, .min_tokens = number(4), .ignore_eos = below(2) != 0, .n_logprobs = below(4) == 0 ? number(3) : 0};
     if (below(30) == 0) s.top_p = 0.0f / 0.0f;
     if (below(30) == 0) s.temperature = -1;
     return s;
@@ -60,6 +81,7 @@ static wire_message random_message(uint64_t gateway) {
     case WIRE_SUBMIT:
         m.submit = (wire_submit){.request = r,
                                  .sampling = random_sampling(),
+                                 .constraint = random_constraint(),
                                  .max_tokens = number(40),
                                  .n_prompt = below(8) ? n : number(n + 2),
                                  .tokens = random_tokens(n),
@@ -74,7 +96,11 @@ static wire_message random_message(uint64_t gateway) {
         m.accepted.request = r;
         break;
     case WIRE_FIRST_TOKEN:
-        m.first_token = (wire_first_token){.request = r, .index = number(4), .token = number(SIM_VOCAB)};
+        m.first_token = (wire_first_token){.request = r,
+                                           .index = number(4),
+                                           .token = number(SIM_VOCAB),
+                                           .logprobs = random_logprobs(),
+                                           .n_logprobs = below(2)};
         break;
     case WIRE_HANDED_OFF:
         m.handed_off =
@@ -82,7 +108,8 @@ static wire_message random_message(uint64_t gateway) {
         break;
     case WIRE_TOKENS:
         for (uint32_t i = 0; i < 8; i++)
-            said_tokens[i] = (wire_token){random_request(gateway), number(6), number(SIM_VOCAB)};
+            said_tokens[i] =
+                (wire_token){random_request(gateway), number(6), number(SIM_VOCAB), random_logprobs(), below(2)};
         m.tokens = (wire_tokens){said_tokens, below(9)};
         break;
     case WIRE_FINISHED:
@@ -109,6 +136,7 @@ static wire_message random_message(uint64_t gateway) {
                                  .n_pushes = SIM_LAYERS * (1 + (n_leased > 64)),
                                  .checksum = below(3) == 0,
                                  .sampling = random_sampling(),
+                                 .constraint = random_constraint(),
                                  .max_tokens = number(40),
                                  .n_prompt = below(4) ? n_leased : number(80),
                                  .tokens = random_tokens(n_leased + 1),
@@ -221,7 +249,7 @@ static void test_prefill_survives_any_peer(void) {
             pre_sched_layer_done(sched, n_layers++, now_ns);
         } else {
             for (uint32_t i = 0; i < 4; i++) drawn[i] = below(SIM_VOCAB);
-            pre_sched_step_done(sched, drawn, now_ns);
+            pre_sched_step_done(sched, drawn, no_logprobs, now_ns);
             n_layers = SIM_LAYERS + 1;
         }
         walk_prefill(sched, &open);
@@ -234,7 +262,7 @@ static void test_prefill_survives_any_peer(void) {
         pre_sched_layer_done(sched, n_layers++, now_ns);
         walk_prefill(sched, &open);
     }
-    if (n_layers == SIM_LAYERS) pre_sched_step_done(sched, drawn, now_ns);
+    if (n_layers == SIM_LAYERS) pre_sched_step_done(sched, drawn, no_logprobs, now_ns);
     walk_prefill(sched, &open);
     while (open.n > 0) {
         pre_sched_push_done(sched, open.ids[--open.n], 64, now_ns);
@@ -354,7 +382,7 @@ static void test_decode_survives_any_peer(void) {
             is_stepping = dec_sched_step_begin(sched, now_ns, &step);
         } else {
             for (uint32_t i = 0; i < 4; i++) drawn[i] = below(SIM_VOCAB);
-            dec_sched_step_done(sched, drawn, now_ns);
+            dec_sched_step_done(sched, drawn, no_logprobs, now_ns);
             is_stepping = false;
         }
         walk_decode(sched, &list);
@@ -367,7 +395,7 @@ static void test_decode_survives_any_peer(void) {
         dec_sched_prefill_gone(sched, prefill, now_ns);
         walk_decode(sched, &list);
     }
-    if (is_stepping) dec_sched_step_done(sched, drawn, now_ns);
+    if (is_stepping) dec_sched_step_done(sched, drawn, no_logprobs, now_ns);
     walk_decode(sched, &list);
     while (list.n > 0) {
         close_one(sched, &list, now_ns);
@@ -399,7 +427,7 @@ typedef struct {
 } submitted;
 
 static void say_next(gw_core *core, submitted *s, int64_t now_ns) {
-    wire_token token = {s->request, s->n_base + 1, 5};
+    wire_token token = {s->request, s->n_base + 1, 5, NULL, 0};
     wire_message right[] = {
         {.type = WIRE_ACCEPTED, .accepted = {s->request}},
         {.type = WIRE_FIRST_TOKEN, .first_token = {.request = s->request, .index = s->n_base, .token = 4}},
@@ -478,6 +506,7 @@ static void test_the_gateway_survives_any_worker(void) {
                                 .n_tokens = n,
                                 .max_tokens = 1 + below(6),
                                 .sampling = random_sampling(),
+                                .constraint = random_constraint(),
                                 .cache_salt = "",
                                 .strategy = strategy};
             if (gw_core_submit(core, &submit, now_ns, &serial, NULL) == BT_OK) last_serial = serial;

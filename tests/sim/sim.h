@@ -183,6 +183,7 @@ typedef struct {
     bool is_stepping;
     pre_step pre_step;
     dec_step dec_step;
+    wire_ranked logprobs[64]; /* of the last step's tokens */
 } sim_node;
 
 /* What a client knows. */

@@ -31,6 +31,7 @@ static void plan_client(sim_world *world, sim_client *client, uint32_t *tokens) 
     client->max_tokens = draw_length(world, c->max_output);
     if (sim_below(world, 200) == 0) client->max_tokens = SIM_MAX_MODEL_LEN; /* until something stops it */
     client->sampling = (wire_sampling){.temperature = 1, .top_p = 1, .seed = sim_random(world)};
+    client->sampling.n_logprobs = client->sampling.seed % 4 == 0;
     client->sampling.ignore_eos = sim_below(world, 4) == 0;
     if (sim_below(world, 4) == 0) client->sampling.min_tokens = sim_below(world, client->max_tokens + 1);
     client->n_stop_ids = sim_below(world, 3);
@@ -147,6 +148,7 @@ void sim_client_hear(sim_world *world, uint32_t node, const gw_action *action) {
         BT_ASSERT(action->index == client->n_output && action->n_tokens > 0);
         for (uint32_t i = 0; i < action->n_tokens; i++) {
             hear_token(client, action->tokens[i]);
+            BT_ASSERT(client->sampling.n_logprobs == 0 || action->logprobs[i].rank == action->tokens[i]); /* its own */
             world->result.n_tokens++;
             if (client->n_output != client->stop_at) continue;
             sim_trace(world, "%s client %llu has its stop string", world->nodes[node].name,

@@ -52,13 +52,12 @@ static void check_cells(const sim_node *node, const krn_sequence *sequence) {
     }
 }
 
-static uint32_t draw_after(const sim_node *node, const krn_sequence *sequence, const wire_sampling *sampling,
-                           uint32_t position, const uint32_t *banned, uint32_t n_banned) {
+static uint32_t draw_after(const sim_node *node, const krn_sequence *sequence, const krn_draw_args *draw) {
     uint32_t last = sequence->position + sequence->n_rows - 1;
-    BT_ASSERT(position == last + 1);
+    BT_ASSERT(draw->n_tokens == last + 1);
     uint64_t cell = *cell_at(node, sequence, 0, last);
     for (uint32_t layer = 1; layer < SIM_LAYERS; layer++) BT_ASSERT(*cell_at(node, sequence, layer, last) == cell);
-    return sim_draw(cell, sampling, position, banned, n_banned);
+    return sim_draw(cell, draw->sampling, draw->n_tokens, draw->banned, draw->n_banned);
 }
 
 /* ---- steps ------------------------------------------------------------------------------------------------------ */
@@ -73,15 +72,16 @@ static void finish_prefill_step(sim_world *world, uint32_t index) {
     sim_node *node = &world->nodes[index];
     const pre_step *step = &node->pre_step;
     uint32_t *tokens = bt_calloc(step->n_samples, sizeof(uint32_t)), n = 0;
+    BT_ASSERT(step->n_samples <= 64);
     for (uint32_t i = 0; i < step->n_sequences; i++) {
         if (step->sequences[i].n_logits == 0) continue;
-        const pre_sample *sample = &step->samples[n];
-        tokens[n++] =
-            draw_after(node, &step->sequences[i], sample->sampling, sample->position, sample->banned, sample->n_banned);
+        tokens[n] = draw_after(node, &step->sequences[i], &step->samples[n].draw);
+        node->logprobs[n].rank = tokens[n];
+        n++;
     }
     BT_ASSERT(n == step->n_samples);
     node->is_stepping = false;
-    pre_sched_step_done(node->prefill, tokens, world->now_ns);
+    pre_sched_step_done(node->prefill, tokens, node->logprobs, world->now_ns);
     free(tokens);
 }
 
@@ -92,15 +92,15 @@ static void finish_decode_step(sim_world *world, uint32_t index) {
     BT_ASSERT(step->n_sequences <= 64);
     for (uint32_t i = 0; i < step->n_sequences; i++) {
         const krn_sequence *sequence = &step->sequences[i];
-        const dec_sample *sample = &step->samples[i];
         for (uint32_t b = 0; b <= sequence->position / ROWS; b++)
             BT_ASSERT(node->kv_owner[sequence->blocks[b]] == 0); /* rule 3: nothing lands there any more */
         for (uint32_t layer = 0; layer < SIM_LAYERS; layer++) compute(node, sequence, layer);
         if (sim_below(world, 8) == 0) check_cells(node, sequence);
-        tokens[i] = draw_after(node, sequence, sample->sampling, sample->position, sample->banned, sample->n_banned);
+        tokens[i] = draw_after(node, sequence, &step->samples[i].draw);
+        node->logprobs[i].rank = tokens[i];
     }
     node->is_stepping = false;
-    dec_sched_step_done(node->decode, tokens, world->now_ns);
+    dec_sched_step_done(node->decode, tokens, node->logprobs, world->now_ns);
 }
 
 void sim_node_step_event(sim_world *world, const sim_event *event) {
