@@ -32,9 +32,9 @@ static gw_usage sum_usage(const gw_answer *answer) {
     gw_usage usage = {0};
     for (uint32_t i = 0; i < answer->n_choices; i++) {
         const gw_choice *choice = &answer->choices[i];
-        usage.n_prompt += choice->n_prompt;
+        if (i % answer->n_per_prompt == 0) usage.n_prompt += choice->n_prompt; /* its choices share it */
         usage.n_output += choice->n_output;
-        usage.n_cached += choice->n_cached;
+        if (i % answer->n_per_prompt == 0) usage.n_cached += choice->n_cached;
         usage.n_reasoning += gw_stream_n_reasoning(&choice->stream);
     }
     return usage;
@@ -64,37 +64,55 @@ static const gw_usage *chunk_usage(const gw_answer *answer, gw_usage *usage) {
     return usage;
 }
 
-/* A choice's first events: its role, what it echoes. */
-static void put_opening(gw_choice *choice) {
-    gw_answer *answer = choice->answer;
+/* The choices' first events, in their order as clients expect it: role, and what is echoed. */
+static void put_openings(gw_answer *answer) {
+    if (answer->has_opened) return;
+    answer->has_opened = true;
     gw_usage usage;
     const gw_usage *shown = chunk_usage(answer, &usage);
-    gw_text none = {NULL, 0}, echo = {(const char *)choice->echo.bytes, choice->echo.n_bytes};
-    if (answer->is_chat) gw_format_role(&answer->format, choice->index, shown, &answer->out);
-    if (echo.n_bytes > 0) gw_format_delta(&answer->format, choice->index, none, echo, NULL, 0, shown, &answer->out);
+    for (uint32_t i = 0; i < answer->n_choices; i++) {
+        const bt_buf *echo = &answer->choices[i].echo;
+        gw_format_choice piece = {.content = {(const char *)echo->bytes, echo->n_bytes}};
+        if (answer->is_chat) gw_format_role(&answer->format, i, shown, &answer->out);
+        if (echo->n_bytes > 0) gw_format_delta(&answer->format, i, &piece, shown, &answer->out);
+    }
+}
+
+/* The oldest n waiting logprobs as JSON, valid until the next call. */
+static gw_text write_logprobs(gw_choice *choice, uint32_t n) {
+    bt_buf *json = &choice->answer->logprobs_json;
+    bt_buf_clear(json);
+    gw_logprobs_write(&choice->logprobs, n, json);
+    return (gw_text){(const char *)json->bytes, json->n_bytes};
+}
+
+/* One event; it takes what waits of ids and logprobs with it. */
+static void put_delta(gw_choice *choice, gw_text reasoning, gw_text content) {
+    gw_answer *answer = choice->answer;
+    gw_usage usage;
+    gw_format_choice piece = {.reasoning = reasoning, .content = content};
+    if (choice->ids.n_ids > 0) {
+        piece.ids = choice->ids.ids;
+        piece.n_ids = choice->ids.n_ids;
+    }
+    uint32_t n_ready = gw_logprobs_n_ready(&choice->logprobs, gw_stream_n_held(&choice->stream));
+    if (n_ready > 0) piece.logprobs = write_logprobs(choice, n_ready);
+    gw_format_delta(&answer->format, choice->index, &piece, chunk_usage(answer, &usage), &answer->out);
+    choice->ids.n_ids = 0;
 }
 
 /* What the stream has given out since the last call. Thought and answer are separate events. */
 static void put_deltas(gw_choice *choice) {
-    gw_answer *answer = choice->answer;
     gw_stream *stream = &choice->stream;
-    if (!answer->include_reasoning) bt_buf_clear(&stream->reasoning);
-    gw_usage usage;
-    const gw_usage *shown = chunk_usage(answer, &usage);
+    if (!choice->answer->include_reasoning) bt_buf_clear(&stream->reasoning);
     gw_text none = {NULL, 0};
     gw_text reasoning = {(const char *)stream->reasoning.bytes, stream->reasoning.n_bytes};
     gw_text content = {(const char *)stream->content.bytes, stream->content.n_bytes};
-    bool has_ids = answer->return_token_ids && choice->ids.n_ids > 0;
-    if (reasoning.n_bytes > 0)
-        gw_format_delta(&answer->format, choice->index, reasoning, none, has_ids ? choice->ids.ids : NULL,
-                        choice->ids.n_ids, shown, &answer->out);
-    if (reasoning.n_bytes > 0) has_ids = false; /* they went with the first event */
-    if (content.n_bytes > 0 || has_ids)
-        gw_format_delta(&answer->format, choice->index, none, content, has_ids ? choice->ids.ids : NULL,
-                        choice->ids.n_ids, shown, &answer->out);
+    if (reasoning.n_bytes > 0) put_delta(choice, reasoning, none);
+    bool has_rest = choice->ids.n_ids > 0 || (stream->is_ended && choice->logprobs.n > 0);
+    if (content.n_bytes > 0 || has_rest) put_delta(choice, none, content);
     bt_buf_clear(&stream->reasoning);
     bt_buf_clear(&stream->content);
-    choice->ids.n_ids = 0;
 }
 
 /* ---- the end --------------------------------------------------------------------------------------------------------
@@ -156,12 +174,14 @@ void gw_answer_free(gw_answer *answer) {
         gw_stream_fini(&choice->stream);
         gw_tokens_fini(&choice->prompt);
         tok_ids_fini(&choice->ids);
+        gw_logprobs_fini(&choice->logprobs);
         bt_buf_fini(&choice->echo);
     }
     free(answer->choices);
     gw_format_fini(&answer->format);
     bt_arena_fini(&answer->arena);
     bt_buf_fini(&answer->out);
+    bt_buf_fini(&answer->logprobs_json);
     free(answer);
 }
 
@@ -209,6 +229,7 @@ static void put_body(gw_answer *answer, bt_buf *out) {
             shown.prompt_ids = choice->prompt.ids.ids;
             shown.n_prompt_ids = choice->prompt.ids.n_ids;
         }
+        if (answer->has_logprobs) shown.logprobs = write_logprobs(choice, choice->logprobs.n);
         if (i == 0) first = shown;
         gw_format_body_choice(&answer->format, i, &shown, out);
     }
@@ -245,8 +266,8 @@ static void finish_choice(gw_choice *choice, gw_outcome outcome, bool is_alive_i
     if (answer->is_stream) {
         if (choice->n_output == 0) {
             start_stream(answer, known == NULL ? NULL : &info);
-            put_opening(choice);
         }
+        put_openings(answer);
         put_deltas(choice);
         send_events(answer); /* the last text leaves by itself, before finish, usage and [DONE] */
         gw_usage usage;
@@ -287,7 +308,7 @@ static void on_tokens(gw_choice *choice, const gw_action *action) {
         if (info != NULL) choice->n_cached = info->cached_tokens;
         if (answer->is_stream) {
             start_stream(answer, info);
-            put_opening(choice);
+            put_openings(answer);
         }
     }
     choice->last_token_ns = now_ns;
@@ -296,6 +317,9 @@ static void on_tokens(gw_choice *choice, const gw_action *action) {
         choice->n_output++;
         if (answer->return_token_ids) tok_ids_put(&choice->ids, action->tokens[i]);
         is_stopped = gw_stream_put(&choice->stream, action->tokens[i]);
+        if (!answer->has_logprobs) continue;
+        gw_logprobs_put(&choice->logprobs, action->tokens[i], choice->stream.is_shown, &action->logprobs[i]);
+        if (answer->is_stream && !is_stopped) put_deltas(choice); /* each text with its own tokens */
     }
     if (is_stopped) {
         finish_by_string(choice, true);

@@ -7,19 +7,21 @@
 #define BATON_GATEWAY_ANSWER_H
 
 #include "gateway/api_format.h"
+#include "gateway/logprobs.h"
 #include "gateway/prompt.h"
 #include "gateway/reply.h"
 #include "gateway/stream.h"
 
 typedef struct {
     gw_answer *answer;
-    uint32_t index;
-    bool is_open; /* not finished */
+    uint32_t index; /* of the prompt times n_per_prompt, plus which of its choices */
+    bool is_open;   /* not finished */
     uint64_t serial;
-    gw_stream stream; /* owned; not streaming: its buffers gather the whole text */
-    gw_tokens prompt; /* owned; ids kept only if they are shown */
-    tok_ids ids;      /* owned; of the output: all of them, streaming: those not sent yet; only if they are shown */
-    bt_buf echo;      /* owned; text in front of the output */
+    gw_stream stream;     /* owned; not streaming: its buffers gather the whole text */
+    gw_tokens prompt;     /* owned; ids kept only if they are shown */
+    tok_ids ids;          /* owned; of the output: all of them, streaming: those not sent yet; only if they are shown */
+    gw_logprobs logprobs; /* owned; as with ids: only if they are shown */
+    bt_buf echo;          /* owned; text in front of the output */
     gw_finish finish;
     uint32_t n_prompt, n_output, n_cached;
     int64_t first_token_ns, last_token_ns;
@@ -35,13 +37,17 @@ struct gw_answer {
     const char **stop;
     uint32_t n_stop;
     bool is_chat, is_stream, include_usage, continuous_usage, return_token_ids, include_reasoning;
+    bool has_logprobs;
     bool is_started; /* stream: the status line is out */
+    bool has_opened; /* stream: every choice has its first event */
     bool is_ended;   /* on loop->ended */
     const char *strategy;
     gw_choice *choices; /* owned, [n_choices] */
     uint32_t n_choices, n_open;
+    uint32_t n_per_prompt; /* choices */
     int64_t arrival_ns, last_write_ns;
-    bt_buf out; /* owned: scratch for events */
+    bt_buf out;           /* owned: scratch for events */
+    bt_buf logprobs_json; /* owned: scratch */
 };
 
 /* gw_http's on_gone. */

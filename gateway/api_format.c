@@ -83,6 +83,16 @@ static void put_finish(const gw_finish *finish, bt_buf *out) {
     }
 }
 
+static void put_logprobs(gw_text logprobs, bt_buf *out) {
+    PUT(out, ",\"logprobs\":");
+    if (logprobs.bytes == NULL) {
+        PUT(out, "null,");
+        return;
+    }
+    bt_buf_put(out, logprobs.bytes, logprobs.n_bytes);
+    PUT(out, ",");
+}
+
 /* ---- events -------------------------------------------------------------------------------------------------------
  */
 
@@ -94,8 +104,9 @@ static void begin_chunk(const gw_format *format, uint32_t index, bt_buf *out) {
 }
 
 /* From behind the delta or text on. */
-static void end_chunk(const gw_format *format, const gw_finish *finish, const gw_usage *usage, bt_buf *out) {
-    PUT(out, ",\"logprobs\":null,");
+static void end_chunk(const gw_format *format, gw_text logprobs, const gw_finish *finish, const gw_usage *usage,
+                      bt_buf *out) {
+    put_logprobs(logprobs, out);
     put_finish(finish, out);
     PUT(out, "}]");
     if (usage != NULL) {
@@ -108,7 +119,7 @@ static void end_chunk(const gw_format *format, const gw_finish *finish, const gw
 void gw_format_role(const gw_format *format, uint32_t index, const gw_usage *usage, bt_buf *out) {
     begin_chunk(format, index, out);
     PUT(out, ",\"delta\":{\"role\":\"assistant\",\"content\":\"\"}");
-    end_chunk(format, NULL, usage, out);
+    end_chunk(format, (gw_text){0}, NULL, usage, out);
 }
 
 static void put_delta(gw_text reasoning, gw_text content, bt_buf *out) {
@@ -130,20 +141,20 @@ static void put_delta(gw_text reasoning, gw_text content, bt_buf *out) {
     PUT(out, "}");
 }
 
-void gw_format_delta(const gw_format *format, uint32_t index, gw_text reasoning, gw_text content, const uint32_t *ids,
-                     size_t n_ids, const gw_usage *usage, bt_buf *out) {
+void gw_format_delta(const gw_format *format, uint32_t index, const gw_format_choice *piece, const gw_usage *usage,
+                     bt_buf *out) {
     begin_chunk(format, index, out);
     if (format->is_chat) {
-        put_delta(reasoning, content, out);
+        put_delta(piece->reasoning, piece->content, out);
     } else {
         PUT(out, ",\"text\":");
-        gw_json_put_string(out, content.bytes, content.n_bytes);
+        gw_json_put_string(out, piece->content.bytes, piece->content.n_bytes);
     }
-    if (ids != NULL) {
+    if (piece->ids != NULL) {
         PUT(out, ",\"token_ids\":");
-        put_ids(out, ids, n_ids);
+        put_ids(out, piece->ids, piece->n_ids);
     }
-    end_chunk(format, NULL, usage, out);
+    end_chunk(format, piece->logprobs, NULL, usage, out);
 }
 
 void gw_format_finish(const gw_format *format, uint32_t index, const gw_finish *finish, const gw_usage *usage,
@@ -154,7 +165,7 @@ void gw_format_finish(const gw_format *format, uint32_t index, const gw_finish *
     } else {
         PUT(out, ",\"text\":\"\"");
     }
-    end_chunk(format, finish, usage, out);
+    end_chunk(format, (gw_text){0}, finish, usage, out);
 }
 
 void gw_format_usage(const gw_format *format, const gw_usage *usage, bt_buf *out) {
@@ -204,7 +215,7 @@ void gw_format_body_choice(const gw_format *format, uint32_t index, const gw_for
         PUT(out, ",\"text\":");
         gw_json_put_string(out, choice->content.bytes, choice->content.n_bytes);
     }
-    PUT(out, ",\"logprobs\":null,");
+    put_logprobs(choice->logprobs, out);
     put_finish(&choice->finish, out);
     PUT(out, ",\"token_ids\":");
     put_ids(out, choice->ids, choice->n_ids);
@@ -237,7 +248,7 @@ void gw_format_model(const gw_model *model, const char *served_name, uint32_t ma
     bt_buf_printf(out,
                   ",\"parent\":null,\"max_model_len\":%u,\"permission\":[{\"id\":\"modelperm-%s\",\"object\":"
                   "\"model_permission\",\"created\":%lld,\"allow_create_engine\":false,\"allow_sampling\":true,"
-                  "\"allow_logprobs\":false,\"allow_search_indices\":false,\"allow_view\":true,"
+                  "\"allow_logprobs\":true,\"allow_search_indices\":false,\"allow_view\":true,"
                   "\"allow_fine_tuning\":false,\"organization\":\"*\",\"group\":null,\"is_blocking\":false}]}",
                   max_model_len, model->fingerprint, created);
 }

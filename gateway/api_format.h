@@ -43,12 +43,21 @@ typedef struct {
     size_t n_bytes;
 } gw_text;
 
+/* A choice, or in an event a piece of one. */
+typedef struct {
+    gw_text content, reasoning; /* chat: content absent is null; completions: reasoning is not shown */
+    gw_text logprobs;           /* JSON; absent: null */
+    gw_finish finish;
+    const uint32_t *ids, *prompt_ids; /* NULL: not asked for */
+    size_t n_ids, n_prompt_ids;
+} gw_format_choice;
+
 /* ---- events; `usage` NULL unless the client asked for it in every chunk --------------------------------------------
  */
 
 void gw_format_role(const gw_format *format, uint32_t index, const gw_usage *usage, bt_buf *out);
-void gw_format_delta(const gw_format *format, uint32_t index, gw_text reasoning, gw_text content, const uint32_t *ids,
-                     size_t n_ids, const gw_usage *usage, bt_buf *out); /* ids NULL: not asked for */
+void gw_format_delta(const gw_format *format, uint32_t index, const gw_format_choice *piece, const gw_usage *usage,
+                     bt_buf *out);
 void gw_format_finish(const gw_format *format, uint32_t index, const gw_finish *finish, const gw_usage *usage,
                       bt_buf *out);
 void gw_format_usage(const gw_format *format, const gw_usage *usage, bt_buf *out);
@@ -57,13 +66,6 @@ void gw_format_done(bt_buf *out);
 
 /* ---- the whole body -------------------------------------------------------------------------------------------------
  */
-
-typedef struct {
-    gw_text content, reasoning; /* chat: content absent is null; completions: reasoning is not shown */
-    gw_finish finish;
-    const uint32_t *ids, *prompt_ids; /* NULL: not asked for */
-    size_t n_ids, n_prompt_ids;
-} gw_format_choice;
 
 void gw_format_body_begin(const gw_format *format, bt_buf *out);
 void gw_format_body_choice(const gw_format *format, uint32_t index, const gw_format_choice *choice, bt_buf *out);

@@ -9,8 +9,6 @@
 #include "gateway/api_json.h"
 #include "gateway/api_params.h"
 
-#define MIN_TEMPERATURE 0.01 /* vLLM: a smaller one that is not 0 would overflow the softmax in half precision */
-
 /* An integer double holds exactly only up to 2^53: the text itself is read. */
 static bool seed_from_text(const char *text, size_t n_bytes, int64_t *out) {
     char digits[24];
@@ -33,38 +31,6 @@ static bt_status parse_seed(const char *exact, size_t n_exact, gw_request *reque
     if (seed == -1) return BT_OK;
     request->sampling.seed = (uint64_t)seed;
     request->has_seed = true;
-    return BT_OK;
-}
-
-static bt_status parse_sampling(const gw_api_rules *rules, gw_request *request, gw_error *error) {
-    const cJSON *root = request->root;
-    double temperature = rules->default_temperature, top_p = rules->default_top_p, min_p = 0;
-    int64_t top_k = rules->default_top_k, min_tokens = 0;
-    bool ignore_eos = false;
-    bt_status status = gw_param_f64(root, "temperature", 0, 2, &temperature, error);
-    if (status == BT_OK) status = gw_param_f64(root, "top_p", 0, 1, &top_p, error);
-    if (status == BT_OK) status = gw_param_f64(root, "min_p", 0, 1, &min_p, error);
-    if (status == BT_OK) status = gw_param_i64(root, "top_k", -1, INT32_MAX, &top_k, error);
-    if (status == BT_OK) status = gw_param_i64(root, "min_tokens", 0, INT32_MAX, &min_tokens, error);
-    if (status == BT_OK) status = gw_param_bool(root, "ignore_eos", &ignore_eos, error);
-    if (status != BT_OK) return status;
-    if (request->has_max_tokens && min_tokens > request->max_tokens)
-        return gw_fail(error, 400, "min_tokens", "min_tokens must be at most max_tokens (%u), got %lld.",
-                       request->max_tokens, (long long)min_tokens);
-    if (temperature > 0 && temperature < MIN_TEMPERATURE) temperature = MIN_TEMPERATURE;
-    if (top_p == 0) { /* OpenAI's way to say greedy */
-        temperature = 0;
-        top_p = 1;
-    }
-    request->sampling = (wire_sampling){
-        .temperature = (float)temperature,
-        .top_p = (float)top_p,
-        .min_p = (float)min_p,
-        .top_k = top_k > 0 ? (uint32_t)top_k : 0,
-        .min_tokens = (uint32_t)min_tokens,
-        .ignore_eos = ignore_eos,
-    };
-    if (request->sampling.top_p <= 0) request->sampling.top_p = 1e-30F; /* a double too small for a float */
     return BT_OK;
 }
 
@@ -193,12 +159,12 @@ bt_status gw_api_parse(gw_endpoint endpoint, const gw_api_rules *rules, char *bo
     if (status == BT_OK && endpoint == GW_CHAT) status = gw_api_parse_chat(rules, &request, error);
     if (status == BT_OK && endpoint == GW_COMPLETION) status = gw_api_parse_completion(rules, &request, error);
     if (status == BT_OK) status = parse_max_tokens(&request, error);
-    if (status == BT_OK) status = parse_sampling(rules, &request, error);
+    if (status == BT_OK) status = gw_api_parse_sampling(rules, &request, error);
     if (status == BT_OK) status = parse_seed(body + notes.seed_offset, notes.seed_bytes, &request, error);
     if (status == BT_OK) status = parse_stop(rules, &request, error);
     if (status == BT_OK) status = parse_stream(&request, error);
     if (status == BT_OK) status = parse_cache_salt(&request, error);
-    if (status == BT_OK) status = gw_api_refuse_unsupported(rules, &request, error);
+    if (status == BT_OK) status = gw_api_refuse_unsupported(&request, error);
     if (status != BT_OK) {
         gw_request_fini(&request);
         return status;

@@ -18,6 +18,7 @@ enum {
     GW_MAX_STOP_STRINGS = 16, /* lm-eval sends more than OpenAI's 4 */
     GW_MAX_STOP_BYTES = 4096, /* of one stop string */
     GW_MAX_PROMPTS = 1024,
+    GW_MAX_CHOICES = 128, /* per prompt */
     GW_MAX_MESSAGES = 65536,
     GW_MAX_TOP_LEVEL_KEYS = 1024,
     GW_MAX_TEMPLATE_KWARGS = 256,
@@ -44,6 +45,8 @@ typedef struct {
 
     wire_sampling sampling; /* every default filled in, but the seed if !has_seed */
     bool has_seed;
+    wire_constraint constraint; /* lists in arena */
+    uint32_t n_choices;         /* per prompt */
     uint32_t max_tokens; /* at most; UINT32_MAX: whatever room is left. 0 only in completions: nothing is generated */
     bool has_max_tokens; /* the client said so: more than the context holds is an error, not a cut */
     int64_t truncate_prompt_tokens; /* keep the last so many; -1: none given, 0 is not a value */

@@ -1,7 +1,6 @@
 /* Parameters that Baton knows and does not support (yet): wrong values are refused as wrong, values that would change
  * the output are refused by name, values that change nothing pass. What is not named here or read elsewhere is
  * ignored, as in vLLM (metadata, store, user, service_tier, prediction, kv_transfer_params of outside clients, ...). */
-#include <stdlib.h>
 #include <string.h>
 
 #include "gateway/api_params.h"
@@ -20,42 +19,8 @@ static bt_status refuse_number(const cJSON *root, const char *name, double min, 
     return value == neutral ? BT_OK : fail_unsupported(error, name);
 }
 
-static bt_status refuse_n(const gw_request *request, gw_error *error) {
-    int64_t n = 1;
-    bt_status status = gw_param_i64(request->root, "n", 1, 16384, &n, error);
-    if (status != BT_OK) return status;
-    if (n > 1) return gw_fail(error, 400, "n", "Only n=1 is supported, got %lld.", (long long)n);
-    return BT_OK;
-}
-
-static bt_status refuse_chat_logprobs(const cJSON *root, gw_error *error) {
-    bool has_logprobs = false;
-    bt_status status = gw_param_bool(root, "logprobs", &has_logprobs, error);
-    const cJSON *top = gw_param_find(root, "top_logprobs");
-    int64_t n_top = 0;
-    if (status == BT_OK && top != NULL && !gw_value_i64(top, &n_top))
-        status = gw_fail(error, 400, "top_logprobs", "`top_logprobs` must be an integer.");
-    if (status != BT_OK) return status;
-    if (n_top < -1 || n_top > 20)
-        return gw_fail(error, 400, "top_logprobs", "top_logprobs must be between 0 and 20, got %lld.",
-                       (long long)n_top);
-    if (n_top != 0 && !has_logprobs)
-        return gw_fail(error, 400, "top_logprobs", "when using `top_logprobs`, `logprobs` must be set to true.");
-    return has_logprobs ? fail_unsupported(error, "logprobs") : BT_OK;
-}
-
-static bt_status refuse_logprobs(const gw_request *request, gw_error *error) {
-    const cJSON *root = request->root, *logprobs = gw_param_find(root, "logprobs");
-    if (request->endpoint == GW_CHAT) {
-        bt_status status = refuse_chat_logprobs(root, error);
-        if (status != BT_OK) return status;
-    } else if (logprobs != NULL) {
-        int64_t n = 0;
-        if (cJSON_IsBool(logprobs) || !gw_value_i64(logprobs, &n) || n < -1)
-            return gw_fail(error, 400, "logprobs", "logprobs must be an integer of at least 0.");
-        return fail_unsupported(error, "logprobs");
-    }
-    const cJSON *prompt_logprobs = gw_param_find(root, "prompt_logprobs");
+static bt_status refuse_prompt_logprobs(const gw_request *request, gw_error *error) {
+    const cJSON *prompt_logprobs = gw_param_find(request->root, "prompt_logprobs");
     int64_t n = 0;
     if (prompt_logprobs == NULL) return BT_OK;
     if (!gw_value_i64(prompt_logprobs, &n) || n < -1)
@@ -65,36 +30,7 @@ static bt_status refuse_logprobs(const gw_request *request, gw_error *error) {
     return fail_unsupported(error, "prompt_logprobs");
 }
 
-static bt_status refuse_logit_bias(const gw_api_rules *rules, const cJSON *root, gw_error *error) {
-    const cJSON *bias = gw_param_find(root, "logit_bias");
-    if (bias == NULL) return BT_OK;
-    if (!cJSON_IsObject(bias)) return gw_fail(error, 400, "logit_bias", "logit_bias must be an object.");
-    for (const cJSON *item = bias->child; item != NULL; item = item->next) {
-        char *end = NULL;
-        long long id = strtoll(item->string, &end, 10);
-        double value = 0;
-        if (end == item->string || *end != 0)
-            return gw_fail(error, 400, "logit_bias", "A key of logit_bias is not a token id.");
-        if (id < 0 || id >= rules->vocab_size)
-            return gw_fail(error, 400, "logit_bias", "A token id of logit_bias is %lld, the vocabulary has %u.", id,
-                           rules->vocab_size);
-        if (!gw_value_f64(item, &value)) return gw_fail(error, 400, "logit_bias", "logit_bias must hold numbers.");
-    }
-    return bias->child == NULL ? BT_OK : fail_unsupported(error, "logit_bias");
-}
-
-static bt_status refuse_lists(const gw_api_rules *rules, const cJSON *root, gw_error *error) {
-    const cJSON *allowed = gw_param_find(root, "allowed_token_ids");
-    if (allowed != NULL) {
-        if (!cJSON_IsArray(allowed) || allowed->child == NULL)
-            return gw_fail(error, 400, "allowed_token_ids", "allowed_token_ids must be a list that is not empty.");
-        for (const cJSON *item = allowed->child; item != NULL; item = item->next) {
-            int64_t id = -1;
-            if (!gw_value_i64(item, &id) || id < 0 || id >= rules->vocab_size)
-                return gw_fail(error, 400, "allowed_token_ids", "allowed_token_ids must be ids of the vocabulary.");
-        }
-        return fail_unsupported(error, "allowed_token_ids");
-    }
+static bt_status refuse_bad_words(const cJSON *root, gw_error *error) {
     const cJSON *bad_words = gw_param_find(root, "bad_words");
     if (bad_words == NULL) return BT_OK;
     if (!cJSON_IsArray(bad_words)) return gw_fail(error, 400, "bad_words", "bad_words must be a list of strings.");
@@ -141,24 +77,15 @@ static bt_status refuse_completion_only(const gw_request *request, gw_error *err
     if (request->endpoint != GW_COMPLETION) return BT_OK;
     const char *suffix = "";
     bt_status status = gw_param_string(request->root, "suffix", &suffix, error);
-    if (status != BT_OK) return status;
-    if (suffix[0] != 0) return gw_fail(error, 400, "suffix", "suffix is not currently supported.");
-    int64_t best_of = 1;
-    status = gw_param_i64(request->root, "best_of", 0, 20, &best_of, error);
-    if (status != BT_OK) return status;
-    return best_of > 1 ? fail_unsupported(error, "best_of") : BT_OK;
+    if (status == BT_OK && suffix[0] != 0) return gw_fail(error, 400, "suffix", "suffix is not currently supported.");
+    return status;
 }
 
-bt_status gw_api_refuse_unsupported(const gw_api_rules *rules, const gw_request *request, gw_error *error) {
+bt_status gw_api_refuse_unsupported(const gw_request *request, gw_error *error) {
     const cJSON *root = request->root;
-    bt_status status = refuse_n(request, error);
-    if (status == BT_OK) status = refuse_number(root, "presence_penalty", -2, 2, 0, error);
-    if (status == BT_OK) status = refuse_number(root, "frequency_penalty", -2, 2, 0, error);
-    if (status == BT_OK) status = refuse_number(root, "repetition_penalty", 1e-6, 1e6, 1, error);
-    if (status == BT_OK) status = refuse_number(root, "priority", -0x1p63, 0x1p63, 0, error);
-    if (status == BT_OK) status = refuse_logprobs(request, error);
-    if (status == BT_OK) status = refuse_logit_bias(rules, root, error);
-    if (status == BT_OK) status = refuse_lists(rules, root, error);
+    bt_status status = refuse_number(root, "priority", -0x1p63, 0x1p63, 0, error);
+    if (status == BT_OK) status = refuse_prompt_logprobs(request, error);
+    if (status == BT_OK) status = refuse_bad_words(root, error);
     if (status == BT_OK) status = refuse_formats(root, error);
     if (status == BT_OK) status = refuse_presence(request, error);
     if (status == BT_OK) status = refuse_completion_only(request, error);

@@ -1,8 +1,10 @@
 /* From tokens to text to JSON, with the bundled model's tokenizer and template: prompts, streams, events, bodies. */
+#include <math.h>
 #include <string.h>
 
 #include "common/core/test.h"
 #include "gateway/api_format.h"
+#include "gateway/logprobs.h"
 #include "gateway/prompt.h"
 #include "gateway/stream.h"
 
@@ -205,7 +207,7 @@ static void test_chunks(void) {
     gw_format format;
     gw_format_init(&format, true, true, false, "id", "m", 7, "f");
     bt_buf out = {0};
-    gw_text none = {NULL, 0}, text = {"a\n", 2};
+    gw_text text = {"a\n", 2};
     gw_usage usage = {.n_prompt = 9, .n_output = 3, .n_cached = 1};
     gw_finish finish = {.reason = "stop", .kind = GW_STOP_STRING, .string = "\"X"};
     gw_format_role(&format, 0, NULL, &out);
@@ -213,12 +215,13 @@ static void test_chunks(void) {
               "data: " HEAD("chat.completion.chunk") "{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},"
                                                      "\"logprobs\":null,\"finish_reason\":null}]}\n\n",
               "role");
-    gw_format_delta(&format, 0, none, text, NULL, 0, NULL, &out);
+    gw_format_delta(&format, 0, &(gw_format_choice){.content = text}, NULL, &out);
     check_out(&out,
               "data: " HEAD("chat.completion.chunk") "{\"index\":0,\"delta\":{\"content\":\"a\\n\"},\"logprobs\":null,"
                                                      "\"finish_reason\":null}]}\n\n",
               "content");
-    gw_format_delta(&format, 0, text, none, (uint32_t[]){1, 4294967295U}, 2, NULL, &out);
+    gw_format_delta(&format, 0, &(gw_format_choice){.reasoning = text, .ids = (uint32_t[]){1, 4294967295U}, .n_ids = 2},
+                    NULL, &out);
     check_out(&out,
               "data: " HEAD("chat.completion.chunk") "{\"index\":0,\"delta\":{\"reasoning\":\"a\\n\","
                                                      "\"reasoning_content\":\"a\\n\"},\"token_ids\":[1,4294967295],"
@@ -276,6 +279,41 @@ static void test_bodies(void) {
     bt_buf_fini(&out);
 }
 
+/* Tokens of the bundled model: 67 is a, 130 and 105 are the two bytes of an e with acute, 300 is al. */
+static void test_logprobs(void) {
+    static const wire_logprob tops[][2] = {
+        {{67, -0.5f}, {300, -1}}, {{130, -0.25f}, {105, -2}}, {{300, -0.0f}, {105, -INFINITY}}, {{67, -1}, {130, -2}}};
+    static const uint32_t ids[] = {67, 130, 105, 300};
+    static const float own[] = {-0.5f, -0.25f, -20000, -3e-5f};
+    gw_logprobs logprobs;
+    bt_buf out = {0};
+    for (int is_chat = 0; is_chat < 2; is_chat++) {
+        gw_logprobs_init(&logprobs, model->tokenizer, is_chat, true, 2);
+        for (int i = 0; i < 4; i++) gw_logprobs_put(&logprobs, ids[i], i < 3, &(wire_ranked){own[i], 1, tops[i], 2});
+        CHECK(logprobs.n == (is_chat ? 3 : 4), "chat does not list the token that ended the request");
+        CHECK(gw_logprobs_n_ready(&logprobs, 1) == 2 && gw_logprobs_n_ready(&logprobs, 2) == 1, "held bytes");
+        gw_logprobs_write(&logprobs, 1, &out);
+        if (!is_chat) {
+            bt_buf_clear(&out);
+            gw_logprobs_write(&logprobs, 3, &out);
+            check_out(&out,
+                      "{\"text_offset\":[1,1,2],\"token_logprobs\":[-0.25,-9999.0,-2.99999992e-05],"
+                      "\"tokens\":[\"\\ufffd\",\"\\ufffd\",\"al\"],\"top_logprobs\":["
+                      "{\"\\ufffd\":-0.25},{\"al\":0.0,\"\\ufffd\":-9999.0},"
+                      "{\"a\":-1.0,\"\\ufffd\":-2.0,\"al\":-2.99999992e-05}]}",
+                      "characters are counted, equal keys are told once, numbers are JSON's");
+        } else {
+            check_out(&out,
+                      "{\"content\":[{\"token\":\"a\",\"logprob\":-0.5,\"bytes\":[97],\"top_logprobs\":["
+                      "{\"token\":\"a\",\"logprob\":-0.5,\"bytes\":[97]},"
+                      "{\"token\":\"al\",\"logprob\":-1.0,\"bytes\":[97,108]}]}],\"refusal\":null}",
+                      "an object per token");
+        }
+        gw_logprobs_fini(&logprobs);
+    }
+    bt_buf_fini(&out);
+}
+
 int main(void) {
     gw_model_options options = {
         .model_dir = "deploy/models/nano-r1/", .served_names = "", .chat_template = "", .reasoning_parser = "auto"};
@@ -293,6 +331,7 @@ int main(void) {
     test_cut_character();
     test_chunks();
     test_bodies();
+    test_logprobs();
     gw_model_close(model);
     TEST_END();
 }

@@ -134,4 +134,11 @@ bt_status gw_prompt_build(const gw_model *model, const gw_request *request, uint
     return BT_OK;
 }
 
+gw_tokens gw_tokens_copy(const gw_tokens *tokens) {
+    gw_tokens copy = *tokens;
+    copy.ids = (tok_ids){0};
+    for (size_t i = 0; i < tokens->ids.n_ids; i++) tok_ids_put(&copy.ids, tokens->ids.ids[i]);
+    return copy;
+}
+
 void gw_tokens_fini(gw_tokens *tokens) { tok_ids_fini(&tokens->ids); }

@@ -14,6 +14,7 @@ typedef struct {
  * template refused, or the prompt does not fit (param input_tokens). */
 bt_status gw_prompt_build(const gw_model *model, const gw_request *request, uint32_t index, uint32_t max_model_len,
                           gw_tokens *out, gw_error *error);
+gw_tokens gw_tokens_copy(const gw_tokens *tokens);
 void gw_tokens_fini(gw_tokens *tokens);
 
 #endif

@@ -112,7 +112,7 @@ static void fill_echo(const gw_model *model, const gw_request *request, gw_choic
         bt_buf_puts(&choice->echo, request->last_text);
         return;
     }
-    const gw_prompt *prompt = &request->prompts[choice->index];
+    const gw_prompt *prompt = &request->prompts[choice->index / request->n_choices];
     if (prompt->text != NULL) {
         bt_buf_put(&choice->echo, prompt->text, prompt->n_bytes);
         return;
@@ -125,12 +125,20 @@ static void fill_echo(const gw_model *model, const gw_request *request, gw_choic
 
 static bt_status prepare_choice(gw_loop *loop, const gw_request *request, gw_choice *choice, gw_error *error) {
     const gw_model *model = loop->server->model;
-    bt_status status =
-        gw_prompt_build(model, request, choice->index, gw_loop_max_model_len(loop), &choice->prompt, error);
+    uint32_t n = request->n_choices, prompt = choice->index / n;
+    bt_status status = BT_OK;
+    if (choice->index % n == 0) {
+        status = gw_prompt_build(model, request, prompt, gw_loop_max_model_len(loop), &choice->prompt, error);
+    } else {
+        choice->prompt = gw_tokens_copy(&choice->answer->choices[prompt * n].prompt);
+    }
     if (status == BT_OK) status = open_stream(model, request, choice, error);
     if (status != BT_OK) return status;
     choice->n_prompt = (uint32_t)choice->prompt.ids.n_ids;
     fill_echo(model, request, choice);
+    if (choice->answer->has_logprobs)
+        gw_logprobs_init(&choice->logprobs, model->tokenizer, choice->answer->is_chat, request->skip_special_tokens,
+                         request->sampling.n_logprobs - 1);
     return BT_OK;
 }
 
@@ -146,6 +154,7 @@ static gw_answer *make_answer(const gw_call *call, const gw_request *request, co
     answer->include_usage = request->include_usage;
     answer->continuous_usage = request->continuous_usage;
     answer->return_token_ids = request->return_token_ids;
+    answer->has_logprobs = request->sampling.n_logprobs > 0;
     answer->include_reasoning = request->include_reasoning;
     answer->arrival_ns = gw_http_arrival_ns(call->exchange);
     copy_stop(request, answer);
@@ -156,7 +165,8 @@ static gw_answer *make_answer(const gw_call *call, const gw_request *request, co
     bool has_reasoning = model->has_reasoning && answer->is_chat;
     gw_format_init(&answer->format, answer->is_chat, answer->is_stream, has_reasoning, id, model_name, time(NULL),
                    model->fingerprint);
-    answer->n_choices = answer->is_chat ? 1 : request->n_prompts;
+    answer->n_per_prompt = request->n_choices;
+    answer->n_choices = (answer->is_chat ? 1 : request->n_prompts) * request->n_choices;
     answer->choices = bt_calloc(answer->n_choices, sizeof *answer->choices);
     for (uint32_t i = 0; i < answer->n_choices; i++) answer->choices[i] = (gw_choice){.answer = answer, .index = i};
     return answer;
@@ -175,12 +185,14 @@ static void link_answer(gw_loop *loop, gw_answer *answer) {
 static bt_status submit_choice(gw_loop *loop, const gw_request *request, const gw_strategy *strategy, gw_choice *choice,
                                gw_error *error) {
     wire_sampling sampling = request->sampling;
-    sampling.seed = request->has_seed ? request->sampling.seed : gw_loop_random(loop);
+    sampling.seed =
+        request->has_seed ? request->sampling.seed + choice->index % request->n_choices : gw_loop_random(loop);
     if (sampling.min_tokens > choice->prompt.max_tokens) sampling.min_tokens = choice->prompt.max_tokens;
     gw_submit submit = {.tokens = choice->prompt.ids.ids,
                         .n_tokens = choice->n_prompt,
                         .max_tokens = choice->prompt.max_tokens,
                         .sampling = sampling,
+                        .constraint = request->constraint,
                         .stop_token_ids = request->stop_token_ids,
                         .n_stop_token_ids = request->n_stop_token_ids,
                         .cache_salt = request->cache_salt,
@@ -216,9 +228,11 @@ static bt_status admit(const gw_call *call, const gw_request *request, gw_error 
     bt_status status = check_model(loop->server->model, request, &model_name, error);
     if (status == BT_OK) status = choose_strategy(call, &strategy, error);
     if (status != BT_OK) return status;
-    if (request->n_prompts > loop->server->config.max_concurrent_requests)
-        return gw_fail(error, 400, "prompt", "prompt holds %u prompts, this gateway runs %u requests at once.",
-                       request->n_prompts, loop->server->config.max_concurrent_requests);
+    uint32_t n_requests = (request->endpoint == GW_CHAT ? 1 : request->n_prompts) * request->n_choices;
+    if (n_requests > loop->server->config.max_concurrent_requests)
+        return gw_fail(error, 400, request->n_choices > 1 ? "n" : "prompt",
+                       "%u choices are asked for, this gateway runs %u requests at once.", n_requests,
+                       loop->server->config.max_concurrent_requests);
     if (!gw_loop_is_ready(loop)) return fail_no_worker(error, "No worker can take the request now. Please try again.");
     gw_answer *answer = make_answer(call, request, model_name);
     answer->strategy = gw_strategy_name(strategy);

@@ -1,5 +1,5 @@
 /* A request for text from its body to its last byte: parse, tokenise, submit, and turn the core's tokens into JSON or
- * server-sent events. An answer has a choice per prompt; each choice is one request of gw_core.
+ * server-sent events. An answer has n choices per prompt; each choice is one request of gw_core.
  *
  *     parse ─▶ admitted ─first token─▶ started (headers are out, streams only) ─▶ ended
  *        └─ refused: an error object          └─ a choice failed: error event, [DONE]

@@ -44,8 +44,8 @@ bool gw_stream_put(gw_stream *stream, uint32_t id) {
     if (stream->is_ended) return true;
     stream->n_tokens++;
     bt_buf_clear(&stream->piece);
-    bool is_shown = stream->include_stop_str || !is_end_id(stream, id) || stream->n_tokens <= stream->min_tokens;
-    if (is_shown) det_put(&stream->det, id, &stream->piece);
+    stream->is_shown = stream->include_stop_str || !is_end_id(stream, id) || stream->n_tokens <= stream->min_tokens;
+    if (stream->is_shown) det_put(&stream->det, id, &stream->piece);
     bool is_stop = match_stop(stream);
     const char *text = (const char *)stream->clean.bytes;
     if (stream->has_reasoning) {
@@ -73,6 +73,11 @@ bool gw_stream_finish(gw_stream *stream) {
         bt_buf_put(&stream->content, text, stream->clean.n_bytes);
     }
     return is_stop;
+}
+
+size_t gw_stream_n_held(const gw_stream *stream) {
+    size_t n_marker = stream->has_reasoning ? stream->rsn.n_held : 0;
+    return stream->is_ended ? 0 : stream->det.n_pending + stream->stop.held.n_bytes + n_marker;
 }
 
 uint64_t gw_stream_n_reasoning(const gw_stream *stream) {

@@ -29,6 +29,7 @@ typedef struct {
     stop_matcher stop; /* owned */
     rsn_parser rsn;
     bool has_reasoning, include_stop_str, is_ended;
+    bool is_shown; /* the last token is part of the text: it did not end the request, or stop strings are shown */
     uint32_t min_tokens, n_tokens;
     uint32_t end_ids[GW_MAX_END_IDS], n_end_ids;
     bt_buf piece, clean;       /* owned: scratch */
@@ -45,6 +46,9 @@ bool gw_stream_put(gw_stream *stream, uint32_t id);
 
 /* The end by token or length: what was held back comes out. true: it completed a stop string after all. */
 bool gw_stream_finish(gw_stream *stream);
+
+/* Bytes of the last tokens that are held back: half a character, or what may become a stop string or a marker. */
+size_t gw_stream_n_held(const gw_stream *stream);
 
 uint64_t gw_stream_n_reasoning(const gw_stream *stream);
 

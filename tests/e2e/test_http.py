@@ -100,7 +100,7 @@ def test_strange_text_is_served(cluster, content):
     ("messages", None, "messages"), ("messages", "x", "messages"), ("messages", [], "messages"),
     ("messages", [{}], "messages"), ("temperature", -1, "temperature"), ("temperature", "hot", "temperature"),
     ("top_p", 1.1, "top_p"), ("top_k", -2, "top_k"), ("min_p", 2, "min_p"), ("max_tokens", 0, "max_tokens"),
-    ("max_tokens", 5.5, "max_tokens"), ("n", 0, "n"), ("n", 2, "n"), ("seed", 2**63, "seed"), ("stop", [""], "stop"),
+    ("max_tokens", 5.5, "max_tokens"), ("n", 0, "n"), ("n", 129, "n"), ("seed", 2**63, "seed"), ("stop", [""], "stop"),
     ("logit_bias", {"abc": 1}, "logit_bias"), ("top_logprobs", 2, "top_logprobs"), ("tool_choice", "foo", "tool_choice"),
     ("response_format", {"type": "xml"}, "response_format"), ("min_tokens", 3, "min_tokens"),
 ])

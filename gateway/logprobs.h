@@ -1,0 +1,44 @@
+/* The logprobs of one choice: gathered as its tokens come, written as JSON when the text they belong to is out. */
+#ifndef BATON_GATEWAY_LOGPROBS_H
+#define BATON_GATEWAY_LOGPROBS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/text/detokenizer.h"
+#include "common/wire/wire.h"
+
+typedef struct {
+    uint32_t token;
+    float logprob;
+    uint32_t n_text_bytes; /* that it adds to the text; 0: it is not shown */
+} gw_scored;
+
+typedef struct {
+    const tok_tokenizer *tokenizer; /* borrowed */
+    bool is_chat, skips_special;
+    uint32_t n_top;    /* beside each token */
+    gw_scored *scored; /* owned [cap], the first n wait to be written */
+    wire_logprob *top; /* owned [cap][n_top] */
+    uint32_t n, cap;
+    det_stream det; /* completions: where in the text a token begins */
+    uint64_t n_chars;
+    bt_buf scratch; /* owned */
+} gw_logprobs;
+
+void gw_logprobs_init(gw_logprobs *logprobs, const tok_tokenizer *tokenizer, bool is_chat, bool skips_special,
+                      uint32_t n_top);
+void gw_logprobs_fini(gw_logprobs *logprobs); /* of a zeroed one: nothing */
+
+/* The next token; ranked->n_top is n_top. `is_shown` false: it ended the request and is not part of the text; chat does
+ * not list it, so that the tokens' bytes are the text. */
+void gw_logprobs_put(gw_logprobs *logprobs, uint32_t token, bool is_shown, const wire_ranked *ranked);
+
+/* How many of the waiting tokens have all their text out, if the last n_held_bytes are held back. */
+uint32_t gw_logprobs_n_ready(const gw_logprobs *logprobs, size_t n_held_bytes);
+
+/* The oldest n (<= logprobs->n) as the value of "logprobs"; they are dropped. A number that JSON does not have becomes
+ * -9999.0, as in vLLM; equal floats are printed equally. */
+void gw_logprobs_write(gw_logprobs *logprobs, uint32_t n, bt_buf *out);
+
+#endif
