@@ -12,7 +12,10 @@ static void check_slot(const dec_sched *sched, const dec_slot *slot) {
     bool has_lease = slot->state == DEC_LEASED || slot->state == DEC_SETTLING || slot->state == DEC_QUARANTINE;
     bool is_ours = slot->state == DEC_WAITING || slot->state == DEC_RUNNING;
     for (uint32_t i = 0; i < slot->n_blocks; i++) /* rule 2: somebody writes, so the slot is alone */
-        BT_ASSERT(kv_pool_n_holders(sched->pool, slot->blocks[i]) == 1);
+        BT_ASSERT(i < slot->n_shared || (kv_pool_n_holders(sched->pool, slot->blocks[i]) == 1 &&
+                                         !kv_pool_is_cached(sched->pool, slot->blocks[i])));
+    BT_ASSERT(slot->n_shared <= slot->n_leased_tokens / KV_BLOCK_TOKENS);
+    BT_ASSERT(has_lease ? slot->n_shared <= slot->n_prefix : slot->n_prefix == 0);
     BT_ASSERT(slot->n_blocks <= slot->cap_blocks);
     BT_ASSERT(!has_lease || bt_map_get(&sched->by_lease, dec_u64_key(slot->lease)) == index);
     BT_ASSERT(slot->state != DEC_LEASED || bt_timers_is_set(&sched->timers, index));
@@ -26,7 +29,8 @@ static void check_slot(const dec_sched *sched, const dec_slot *slot) {
 }
 
 void dec_sched_check(const dec_sched *sched) {
-    uint32_t n[DEC_DEAD + 1] = {0}, n_blocks = 0;
+    uint32_t n[DEC_DEAD + 1] = {0}, n_held = 0;
+    uint64_t n_blocks = 0, n_holders = 0;
     for (uint32_t i = 0; i < sched->n_slots; i++) {
         const dec_slot *slot = &sched->slots[i];
         n[slot->state]++;
@@ -36,7 +40,13 @@ void dec_sched_check(const dec_sched *sched) {
     BT_ASSERT(n[DEC_FREE] == sched->n_free_slots && n[DEC_LEASED] + n[DEC_SETTLING] == sched->n_leases);
     BT_ASSERT(n[DEC_QUARANTINE] == sched->n_quarantined);
     BT_ASSERT(n[DEC_WAITING] == sched->n_waiting && n[DEC_RUNNING] == sched->n_running);
-    BT_ASSERT(n_blocks == kv_pool_n_blocks(sched->pool) - kv_pool_n_free(sched->pool)); /* with holders: no overlap */
+    for (uint32_t i = 0; i < kv_pool_n_blocks(sched->pool); i++) {
+        n_holders += kv_pool_n_holders(sched->pool, i);
+        n_held += kv_pool_n_holders(sched->pool, i) > 0;
+    }
+    BT_ASSERT(n_blocks == n_holders); /* each slot holds what it names, nobody else holds anything */
+    BT_ASSERT(n_held == kv_pool_n_blocks(sched->pool) - kv_pool_n_free(sched->pool));
+    kv_prefix_check(sched->prefix);
     BT_ASSERT(sched->by_lease.n_used == sched->n_leases + sched->n_quarantined);
     BT_ASSERT(sched->by_request.n_used == sched->n_leases + sched->n_waiting + sched->n_running);
     for (uint32_t i = 0; i < sched->n_running + sched->n_waiting; i++)

@@ -16,7 +16,7 @@ struct dec_engine {
     bool is_asked;   /* drain was begun for a signal or a replaced name */
     bool is_drained; /* DEC_DRAINED */
     bt_series *step_seconds, *step_rows, *leases;
-    wrk_counter n_steps, n_sampled, n_landed_bytes, n_pushes_refused;
+    wrk_counter n_steps, n_prefix_queries, n_prefix_hits, n_sampled, n_landed_bytes, n_pushes_refused;
     wrk_counter n_commit_failed, n_prefill_lost, n_lease_expired, n_preempted;
     wrk_counter n_canceled_leased, n_canceled_waiting, n_canceled_running;
 };
@@ -177,7 +177,7 @@ static void metrics_export(dec_engine *engine) {
     const dec_counters *counters = dec_sched_counters(engine->sched);
     wire_load load;
     dec_sched_load(engine->sched, &load);
-    wrk_load_export(node, &load);
+    wrk_load_export(node, &load, kv_pool_n_cached(engine->pool));
     if (load.is_draining) wrk_node_announce_drain(node);
     bt_series_set(engine->leases, dec_sched_n_leases(engine->sched));
     kvt_stats stats;
@@ -187,6 +187,8 @@ static void metrics_export(dec_engine *engine) {
                        stats.pushes_refused);
 #define EXPORT(field, id, labels) wrk_counter_export(node, &engine->field, BT_METRIC_##id, labels, counters->field)
     EXPORT(n_steps, STEPS, "");
+    EXPORT(n_prefix_queries, PREFIX_QUERIES, "");
+    EXPORT(n_prefix_hits, PREFIX_HITS, "");
     EXPORT(n_sampled, WORKER_OUTPUT_TOKENS, "");
     EXPORT(n_commit_failed, TRANSFER_FAILURES, "reason=\"commit_failed\"");
     EXPORT(n_prefill_lost, TRANSFER_FAILURES, "reason=\"prefill_lost\"");
@@ -231,6 +233,7 @@ bt_status dec_engine_open(wrk_node *node, const dec_config *config, dec_engine *
         .max_num_seqs = config->max_num_seqs,
         .eos_ids = model->eos_token_ids,
         .n_eos_ids = model->n_eos_token_ids,
+        .has_prefix_cache = config->enable_prefix_caching,
     };
     bt_status status = dec_sched_open(&options, &engine->sched, err);
     if (status != BT_OK) {

@@ -7,6 +7,7 @@
 #include "common/core/clock.h"
 #include "common/core/map.h"
 #include "common/core/timers.h"
+#include "common/kv/kv_prefix.h"
 #include "common/wire/end_rule.h"
 #include "common/wire/sampling.h"
 #include "decode/dec_sched.h"
@@ -32,6 +33,9 @@ typedef struct {
     uint32_t *blocks; /* [cap_blocks] owned; the first n_blocks are held in the pool */
     uint32_t n_blocks, cap_blocks;
     uint32_t n_leased_tokens; /* positions that prefill fills */
+    uint32_t n_shared;        /* the first blocks, that others may hold too: from the cache, and since COMMIT in it */
+    wire_block_name *prefix;  /* [n_prefix] owned: the prompt's full blocks; until they are in the cache */
+    uint32_t n_prefix;
 
     uint32_t n_pushes; /* what COMMIT promised */
     uint64_t checksum;
@@ -52,6 +56,7 @@ typedef struct {
 struct dec_sched {
     dec_sched_options options; /* defaults filled in; eos_ids owned */
     kv_pool *pool;
+    kv_prefix *prefix;      /* on top of it, owned */
     uint32_t max_positions; /* min(max_model_len, the pool) */
     dec_counters counters;
 

@@ -15,8 +15,8 @@ static void refuse(dec_sched *sched, uint64_t prefill, const wire_request *reque
     sched->counters.n_refused++;
 }
 
-/* NULL: there is room for it. */
-static const char *why_full(const dec_sched *sched, uint32_t n_blocks) {
+/* NULL: there is room for a lease. */
+static const char *why_full(const dec_sched *sched) {
     uint32_t n_pending = sched->n_leases + sched->n_quarantined + sched->n_waiting;
     if (n_pending >= sched->options.max_leases || sched->n_free_slots == 0)
         return "This decode worker has no free lease.";
@@ -24,25 +24,47 @@ static const char *why_full(const dec_sched *sched, uint32_t n_blocks) {
      * leased have a prompt to be computed first. */
     uint32_t n_places = sched->options.max_num_seqs + sched->options.max_num_seqs / 8;
     if (sched->n_running + sched->n_waiting + sched->n_leases >= n_places) return "This decode worker's batch is full.";
-    /* The watermark is for sequences to grow into; where there is none, a lease may have everything. */
-    uint32_t n_free = kv_pool_n_free(sched->pool);
-    uint32_t keep = n_free == kv_pool_n_blocks(sched->pool) ? 0 : sched->options.watermark_blocks;
-    return n_blocks + keep > n_free ? "This decode worker has too few free KV blocks." : NULL;
+    return NULL;
 }
 
-static void grant(dec_sched *sched, uint64_t prefill, const wire_reserve *reserve, uint32_t n_blocks, int64_t now_ns) {
+/* What the cache has of the prompt, and new blocks: all n_blocks, or none (rule 5). *n_held: how many need no push. The
+ * watermark is for sequences to grow into; where there is none, a lease may have everything. */
+static bool take_blocks(dec_sched *sched, const wire_reserve *reserve, uint32_t n_blocks, uint32_t *blocks,
+                        uint32_t *n_held) {
+    bool is_empty = kv_pool_n_free(sched->pool) == kv_pool_n_blocks(sched->pool);
+    uint32_t keep = is_empty ? 0 : sched->options.watermark_blocks;
+    uint32_t n = kv_prefix_take(sched->prefix, reserve->prefix, reserve->n_prefix, blocks);
+    if (n_blocks - n + keep > kv_pool_n_free(sched->pool)) {
+        kv_pool_release(sched->pool, blocks, n);
+        return false;
+    }
+    bt_status status = kv_pool_acquire(sched->pool, n_blocks - n, blocks + n);
+    BT_ASSERT(status == BT_OK);
+    *n_held = n;
+    return true;
+}
+
+/* Takes `blocks` and those it names. */
+static void grant(dec_sched *sched, uint64_t prefill, const wire_reserve *reserve, uint32_t *blocks, uint32_t n_blocks,
+                  uint32_t n_held, int64_t now_ns) {
     uint32_t index = sched->free_slots[--sched->n_free_slots];
     dec_slot *slot = &sched->slots[index];
     *slot = (dec_slot){.state = DEC_LEASED,
                        .request = reserve->request,
                        .prefill = prefill,
                        .lease = ++sched->last_lease,
-                       .blocks = bt_calloc(n_blocks, sizeof(uint32_t)),
+                       .blocks = blocks,
                        .n_blocks = n_blocks,
                        .cap_blocks = n_blocks,
-                       .n_leased_tokens = reserve->n_tokens};
-    bt_status status = kv_pool_acquire(sched->pool, n_blocks, slot->blocks);
-    BT_ASSERT(status == BT_OK);
+                       .n_leased_tokens = reserve->n_tokens,
+                       .n_shared = n_held};
+    if (sched->options.has_prefix_cache) {
+        slot->n_prefix = reserve->n_prefix;
+        slot->prefix = bt_calloc(reserve->n_prefix, sizeof(wire_block_name));
+        if (reserve->n_prefix > 0) memcpy(slot->prefix, reserve->prefix, reserve->n_prefix * sizeof(wire_block_name));
+        sched->counters.n_prefix_queries += reserve->n_tokens;
+        sched->counters.n_prefix_hits += n_held * KV_BLOCK_TOKENS;
+    }
     bt_map_put(&sched->by_request, dec_request_key(&slot->request), index);
     bt_map_put(&sched->by_lease, dec_u64_key(slot->lease), index);
     bt_timers_set(&sched->timers, index, dec_after_ms(now_ns, sched->options.lease_ms));
@@ -50,11 +72,13 @@ static void grant(dec_sched *sched, uint64_t prefill, const wire_reserve *reserv
     sched->counters.n_reserved++;
     dec_act(sched, DEC_LEASE_OPEN, prefill)->lease_open = (dec_lease_open){.lease = slot->lease,
                                                                            .blocks = slot->blocks,
+                                                                           .first_block = n_held,
                                                                            .n_blocks = kv_blocks_for(reserve->n_tokens),
                                                                            .n_tokens = reserve->n_tokens};
     dec_send_prefill(
         sched, prefill,
-        &(wire_message){.type = WIRE_RESERVED, .reserved = {slot->request, slot->lease, 0, sched->options.lease_ms}});
+        &(wire_message){.type = WIRE_RESERVED,
+                        .reserved = {slot->request, slot->lease, n_held * KV_BLOCK_TOKENS, sched->options.lease_ms}});
     dec_status_changed(sched, now_ns);
 }
 
@@ -72,14 +96,20 @@ void dec_lease_reserve(dec_sched *sched, uint64_t prefill, const wire_reserve *r
         refuse(sched, prefill, request, BT_AGAIN, "This decode worker is draining.");
     } else if (reserve->n_tokens == 0 || reserve->n_tokens >= sched->max_positions) {
         refuse(sched, prefill, request, BT_BAD_REQUEST, "The request does not fit this decode worker's context.");
+    } else if (reserve->n_prefix > reserve->n_tokens / KV_BLOCK_TOKENS) {
+        sched->counters.n_strange++;
+        refuse(sched, prefill, request, BT_BAD_REQUEST, "RESERVE names more blocks than it has.");
     } else {
-        uint32_t n_blocks = kv_blocks_for((uint64_t)reserve->n_tokens + 1); /* + the row of the first step */
-        const char *why = why_full(sched, n_blocks);
-        if (why != NULL) {
-            refuse(sched, prefill, request, BT_NO_CAPACITY, why);
-        } else {
-            grant(sched, prefill, reserve, n_blocks, now_ns);
+        const char *why = why_full(sched);
+        uint32_t n_blocks = kv_blocks_for((uint64_t)reserve->n_tokens + 1), n_held; /* + the row of the first step */
+        uint32_t *blocks = bt_calloc(n_blocks, sizeof(uint32_t));
+        if (why == NULL && take_blocks(sched, reserve, n_blocks, blocks, &n_held)) {
+            grant(sched, prefill, reserve, blocks, n_blocks, n_held, now_ns);
+            return;
         }
+        free(blocks);
+        refuse(sched, prefill, request, BT_NO_CAPACITY,
+               why != NULL ? why : "This decode worker has too few free KV blocks.");
     }
 }
 
@@ -104,7 +134,8 @@ static const char *why_senseless(const dec_sched *sched, const dec_slot *slot, c
     if (commit->n_tokens - commit->n_prompt >=
         wire_end_max_output(commit->max_tokens, commit->n_prompt, sched->max_positions))
         return "COMMIT is for a request that has all its tokens";
-    if (commit->n_pushes != sched->options.n_layers * kv_blocks_for(slot->n_leased_tokens))
+    if (commit->n_prompt / KV_BLOCK_TOKENS < slot->n_prefix) return "COMMIT has a shorter prompt than RESERVE named";
+    if (commit->n_pushes != sched->options.n_layers * (kv_blocks_for(slot->n_leased_tokens) - slot->n_shared))
         return "COMMIT has the wrong number of pushes";
     if (!wire_sampling_is_sane(&commit->sampling) ||
         !wire_constraint_is_sane(&commit->constraint, sched->options.vocab_size))
@@ -163,6 +194,15 @@ void dec_lease_commit(dec_sched *sched, uint64_t prefill, const wire_commit *com
     dec_act(sched, DEC_LEASE_CLOSE, prefill)->lease_close = (dec_lease_close){slot->lease, commit->n_pushes};
 }
 
+/* What lies in the blocks is right now, and is not written again: for others too. */
+static void offer_blocks(dec_sched *sched, dec_slot *slot) {
+    kv_prefix_put(sched->prefix, slot->prefix, slot->blocks, slot->n_prefix);
+    slot->n_shared = slot->n_prefix;
+    slot->n_prefix = 0;
+    free(slot->prefix);
+    slot->prefix = NULL;
+}
+
 /* Everything has landed, or nothing more will: the baton is taken or refused. */
 static void settle(dec_sched *sched, dec_slot *slot, uint32_t n_pushes, uint64_t checksum, int64_t now_ns) {
     const char *why = NULL;
@@ -180,6 +220,7 @@ static void settle(dec_sched *sched, dec_slot *slot, uint32_t n_pushes, uint64_t
         dec_send_prefill(sched, slot->prefill,
                          &(wire_message){.type = WIRE_COMMITTED, .committed = {slot->request, slot->lease}});
         sched->counters.n_committed++;
+        offer_blocks(sched, slot);
         dec_batch_add(sched, slot);
         dec_status_changed(sched, now_ns);
         return;

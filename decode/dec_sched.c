@@ -42,6 +42,7 @@ bt_status dec_sched_open(const dec_sched_options *options, dec_sched **out, bt_e
     dec_sched *sched = bt_calloc(1, sizeof(*sched));
     fill_options(sched, options);
     sched->pool = options->pool;
+    sched->prefix = kv_prefix_open(options->pool);
     sched->n_slots = sched->n_free_slots = sched->options.max_num_seqs + sched->options.max_leases;
     sched->slots = bt_calloc(sched->n_slots, sizeof(dec_slot));
     sched->free_slots = bt_calloc(sched->n_slots, sizeof(uint32_t));
@@ -60,6 +61,7 @@ static void slot_free_memory(dec_sched *sched, dec_slot *slot) {
     kv_pool_release(sched->pool, slot->blocks, slot->n_blocks);
     free(slot->blocks);
     free(slot->tokens);
+    free(slot->prefix);
     free((void *)slot->end.ids);
     bt_arena_fini(&slot->arena);
 }
@@ -68,6 +70,7 @@ void dec_sched_close(dec_sched *sched) {
     if (sched == NULL) return;
     for (uint32_t i = 0; i < sched->n_slots; i++)
         if (sched->slots[i].state != DEC_FREE) slot_free_memory(sched, &sched->slots[i]);
+    kv_prefix_close(sched->prefix);
     bt_map_fini(&sched->by_request);
     bt_map_fini(&sched->by_lease);
     bt_map_fini(&sched->by_gateway);

@@ -14,6 +14,10 @@
  * that no landing is in flight and what has landed. Until then blocks are not reused, whatever happened
  * to the request (kv_pool.h rule 3: quarantine).
  *
+ * Full blocks of a prompt enter the prefix cache when its COMMIT is found right, and not before: bytes that no checksum
+ * covers are nobody's. A RESERVE names its prompt's blocks; those that are here are the lease's at once, and its pushes
+ * begin behind them.
+ *
  * Owner: this worker, from the moment a COMMIT is found right until it sends FINISHED or FAILED.
  * Peers are known by incarnation. Hostile input: every message is checked, refused in one sentence or ignored. */
 #ifndef BATON_DECODE_DEC_SCHED_H
@@ -40,6 +44,7 @@ typedef struct {
     uint32_t watermark_blocks; /* stay free at a RESERVE, for sequences to grow into [1/64 of the pool, at least 1] */
     const uint32_t *eos_ids;   /* [n_eos_ids], copied */
     uint32_t n_eos_ids;
+    bool has_prefix_cache; /* keep blocks of prompts: prefill need not push them again */
 
     /* In ms; 0: the default in brackets. */
     uint32_t lease_ms;  /* a lease's life without RENEW [5000] */
@@ -144,6 +149,7 @@ void dec_sched_step_done(dec_sched *sched, const uint32_t *tokens, const wire_ra
 
 typedef struct {
     uint64_t n_reserved, n_refused;
+    uint64_t n_prefix_queries, n_prefix_hits; /* positions that were reserved; of these, held already */
     uint64_t n_committed, n_commit_failed;
     uint64_t n_lease_expired, n_lease_aborted, n_prefill_lost;
     uint64_t n_finished, n_failed, n_preempted;

@@ -15,6 +15,7 @@ static dec_action done[64]; /* since the last clear() */
 static uint32_t n_done;
 static wire_token said[64]; /* in TOKENS since the last clear() */
 static uint32_t n_said;
+static uint32_t n_held; /* blocks that commit() does not count as pushed */
 
 static void walk(void) {
     while (dec_sched_next(sched, &done[n_done])) {
@@ -40,7 +41,8 @@ static void start(uint32_t max_num_seqs) {
                                  .max_leases = 4,
                                  .watermark_blocks = 1,
                                  .eos_ids = eos,
-                                 .n_eos_ids = 1};
+                                 .n_eos_ids = 1,
+                                 .has_prefix_cache = true};
     CHECK(dec_sched_open(&options, &sched, NULL) == BT_OK, "open");
     dec_sched_gateway_up(sched, GATEWAY, now_ns);
     walk();
@@ -67,6 +69,14 @@ static void reserve(uint64_t serial, uint32_t n_tokens) {
     say((wire_message){.type = WIRE_RESERVE, .reserve = {request(serial), n_tokens, 100}});
 }
 
+static const wire_block_name names[] = {{1, 1}, {2, 1}, {3, 1}};
+
+/* Of a prompt whose full blocks are named. */
+static void reserve_named(uint64_t serial, uint32_t n_tokens, uint32_t n_names) {
+    clear();
+    say((wire_message){.type = WIRE_RESERVE, .reserve = {request(serial), n_tokens, 100, names, n_names}});
+}
+
 static uint64_t lease_of(uint64_t serial) {
     const dec_action *action = find(DEC_SEND_PREFILL, WIRE_RESERVED);
     CHECK(action != NULL && action->message.reserved.request.serial == serial, "RESERVED %d", (int)serial);
@@ -81,7 +91,7 @@ static void commit(uint64_t serial, uint64_t lease, uint32_t n_tokens, uint32_t 
     say((wire_message){.type = WIRE_COMMIT,
                        .commit = {.request = request(serial),
                                   .lease = lease,
-                                  .n_pushes = LAYERS * ((n_tokens + 63) / 64),
+                                  .n_pushes = LAYERS * ((n_tokens + 63) / 64 - n_held),
                                   .checksum = 77,
                                   .sampling = {.top_p = 1},
                                   .max_tokens = max_tokens,
@@ -378,6 +388,81 @@ static void test_min_tokens_bans_what_would_end_it(void) {
     stop();
 }
 
+static void test_blocks_are_known_once_their_checksum_was_right(void) {
+    start(4);
+    reserve_named(1, 150, 2);
+    uint64_t lease = lease_of(1);
+    commit(1, lease, 150, 50);
+    closed(lease, LAYERS * 3, 78);
+    CHECK(find(DEC_SEND_PREFILL, WIRE_COMMIT_FAILED) != NULL && kv_pool_n_cached(pool) == 0,
+          "a wrong one keeps nothing");
+    reserve_named(1, 150, 2);
+    lease = lease_of(1);
+    CHECK(find(DEC_SEND_PREFILL, WIRE_RESERVED)->message.reserved.held_tokens == 0, "nothing is known yet");
+    commit(1, lease, 150, 50);
+    closed(lease, LAYERS * 3, 77);
+    CHECK(find(DEC_SEND_PREFILL, WIRE_COMMITTED) != NULL, "taken");
+    reserve_named(2, 250, 3);
+    lease = lease_of(2);
+    CHECK(find(DEC_SEND_PREFILL, WIRE_RESERVED)->message.reserved.held_tokens == 128, "two blocks, while 1 decodes");
+    const dec_lease_open *open = &find(DEC_LEASE_OPEN, 0)->lease_open;
+    CHECK(open->first_block == 2 && open->n_blocks == 4, "pushes begin behind them");
+    CHECK(kv_pool_n_holders(pool, open->blocks[0]) == 2, "held for both");
+    cancel(1);
+    n_held = 2;
+    commit(2, lease, 250, 50);
+    closed(lease, LAYERS * 2, 77);
+    CHECK(find(DEC_SEND_PREFILL, WIRE_COMMITTED) != NULL, "with what was pushed, and what was held");
+    n_held = 0;
+    cancel(2);
+    CHECK(kv_pool_n_free(pool) == BLOCKS && kv_pool_n_cached(pool) == 3, "three blocks of the longer prompt stay");
+    CHECK(dec_sched_counters(sched)->n_prefix_hits == 128, "counted");
+    stop();
+}
+
+static void test_a_prompt_that_is_held_whole_needs_no_push(void) {
+    start(4);
+    for (uint64_t serial = 1; serial <= 2; serial++) {
+        reserve_named(serial, 128, 2);
+        uint64_t lease = lease_of(serial);
+        commit(serial, lease, 128, 50);
+        CHECK(find(DEC_LEASE_CLOSE, 0)->lease_close.n_pushes == LAYERS * (2 - n_held), "what is awaited");
+        closed(lease, LAYERS * (2 - n_held), 77);
+        CHECK(find(DEC_SEND_PREFILL, WIRE_COMMITTED) != NULL, "taken");
+        CHECK(begin() && step.n_sequences == serial && step.sequences[serial - 1].position == 128, "decodes");
+        end(50);
+        n_held = 2;
+    }
+    n_held = 0;
+    CHECK(step.sequences[0].blocks[1] == step.sequences[1].blocks[1], "from the same blocks");
+    CHECK(step.sequences[0].blocks[2] != step.sequences[1].blocks[2], "but each writes to its own");
+    stop();
+}
+
+static void test_names_that_do_not_fit_are_refused(void) {
+    start(4);
+    reserve_named(1, 127, 2);
+    CHECK(find(DEC_SEND_PREFILL, WIRE_REFUSED)->message.refused.status == BT_BAD_REQUEST,
+          "more names than full blocks");
+    reserve_named(1, 192, 3);
+    uint64_t lease = lease_of(1);
+    clear();
+    static const uint32_t tokens[193] = {0};
+    say((wire_message){.type = WIRE_COMMIT,
+                       .commit = {.request = request(1),
+                                  .lease = lease,
+                                  .n_pushes = LAYERS * 3,
+                                  .sampling = {.top_p = 1},
+                                  .max_tokens = 100,
+                                  .n_prompt = 191,
+                                  .tokens = tokens,
+                                  .n_tokens = 193}});
+    CHECK(find(DEC_SEND_PREFILL, WIRE_COMMIT_FAILED)->message.commit_failed.status == BT_BAD_REQUEST,
+          "a block with output was named");
+    closed(lease, 0, 0);
+    stop();
+}
+
 int main(void) {
     test_a_sequence_decodes_to_its_end();
     test_room_is_promised_once();
@@ -390,5 +475,8 @@ int main(void) {
     test_more_than_fit_wait_in_order();
     test_an_abort_behind_the_hand_off_gives_the_request_back();
     test_min_tokens_bans_what_would_end_it();
+    test_blocks_are_known_once_their_checksum_was_right();
+    test_a_prompt_that_is_held_whole_needs_no_push();
+    test_names_that_do_not_fit_are_refused();
     TEST_END();
 }

@@ -10,8 +10,11 @@ static void check_slot(const pre_sched *sched, const pre_slot *slot) {
     uint32_t index = pre_slot_index(sched, slot);
     bool is_queued = slot->phase == PRE_QUEUED;
     BT_ASSERT(slot->n_blocks == (is_queued ? 0 : kv_blocks_for(slot->n_tokens)));
-    for (uint32_t i = 0; i < slot->n_blocks; i++) /* rule 2: we write, so we are alone */
-        BT_ASSERT(kv_pool_n_holders(sched->pool, slot->blocks[i]) == 1);
+    uint32_t n_complete = slot->n_computed / KV_BLOCK_TOKENS;
+    for (uint32_t i = 0; i < slot->n_blocks; i++) /* rule 2: what we still write to is ours alone */
+        BT_ASSERT(i < n_complete || (kv_pool_n_holders(sched->pool, slot->blocks[i]) == 1 &&
+                                     !kv_pool_is_cached(sched->pool, slot->blocks[i])));
+    BT_ASSERT(slot->n_cached_blocks == (n_complete < slot->n_prefix ? n_complete : slot->n_prefix));
     BT_ASSERT(slot->n_computed + slot->n_step_rows <= slot->n_tokens);
     BT_ASSERT((slot->phase == PRE_COMPUTED) <= (slot->n_computed == slot->n_tokens));
     if (slot->phase == PRE_CLOSING) {
@@ -28,8 +31,8 @@ static void check_slot(const pre_sched *sched, const pre_slot *slot) {
 }
 
 void pre_sched_check(const pre_sched *sched) {
-    uint32_t n[PRE_CLOSING + 1] = {0}, n_blocks = 0;
-    uint64_t n_left = 0, n_ready = 0;
+    uint32_t n[PRE_CLOSING + 1] = {0}, n_held = 0;
+    uint64_t n_left = 0, n_blocks = 0, n_holders = 0;
     for (uint32_t i = 0; i < sched->n_slots; i++) {
         const pre_slot *slot = &sched->slots[i];
         n[slot->phase]++;
@@ -38,13 +41,20 @@ void pre_sched_check(const pre_sched *sched) {
         check_slot(sched, slot);
         if (slot->phase != PRE_QUEUED && slot->phase != PRE_COMPUTING) continue;
         n_left += slot->n_tokens - slot->n_computed;
-        if (slot->phase == PRE_COMPUTING) n_ready += slot->n_tokens - slot->n_computed - slot->n_step_rows;
     }
     BT_ASSERT(n[PRE_FREE] == sched->n_free_slots && n[PRE_QUEUED] == sched->n_queued);
     BT_ASSERT(n[PRE_COMPUTING] == sched->n_computing && n[PRE_COMPUTED] == sched->n_computed);
-    BT_ASSERT(n_left == sched->n_tokens_left && n_ready == sched->n_tokens_ready);
-    BT_ASSERT(n_blocks == kv_pool_n_blocks(sched->pool) - kv_pool_n_free(sched->pool)); /* with holders: no overlap */
+    BT_ASSERT(n_left == sched->n_tokens_left);
+    for (uint32_t i = 0; i < kv_pool_n_blocks(sched->pool); i++) {
+        n_holders += kv_pool_n_holders(sched->pool, i);
+        n_held += kv_pool_n_holders(sched->pool, i) > 0;
+    }
+    BT_ASSERT(n_blocks == n_holders); /* each slot holds what it names, nobody else holds anything */
+    BT_ASSERT(n_held == kv_pool_n_blocks(sched->pool) - kv_pool_n_free(sched->pool));
+    kv_prefix_check(sched->prefix);
     BT_ASSERT(sched->by_request.n_used == sched->n_queued + sched->n_computing + sched->n_computed);
-    for (uint32_t i = 0; i < sched->n_computing + sched->n_queued; i++)
-        BT_ASSERT(sched->slots[sched->order[i]].phase == (i < sched->n_computing ? PRE_COMPUTING : PRE_QUEUED));
+    for (uint32_t i = 0; i < sched->n_computing + sched->n_queued; i++) {
+        pre_phase phase = sched->slots[sched->order[i]].phase;
+        BT_ASSERT(phase == PRE_COMPUTING || phase == PRE_QUEUED);
+    }
 }

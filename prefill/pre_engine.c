@@ -18,7 +18,7 @@ struct pre_engine {
     bool is_asked;   /* drain was begun for a signal or a replaced name */
     bool is_drained; /* PRE_DRAINED */
     bt_series *step_seconds, *step_rows, *transfer_seconds, *transfer_exposed;
-    wrk_counter n_steps, n_prompt_tokens, n_sampled, n_push_bytes;
+    wrk_counter n_steps, n_prompt_tokens, n_prefix_queries, n_prefix_hits, n_sampled, n_push_bytes;
     wrk_counter n_refused, n_commit_failed, n_decode_lost, n_timeouts;
     wrk_counter n_canceled_queued, n_canceled_computing, n_canceled_computed, n_canceled_committing;
 };
@@ -199,11 +199,13 @@ static void metrics_export(pre_engine *engine) {
     const pre_counters *counters = pre_sched_counters(engine->sched);
     wire_load load;
     pre_sched_load(engine->sched, &load);
-    wrk_load_export(node, &load);
+    wrk_load_export(node, &load, kv_pool_n_cached(engine->pool));
     if (load.is_draining) wrk_node_announce_drain(node);
 #define EXPORT(field, id, labels) wrk_counter_export(node, &engine->field, BT_METRIC_##id, labels, counters->field)
     EXPORT(n_steps, STEPS, "");
     EXPORT(n_prompt_tokens, WORKER_PROMPT_TOKENS, "");
+    EXPORT(n_prefix_queries, PREFIX_QUERIES, "");
+    EXPORT(n_prefix_hits, PREFIX_HITS, "");
     EXPORT(n_sampled, WORKER_OUTPUT_TOKENS, "");
     EXPORT(n_push_bytes, TRANSFER_BYTES, "");
     EXPORT(n_commit_failed, TRANSFER_FAILURES, "reason=\"commit_failed\"");
@@ -251,6 +253,8 @@ bt_status pre_engine_open(wrk_node *node, const pre_config *config, pre_engine *
         .max_batched_seqs = config->max_num_seqs,
         .eos_ids = model->eos_token_ids,
         .n_eos_ids = model->n_eos_token_ids,
+        .has_prefix_cache = config->enable_prefix_caching,
+        .model_hash = krn_model_hash(node->model),
     };
     bt_status status = pre_sched_open(&options, &engine->sched, err);
     if (status != BT_OK) {

@@ -27,7 +27,11 @@ static void send_reserve(pre_sched *sched, pre_slot *slot, int64_t now_ns) {
     uint32_t n_output = slot->n_tokens - slot->n_prompt; /* so far */
     pre_send_decode(sched, slot,
                     &(wire_message){.type = WIRE_RESERVE,
-                                    .reserve = {slot->request, slot->n_tokens, slot->end.max_output - n_output}});
+                                    .reserve = {.request = slot->request,
+                                                .n_tokens = slot->n_tokens,
+                                                .max_tokens = slot->end.max_output - n_output,
+                                                .prefix = slot->prefix,
+                                                .n_prefix = slot->n_prefix}});
     set_timer(sched, slot, now_ns, sched->options.reserve_ms);
 }
 
@@ -199,9 +203,8 @@ static void take_reserved(pre_sched *sched, pre_slot *slot, uint64_t decode, con
     bt_timers_clear(&sched->timers, pre_slot_index(sched, slot));
     slot->bond = PRE_LEASED;
     slot->lease = reserved->lease;
-    uint32_t n_full_blocks = slot->n_tokens / KV_BLOCK_TOKENS;
     slot->n_held_blocks = reserved->held_tokens / KV_BLOCK_TOKENS;
-    if (reserved->lease == 0 || reserved->held_tokens % KV_BLOCK_TOKENS != 0 || slot->n_held_blocks > n_full_blocks) {
+    if (reserved->lease == 0 || reserved->held_tokens % KV_BLOCK_TOKENS != 0 || slot->n_held_blocks > slot->n_prefix) {
         sched->counters.n_strange++;
         pre_handoff_abort(sched, slot);
         skip_candidate(sched, slot, true, true, now_ns);

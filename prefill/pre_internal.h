@@ -1,5 +1,5 @@
-/* What pre_sched.c, pre_step.c and pre_handoff.c share: the table of slots, and the helpers that keep its books.
- * Included by nobody else. */
+/* What pre_sched.c, pre_pick.c, pre_step.c and pre_handoff.c share: the table of slots, and the helpers that keep its
+ * books. Included by nobody else. */
 #ifndef BATON_PREFILL_PRE_INTERNAL_H
 #define BATON_PREFILL_PRE_INTERNAL_H
 
@@ -7,6 +7,7 @@
 #include "common/core/clock.h"
 #include "common/core/map.h"
 #include "common/core/timers.h"
+#include "common/kv/kv_prefix.h"
 #include "common/wire/end_rule.h"
 #include "common/wire/sampling.h"
 #include "prefill/pre_sched.h"
@@ -40,9 +41,13 @@ typedef struct {
     uint32_t *tokens;  /* [n_tokens + 1] owned: prompt, output of earlier attempts, the first token */
     uint32_t n_tokens; /* to be computed here */
     uint32_t n_prompt;
-    uint32_t *blocks;  /* [kv_blocks_for(n_tokens)] owned; held from COMPUTING on */
-    uint32_t n_blocks; /* held */
-    bt_arena arena;    /* the candidates' strings, the constraint's lists */
+    uint32_t *blocks;        /* [kv_blocks_for(n_tokens)] owned; held from COMPUTING on */
+    uint32_t n_blocks;       /* held */
+    wire_block_name *prefix; /* [n_prefix] owned: the prompt's full blocks */
+    uint32_t n_prefix;
+    uint32_t n_cached_blocks; /* of these, the first ones are in the cache: from there, or offered */
+    uint32_t n_cached_tokens; /* found in it at the beginning */
+    bt_arena arena;           /* the candidates' strings, the constraint's lists */
 
     uint32_t n_computed;  /* positions in the cache, of all layers */
     uint32_t n_step_rows; /* of the step that runs; 0: not in it */
@@ -70,6 +75,7 @@ enum { PRE_PEER_CONNECTING, PRE_PEER_UP }; /* values of by_decode */
 struct pre_sched {
     pre_sched_options options; /* defaults filled in; eos_ids owned */
     kv_pool *pool;
+    kv_prefix *prefix; /* on top of it, owned */
     pre_counters counters;
 
     pre_slot *slots; /* [max_requests] */
@@ -80,15 +86,14 @@ struct pre_sched {
     bt_map by_decode;  /* -> PRE_PEER_* */
     uint32_t *pushed;  /* [n_slots][n_layers], the slots' n_pushed */
 
-    uint32_t *order; /* slots, first come first: n_computing COMPUTING ones, then n_queued QUEUED ones */
+    uint32_t *order; /* slots, first come first: n_computing COMPUTING and n_queued QUEUED ones, mixed */
     uint32_t n_computing, n_queued, n_computed;
-    uint64_t n_tokens_left;  /* positions not computed, of QUEUED and COMPUTING */
-    uint64_t n_tokens_ready; /* of COMPUTING alone, less the rows of the step that runs */
+    uint64_t n_tokens_left; /* positions not computed, of QUEUED and COMPUTING */
 
     /* The step. */
     bool is_stepping;
     uint32_t n_layers_done, n_step, n_step_samples, n_step_rows;
-    uint32_t *step_slots;    /* [max_batched_seqs] */
+    uint32_t *step_slots;    /* [max_batched_seqs]; filled by pre_pick.c */
     krn_sequence *sequences; /* [max_batched_seqs] */
     pre_sample *samples;     /* [max_batched_seqs] */
 
@@ -128,9 +133,15 @@ void pre_slot_fail(pre_sched *sched, pre_slot *slot, bt_status status, const cha
                    int64_t now_ns);                                               /* FAILED too */
 void pre_slot_release_if_quiet(pre_sched *sched, pre_slot *slot, int64_t now_ns); /* CLOSING: frees what it can */
 
-/* pre_step.c */
+/* Positions that no step has begun. */
+static inline uint32_t pre_n_left(const pre_slot *slot) {
+    return slot->n_tokens - slot->n_computed - slot->n_step_rows;
+}
+
+/* pre_pick.c */
 void pre_queue_admit(pre_sched *sched, int64_t now_ns);        /* lets queued requests take blocks, as far as they go */
 void pre_queue_remove(pre_sched *sched, const pre_slot *slot); /* from order[] */
+void pre_pick_rows(pre_sched *sched);                          /* fills step_slots[n_step], n_step_rows of each */
 
 /* pre_handoff.c */
 void pre_handoff_start(pre_sched *sched, pre_slot *slot, int64_t now_ns);                /* to the first candidate */

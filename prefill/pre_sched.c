@@ -1,5 +1,5 @@
 /* The scheduler's table: slots, gateways, timers, the action list, load and drain. What is computed when is in
- * pre_step.c, the talk with decode in pre_handoff.c. Moves no byte and computes nothing. */
+ * pre_pick.c and pre_step.c, the talk with decode in pre_handoff.c. Moves no byte and computes nothing. */
 #include "prefill/pre_sched.h"
 
 #include <stdlib.h>
@@ -42,6 +42,7 @@ bt_status pre_sched_open(const pre_sched_options *options, pre_sched **out, bt_e
     pre_sched *sched = bt_calloc(1, sizeof(*sched));
     fill_options(sched, options);
     sched->pool = options->pool;
+    sched->prefix = kv_prefix_open(options->pool);
     uint32_t n = sched->n_slots = sched->n_free_slots = options->max_requests;
     sched->slots = bt_calloc(n, sizeof(pre_slot));
     sched->free_slots = bt_calloc(n, sizeof(uint32_t));
@@ -61,6 +62,7 @@ static void slot_free_memory(pre_sched *sched, pre_slot *slot) {
     kv_pool_release(sched->pool, slot->blocks, slot->n_blocks);
     free(slot->blocks);
     free(slot->tokens);
+    free(slot->prefix);
     free((void *)slot->end.ids);
     bt_arena_fini(&slot->arena);
 }
@@ -69,6 +71,7 @@ void pre_sched_close(pre_sched *sched) {
     if (sched == NULL) return;
     for (uint32_t i = 0; i < sched->n_slots; i++)
         if (sched->slots[i].phase != PRE_FREE) slot_free_memory(sched, &sched->slots[i]);
+    kv_prefix_close(sched->prefix);
     bt_map_fini(&sched->by_request);
     bt_map_fini(&sched->by_gateway);
     bt_map_fini(&sched->by_decode);
@@ -146,9 +149,7 @@ void pre_slot_end(pre_sched *sched, pre_slot *slot, int64_t now_ns) {
     if (slot->phase == PRE_COMPUTED) {
         sched->n_computed--;
     } else {
-        uint32_t n_left = slot->n_tokens - slot->n_computed;
-        sched->n_tokens_left -= n_left;
-        if (slot->phase == PRE_COMPUTING) sched->n_tokens_ready -= n_left - slot->n_step_rows;
+        sched->n_tokens_left -= slot->n_tokens - slot->n_computed;
         pre_queue_remove(sched, slot);
     }
     slot->phase = PRE_CLOSING;
@@ -239,6 +240,9 @@ static void fill_slot(pre_sched *sched, pre_slot *slot, const wire_submit *submi
     };
     memcpy(slot->tokens, submit->tokens, submit->n_tokens * sizeof(uint32_t));
     slot->constraint = wire_constraint_copy(&submit->constraint, &slot->arena);
+    slot->n_prefix = o->has_prefix_cache ? submit->n_prompt / KV_BLOCK_TOKENS : 0;
+    slot->prefix = bt_calloc(slot->n_prefix, sizeof(wire_block_name));
+    kv_prefix_names(o->model_hash, submit->cache_salt, slot->tokens, slot->n_prefix, slot->prefix);
     for (uint32_t i = 0; i < submit->n_candidates; i++) {
         const wire_candidate *from = &submit->candidates[i];
         slot->candidates[i] =

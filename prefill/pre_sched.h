@@ -4,6 +4,9 @@
  * with the time, and then carries out the actions in their order until pre_sched_next() says that there are no more.
  * No event may be called before that, and what an action points to is valid until the next event. One thread.
  *
+ * What the prefix cache holds of a prompt when it begins is not computed, but for the last position, whose logits are
+ * needed; decode gets those blocks as soon as it has room.
+ *
  * A request computes and finds its decode worker at the same time; both sides meet in the hand-off:
  *
  *     SUBMIT ─▶ QUEUED ─▶ COMPUTING ──────────▶ COMPUTED (first token known, FIRST_TOKEN sent)
@@ -43,6 +46,8 @@ typedef struct {
     uint32_t max_batched_seqs;   /* sequences of a step, at most */
     const uint32_t *eos_ids;     /* [n_eos_ids], copied */
     uint32_t n_eos_ids;
+    bool has_prefix_cache; /* keep blocks of prompts, and name them to decode */
+    uint64_t model_hash;   /* part of their names */
 
     /* Waiting, in ms; 0: the default in brackets. */
     uint32_t connect_ms;   /* for a decode worker's connection [5000] */
@@ -156,13 +161,14 @@ typedef struct {
     uint64_t n_canceled_queued, n_canceled_computing, n_canceled_computed, n_canceled_committing;
     uint64_t n_gateway_lost; /* requests dropped because their gateway is gone; also counted as canceled */
     uint64_t n_steps, n_rows, n_sampled, n_prompt_tokens;
+    uint64_t n_prefix_queries, n_prefix_hits; /* prompt positions that began to be computed; of these, cached */
     uint64_t n_pushes, n_push_bytes;
     uint64_t n_reserve_refused, n_commit_failed, n_decode_lost, n_timeouts;
     uint64_t n_strange; /* messages that no honest peer sends */
 } pre_counters;
 
 const pre_counters *pre_sched_counters(const pre_sched *sched);
-void pre_sched_load(const pre_sched *sched, wire_load *out);
+void pre_sched_load(const pre_sched *sched, wire_load *out); /* used: held by somebody */
 
 /* For tests: may this worker finish the request now? And: asserts that the books balance (linear in the slots). */
 bool pre_sched_is_owner(const pre_sched *sched, const wire_request *request);

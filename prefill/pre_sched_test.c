@@ -14,6 +14,7 @@ static pre_step step;
 static int64_t now_ns;
 static pre_action done[64]; /* since the last clear() */
 static uint32_t n_done;
+static bool is_alike; /* do the prompts of submit() share their blocks? */
 
 static void walk(void) {
     while (pre_sched_next(sched, &done[n_done])) BT_ASSERT(++n_done < 64);
@@ -23,6 +24,7 @@ static void walk(void) {
 static void clear(void) { n_done = 0; }
 
 static void start(void) {
+    is_alike = false;
     static const uint32_t eos[] = {EOS};
     pool = kv_pool_open(BLOCKS);
     pre_sched_options options = {.pool = pool,
@@ -33,7 +35,8 @@ static void start(void) {
                                  .max_batched_tokens = 256,
                                  .max_batched_seqs = 8,
                                  .eos_ids = eos,
-                                 .n_eos_ids = 1};
+                                 .n_eos_ids = 1,
+                                 .has_prefix_cache = true};
     CHECK(pre_sched_open(&options, &sched, NULL) == BT_OK, "open");
     pre_sched_gateway_up(sched, GATEWAY, now_ns);
     walk();
@@ -53,6 +56,8 @@ static wire_request request(uint64_t serial) { return (wire_request){GATEWAY, se
 static void submit(uint64_t serial, uint32_t n_prompt, uint32_t n_tokens, uint32_t n_candidates) {
     static uint32_t tokens[1000];
     wire_candidate candidates[WIRE_MAX_CANDIDATES];
+    char salt[24];
+    snprintf(salt, sizeof(salt), "%llu", (unsigned long long)serial);
     for (uint32_t i = 0; i < 1000; i++) tokens[i] = 10 + i % 900;
     for (uint32_t i = 0; i < n_candidates; i++)
         candidates[i] = (wire_candidate){wire_str_from("d"), DECODE + i, wire_str_from("d:1")};
@@ -61,6 +66,7 @@ static void submit(uint64_t serial, uint32_t n_prompt, uint32_t n_tokens, uint32
                                        .sampling = {.top_p = 1},
                                        .max_tokens = 50,
                                        .n_prompt = n_prompt,
+                                       .cache_salt = wire_str_from(is_alike ? "" : salt),
                                        .tokens = tokens,
                                        .n_tokens = n_tokens,
                                        .candidates = candidates,
@@ -142,17 +148,101 @@ static void test_short_prompts_share_a_step_and_long_ones_are_split(void) {
     submit(1, 100, 100, 1);
     submit(2, 300, 300, 1);
     submit(3, 20, 20, 1);
-    CHECK(begin() && step.n_sequences == 2 && step.n_rows == 256, "the budget is full");
-    CHECK(step.sequences[0].n_rows == 100 && step.sequences[0].n_logits == 1 && step.n_samples == 1,
-          "all of the first");
-    CHECK(step.sequences[1].n_rows == 156 && step.sequences[1].n_logits == 0, "a part of the second");
+    CHECK(begin() && step.n_sequences == 3 && step.n_rows == 256, "the budget is full");
+    CHECK(step.sequences[0].n_rows == 20 && step.sequences[1].n_rows == 100 && step.n_samples == 2, "the short ones");
+    CHECK(step.sequences[2].n_rows == 136 && step.sequences[2].n_logits == 0, "a part of the long one");
     for (uint32_t layer = 0; layer < LAYERS; layer++) layer_done(layer);
     end(50);
-    CHECK(begin() && step.n_sequences == 2 && step.sequences[0].position == 156, "the rest, and the third");
-    CHECK(step.sequences[0].n_rows == 144 && step.sequences[1].n_rows == 20 && step.n_samples == 2, "both end");
+    CHECK(begin() && step.n_sequences == 1 && step.sequences[0].position == 136, "the rest of it");
+    CHECK(step.sequences[0].n_rows == 164 && step.n_samples == 1, "ends");
     for (uint32_t layer = 0; layer < LAYERS; layer++) layer_done(layer);
     end(50);
     CHECK(!begin(), "nothing is left to compute");
+    stop();
+}
+
+/* Runs a step: did it give the request its first token? */
+static bool step_answers(uint64_t serial) {
+    clear();
+    run_step(50);
+    for (uint32_t i = 0; i < n_done; i++)
+        if (done[i].kind == PRE_SEND_GATEWAY && done[i].message.type == WIRE_FIRST_TOKEN &&
+            done[i].message.first_token.request.serial == serial)
+            return true;
+    return false;
+}
+
+static void test_a_short_prompt_does_not_wait_for_a_long_one(void) {
+    start();
+    submit(1, 900, 900, 1);
+    run_step(50);
+    submit(2, 50, 50, 1);
+    CHECK(step_answers(2), "the next step has it, whatever is left of the long one");
+    stop();
+}
+
+static void cancel(uint64_t serial) {
+    wire_message message = {.type = WIRE_CANCEL, .cancel = {request(serial)}};
+    pre_sched_gateway_message(sched, GATEWAY, &message, now_ns);
+    walk();
+}
+
+static void test_a_long_prompt_is_not_starved_by_short_ones(void) {
+    start();
+    submit(1, 700, 700, 1);
+    uint32_t n_steps = 0;
+    for (bool is_answered = false; !is_answered && n_steps < 20; n_steps++) {
+        uint64_t serial = 2 + n_steps;
+        submit(serial, 127, 127, 1); /* in every step as much as the short ones can get */
+        is_answered = step_answers(1);
+        cancel(serial);
+    }
+    CHECK(n_steps == 6, "700 positions at 129 a step: %u steps", n_steps);
+    stop();
+}
+
+static void test_a_known_beginning_is_not_computed_but_pushed_at_once(void) {
+    start();
+    is_alike = true;
+    submit(1, 300, 300, 1);
+    run_step(50);
+    run_step(50);
+    cancel(1);
+    CHECK(kv_pool_n_free(pool) == BLOCKS && kv_pool_n_cached(pool) == 4, "full blocks stay, and are free");
+    clear();
+    submit(2, 300, 300, 1);
+    decode_up(DECODE);
+    const wire_reserve *reserve = &find(PRE_SEND_DECODE, WIRE_RESERVE)->message.reserve;
+    CHECK(reserve->n_prefix == 4, "decode hears the names");
+    say(DECODE, (wire_message){.type = WIRE_RESERVED, .reserved = {request(2), 5, 128, 60000}});
+    CHECK(count_pushes(0) == 2 && count_pushes(1) == 2 && find(PRE_PUSH, 0)->push.first_block == 2,
+          "what decode does not have is pushed before any step");
+    CHECK(begin() && step.n_rows == 44 && step.sequences[0].position == 256, "the rest is computed");
+    for (uint32_t layer = 0; layer < LAYERS; layer++) layer_done(layer);
+    end(50);
+    CHECK(find(PRE_SEND_GATEWAY, WIRE_FIRST_TOKEN)->message.first_token.cached_tokens == 256, "and the client is told");
+    CHECK(find(PRE_SEND_DECODE, WIRE_COMMIT)->message.commit.n_pushes == LAYERS * 3, "two of five blocks were held");
+    CHECK(pre_sched_counters(sched)->n_prefix_hits == 256 && pre_sched_counters(sched)->n_prefix_queries == 600,
+          "counted");
+    finish_pushes();
+    stop();
+}
+
+static void test_the_last_position_is_always_computed_and_output_is_not_kept(void) {
+    start();
+    is_alike = true;
+    submit(1, 128, 160, 1);
+    run_step(50);
+    run_step(50);
+    cancel(1);
+    CHECK(kv_pool_n_cached(pool) == 2, "the replayed output is in another form");
+    submit(2, 128, 128, 1);
+    CHECK(begin() && step.sequences[0].position == 64 && step.n_rows == 64, "its logits are needed");
+    submit(3, 128, 128, 1);
+    for (uint32_t layer = 0; layer < LAYERS; layer++) layer_done(layer);
+    end(50);
+    CHECK(kv_pool_n_holders(pool, step.sequences[0].blocks[0]) == 2, "both hold the first block");
+    run_step(50);
     stop();
 }
 
@@ -378,6 +468,10 @@ static void test_bad_submits_are_refused_in_a_sentence(void) {
 
 int main(void) {
     test_short_prompts_share_a_step_and_long_ones_are_split();
+    test_a_short_prompt_does_not_wait_for_a_long_one();
+    test_a_long_prompt_is_not_starved_by_short_ones();
+    test_a_known_beginning_is_not_computed_but_pushed_at_once();
+    test_the_last_position_is_always_computed_and_output_is_not_kept();
     test_a_replayed_request_keeps_its_forms();
     test_layers_are_pushed_as_they_are_done_and_parts_of_blocks_last();
     test_a_refused_request_tries_the_next_then_waits_then_gives_up();

@@ -152,6 +152,7 @@ static void metrics_open(wrk_node *node) {
     node->waiting = bt_metrics_series(node->metrics, BT_METRIC_WAITING, "");
     node->kv_total = bt_metrics_series(node->metrics, BT_METRIC_KV_BLOCKS, "state=\"total\"");
     node->kv_used = bt_metrics_series(node->metrics, BT_METRIC_KV_BLOCKS, "state=\"used\"");
+    node->kv_cached = bt_metrics_series(node->metrics, BT_METRIC_KV_BLOCKS, "state=\"cached\"");
 }
 
 bt_status wrk_node_open(wrk_node *node, const wrk_node_options *options, bt_error *err) {
@@ -283,11 +284,12 @@ void wrk_counter_export(wrk_node *node, wrk_counter *counter, bt_metric_id id, c
     counter->exported = count;
 }
 
-void wrk_load_export(wrk_node *node, const wire_load *load) {
+void wrk_load_export(wrk_node *node, const wire_load *load, uint32_t n_cached_blocks) {
     bt_series_set(node->running, load->running);
     bt_series_set(node->waiting, load->waiting);
     bt_series_set(node->kv_total, load->kv_blocks_total);
     bt_series_set(node->kv_used, load->kv_blocks_used);
+    bt_series_set(node->kv_cached, n_cached_blocks);
 }
 
 int wrk_timeout_ms(int64_t deadline_ns, int64_t now_ns) {

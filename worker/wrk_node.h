@@ -59,7 +59,7 @@ typedef struct {
     wrk_http *http;
     reg_announcer *announcer;
     reg_worker announcement;
-    bt_series *redis_up, *running, *waiting, *kv_total, *kv_used;
+    bt_series *redis_up, *running, *waiting, *kv_total, *kv_used, *kv_cached;
     wrk_peers peers;
     bool has_drained; /* the announcement says so */
 } wrk_node;
@@ -96,7 +96,7 @@ typedef struct {
 void wrk_counter_export(wrk_node *node, wrk_counter *counter, bt_metric_id id, const char *labels, uint64_t count);
 
 /* Gauges that both roles have: running, waiting, KV blocks. */
-void wrk_load_export(wrk_node *node, const wire_load *load);
+void wrk_load_export(wrk_node *node, const wire_load *load, uint32_t n_cached_blocks);
 
 /* How long the engine may sleep, for bt_queue_wait(). */
 int wrk_timeout_ms(int64_t deadline_ns, int64_t now_ns);

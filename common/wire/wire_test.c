@@ -37,6 +37,20 @@ static void test_golden_bytes_do_not_change(void) {
                 "07000000"
                 "2c010000"
                 "00000000");
+    wire_block_name names[] = {{0x0102030405060708, 0x1112131415161718}};
+    check_bytes("reserve",
+                &(wire_message){.type = WIRE_RESERVE,
+                                .reserve = {.request = request, .n_tokens = 65, .max_tokens = 9, names, 1}},
+                "30000000"
+                "42540222"
+                "8877665544332211"
+                "0500000000000000"
+                "01000000"
+                "41000000"
+                "09000000"
+                "01000000"
+                "0807060504030201"
+                "1817161514131211");
     check_bytes("failed",
                 &(wire_message){.type = WIRE_FAILED,
                                 .failed = {.request = request, .status = BT_NO_CAPACITY, .text = wire_str_from("no")}},

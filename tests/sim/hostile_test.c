@@ -24,6 +24,7 @@ static uint32_t tokens[300];
 static wire_token said_tokens[8];
 static wire_candidate candidates[WIRE_MAX_CANDIDATES];
 static uint64_t leases[8];
+static wire_block_name names[6];
 
 static wire_request random_request(uint64_t gateway) {
     return (wire_request){below(20) == 0 ? 99 : gateway, 1 + below(12), below(3)};
@@ -55,7 +56,8 @@ static wire_sampling random_sampling(void) {
 }
 
 static const uint32_t *random_tokens(uint32_t n) {
-    for (uint32_t i = 0; i < n; i++) tokens[i] = below(SIM_VOCAB);
+    bool is_common = below(2) == 0; /* many prompts begin alike */
+    for (uint32_t i = 0; i < n; i++) tokens[i] = is_common ? i % 7 : below(SIM_VOCAB);
     if (n > 0 && below(20) == 0) tokens[below(n)] = SIM_VOCAB + number(3);
     return tokens;
 }
@@ -122,7 +124,8 @@ static wire_message random_message(uint64_t gateway) {
         m.status.load = (wire_load){number(9), number(9), number(900), number(99), number(99), below(4) == 0};
         break;
     case WIRE_RESERVE:
-        m.reserve = (wire_reserve){r, below(4) ? n_leased : number(300), number(99)};
+        for (uint32_t i = 0; i < 6; i++) names[i] = (wire_block_name){below(8) == 0 ? below(6) : i, 1};
+        m.reserve = (wire_reserve){r, below(4) ? n_leased : number(300), number(99), names, below(4) ? 1 : below(7)};
         break;
     case WIRE_RESERVED:
         m.reserved = (wire_reserved){r, lease, below(3) * 64 + (below(9) == 0), number(99)};
@@ -173,7 +176,10 @@ static void note_answer(pushes *open, const pre_action *action) {
     open->has_answer = true;
     if (action->message.type == WIRE_RESERVE) {
         open->answer = (wire_message){.type = WIRE_RESERVED,
-                                      .reserved = {action->message.reserve.request, 1 + below(40), 0, 5000}};
+                                      .reserved = {.request = action->message.reserve.request,
+                                                   .lease = 1 + below(40),
+                                                   .held_tokens = 64 * below(action->message.reserve.n_prefix + 1),
+                                                   .ttl_ms = 5000}};
     } else if (action->message.type == WIRE_COMMIT) {
         const wire_commit *commit = &action->message.commit;
         open->answer =
@@ -210,6 +216,7 @@ static void test_prefill_survives_any_peer(void) {
                                  .max_requests = 10,
                                  .max_batched_tokens = 100,
                                  .max_batched_seqs = 4,
+                                 .has_prefix_cache = true,
                                  .eos_ids = &eos,
                                  .n_eos_ids = 1};
     pre_sched *sched;
@@ -270,6 +277,7 @@ static void test_prefill_survives_any_peer(void) {
     }
     const pre_counters *counters = pre_sched_counters(sched);
     CHECK(kv_pool_n_free(pool) == N_BLOCKS, "nothing is left: %u blocks free", kv_pool_n_free(pool));
+    CHECK(counters->n_prefix_hits > 0, "cached blocks were met");
     CHECK(counters->n_strange > 100 && counters->n_handed_off > 5 && counters->n_finished > 0 && counters->n_failed > 0,
           "strange %llu handed off %llu finished %llu failed %llu", (unsigned long long)counters->n_strange,
           (unsigned long long)counters->n_handed_off, (unsigned long long)counters->n_finished,
@@ -284,6 +292,7 @@ typedef struct {
     uint64_t ids[256];
     uint32_t n;
     uint64_t prefill;   /* that got a lease last */
+    uint32_t n_held;    /* blocks under it that need no push */
     wire_commit commit; /* what it should say */
     bool has_commit;
 } closing;
@@ -302,7 +311,7 @@ static wire_message right_commit(const closing *list) {
     m.commit.sampling = (wire_sampling){.top_p = 1};
     m.commit.max_tokens = 2 + below(100);
     m.commit.n_prompt = n - 1;
-    m.commit.n_pushes = SIM_LAYERS * kv_blocks_for(n - 1);
+    m.commit.n_pushes = SIM_LAYERS * (kv_blocks_for(n - 1) - list->n_held);
     for (uint32_t i = 0; i < n; i++) tokens[i] = below(SIM_VOCAB);
     m.commit.tokens = tokens;
     return m;
@@ -314,6 +323,7 @@ static void walk_decode(dec_sched *sched, closing *list) {
     while (dec_sched_next(sched, &action)) {
         if (action.kind == DEC_LEASE_OPEN) {
             list->commit = (wire_commit){.n_tokens = action.lease_open.n_tokens + 1};
+            list->n_held = action.lease_open.first_block;
         } else if (action.kind == DEC_LEASE_CLOSE) {
             bool is_there = false;
             for (uint32_t i = 0; i < list->n; i++) is_there |= list->ids[i] == action.lease_close.lease;
@@ -345,6 +355,7 @@ static void test_decode_survives_any_peer(void) {
                                  .n_layers = SIM_LAYERS,
                                  .max_num_seqs = 4,
                                  .max_leases = 6,
+                                 .has_prefix_cache = true,
                                  .eos_ids = &eos,
                                  .n_eos_ids = 1};
     dec_sched *sched;
@@ -403,6 +414,7 @@ static void test_decode_survives_any_peer(void) {
     }
     const dec_counters *counters = dec_sched_counters(sched);
     CHECK(kv_pool_n_free(pool) == N_BLOCKS, "nothing is left: %u blocks free", kv_pool_n_free(pool));
+    CHECK(counters->n_prefix_hits > 0, "cached blocks were met");
     CHECK(counters->n_committed > 20 && counters->n_finished > 5 && counters->n_commit_failed > 20 &&
               counters->n_lease_expired > 5,
           "committed %llu finished %llu commits failed %llu expired %llu", (unsigned long long)counters->n_committed,

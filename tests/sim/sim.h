@@ -9,7 +9,9 @@
  *   - The baton rule: of one attempt, at most one process may finish the request (check_baton).
  *   - No block that a landing or a lease may touch is given to anyone else (kv_owner).
  *   - KV is content: a cell holds a hash of all tokens before it. A token drawn from cells that were not written, not
- *     transferred or overwritten is a wrong token, and every token that a client gets is compared with the oracle.
+ *     transferred, overwritten or reused for another prompt is a wrong token, and every token that a client gets is
+ *     compared with the oracle. Each step also checks every cell that it reads (check_cells), cached blocks included.
+ *   - A block that others may read is written by nobody, from memory or network (kv_pool.h rule 2).
  *   - A request ends exactly once, at the right token, for the right reason. At the end nothing is left anywhere. */
 #ifndef BATON_TESTS_SIM_SIM_H
 #define BATON_TESTS_SIM_SIM_H
@@ -46,6 +48,8 @@ typedef struct {
     uint32_t max_num_seqs, max_leases;
     uint32_t gateway_requests, migration_limit;
     uint32_t max_prompt, max_output;
+    uint32_t n_chats; /* half of the prompts begin as one of so many do */
+    bool has_prefix_cache;
     int64_t arrival_ns;            /* mean time between requests, of all gateways */
     int64_t fault_ns;              /* mean time between faults; 0: none */
     uint32_t cancel_percent;       /* of requests: the client leaves at some time */
@@ -151,7 +155,7 @@ typedef struct {
 typedef struct {
     uint64_t lease, peer;
     uint32_t blocks[SIM_MAX_MODEL_LEN / 64 + 1];
-    uint32_t n_blocks, n_tokens;
+    uint32_t first_block, n_blocks, n_tokens;
     uint32_t n_landed, n_in_flight;
     bool is_closing, has_stopped; /* closing: closed when n_wanted have landed; stopped: no further one */
     uint32_t n_wanted;

@@ -38,8 +38,13 @@ static void plan_client(sim_world *world, sim_client *client, uint32_t *tokens) 
     for (uint32_t i = 0; i < client->n_stop_ids; i++) client->stop_ids[i] = sim_below(world, SIM_VOCAB);
     if (sim_below(world, 100) < c->stop_percent) client->stop_at = 1 + sim_below(world, client->max_tokens);
     client->cell = 0;
+    uint64_t chat = sim_below(world, c->n_chats);
+    uint32_t n_shared = sim_below(world, 2) ? 0 : 1 + sim_below(world, SIM_MAX_MODEL_LEN / 2);
+    uint32_t other_at =
+        sim_below(world, 2) ? UINT32_MAX : sim_below(world, 128); /* one token makes it another prompt */
     for (uint32_t i = 0; i < client->n_prompt; i++) {
-        tokens[i] = sim_below(world, SIM_VOCAB);
+        tokens[i] = i < n_shared && i != other_at ? (uint32_t)(sim_mix(chat << 32 | i) % SIM_VOCAB)
+                                                  : sim_below(world, SIM_VOCAB);
         client->cell = sim_cell(client->cell, tokens[i], KRN_EXPANDED);
     }
 }
@@ -66,7 +71,7 @@ void sim_client_arrive(sim_world *world) {
                         .sampling = client->sampling,
                         .stop_token_ids = client->stop_ids,
                         .n_stop_token_ids = client->n_stop_ids,
-                        .cache_salt = "",
+                        .cache_salt = sim_below(world, 4) == 0 ? "pepper" : "",
                         .strategy = strategy,
                         .user = client};
     bt_status status = gw_core_submit(node->gateway, &submit, world->now_ns, &client->serial, &err);

@@ -173,11 +173,13 @@ void sim_lease_open(sim_world *world, uint32_t index, uint64_t peer, const dec_l
     sim_lease *lease = bt_calloc(1, sizeof(*lease));
     lease->lease = open->lease;
     lease->peer = peer;
+    lease->first_block = open->first_block;
     lease->n_blocks = open->n_blocks;
     lease->n_tokens = open->n_tokens;
-    for (uint32_t i = 0; i < open->n_blocks; i++) {
+    for (uint32_t i = open->first_block; i < open->n_blocks; i++) {
         uint32_t block = lease->blocks[i] = open->blocks[i];
-        BT_ASSERT(node->kv_owner[block] == 0); /* rule 3: nothing may land there for anybody else */
+        BT_ASSERT(node->kv_owner[block] == 0);            /* rule 3: nothing may land there for anybody else */
+        BT_ASSERT(!kv_pool_is_cached(node->pool, block)); /* rule 2 */
         node->kv_owner[block] = open->lease;
     }
     if (node->n_leases == node->cap_leases) {
@@ -208,7 +210,7 @@ static void closed_event(sim_world *world, const sim_event *event) {
     while (node->leases[at]->lease != event->a) at++;
     sim_lease *lease = node->leases[at];
     node->leases[at] = node->leases[--node->n_leases];
-    for (uint32_t i = 0; i < lease->n_blocks; i++) {
+    for (uint32_t i = lease->first_block; i < lease->n_blocks; i++) {
         BT_ASSERT(node->kv_owner[lease->blocks[i]] == lease->lease);
         node->kv_owner[lease->blocks[i]] = 0;
     }
@@ -230,7 +232,7 @@ static void arrive_event(sim_world *world, const sim_event *event) {
     if (lease == NULL || lease->has_stopped || (lease->is_closing && lease->n_wanted == 0)) return;
     if (lease->peer != world->nodes[transfer->from].incarnation) return;
     uint32_t n_left = lease->n_tokens - block * ROWS;
-    BT_ASSERT(transfer->layer < SIM_LAYERS && block < lease->n_blocks);
+    BT_ASSERT(transfer->layer < SIM_LAYERS && block >= lease->first_block && block < lease->n_blocks);
     BT_ASSERT(n_rows_of(transfer, i) == (n_left < ROWS ? n_left : ROWS) && !lease->seen[transfer->layer][block]);
     lease->seen[transfer->layer][block] = 1;
     lease->n_in_flight++;

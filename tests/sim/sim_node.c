@@ -24,8 +24,14 @@ uint32_t sim_draw(uint64_t cell, const wire_sampling *sampling, uint32_t positio
 
 static uint64_t *cell_at(const sim_node *node, const krn_sequence *sequence, uint32_t layer, uint32_t position) {
     uint32_t block = sequence->blocks[position / ROWS], n_blocks = kv_pool_n_blocks(node->pool);
-    BT_ASSERT(block < n_blocks && kv_pool_n_holders(node->pool, block) == 1); /* rule 2 */
+    BT_ASSERT(block < n_blocks && kv_pool_n_holders(node->pool, block) > 0); /* rule 3 */
     return &node->cells[((size_t)layer * n_blocks + block) * ROWS + position % ROWS];
+}
+
+static void write_cell(sim_node *node, const krn_sequence *sequence, uint32_t layer, uint32_t position, uint64_t cell) {
+    uint32_t block = sequence->blocks[position / ROWS];
+    BT_ASSERT(kv_pool_n_holders(node->pool, block) == 1 && !kv_pool_is_cached(node->pool, block)); /* rule 2 */
+    *cell_at(node, sequence, layer, position) = cell;
 }
 
 /* One layer of a sequence's rows: each reads what the cache holds before it. */
@@ -34,16 +40,18 @@ static void compute(sim_node *node, const krn_sequence *sequence, uint32_t layer
         uint32_t position = sequence->position + i;
         uint64_t before = position == 0 ? 0 : *cell_at(node, sequence, layer, position - 1);
         BT_ASSERT(sequence->token_ids[i] < SIM_VOCAB);
-        *cell_at(node, sequence, layer, position) = sim_cell(before, sequence->token_ids[i], sequence->form);
+        write_cell(node, sequence, layer, position, sim_cell(before, sequence->token_ids[i], sequence->form));
     }
 }
 
-/* Attention reads everything: is the chain of cells whole, in every layer? Prefill's part may have either form. */
-static void check_cells(const sim_node *node, const krn_sequence *sequence) {
+/* Attention reads everything: is the chain of cells whole, in every layer, up to n_positions? Computed, transferred and
+ * reused blocks alike. A position may have either form here; the last cell tells them apart, and the oracle knows it.
+ */
+static void check_cells(const sim_node *node, const krn_sequence *sequence, uint32_t n_positions) {
     const uint32_t *tokens = sequence->token_ids - sequence->position; /* the core's array starts at position 0 */
     for (uint32_t layer = 0; layer < SIM_LAYERS; layer++) {
         uint64_t before = 0;
-        for (uint32_t position = 0; position <= sequence->position; position++) {
+        for (uint32_t position = 0; position < n_positions; position++) {
             uint64_t cell = *cell_at(node, sequence, layer, position);
             BT_ASSERT(cell == sim_cell(before, tokens[position], KRN_EXPANDED) ||
                       cell == sim_cell(before, tokens[position], KRN_ABSORBED));
@@ -95,7 +103,7 @@ static void finish_decode_step(sim_world *world, uint32_t index) {
         for (uint32_t b = 0; b <= sequence->position / ROWS; b++)
             BT_ASSERT(node->kv_owner[sequence->blocks[b]] == 0); /* rule 3: nothing lands there any more */
         for (uint32_t layer = 0; layer < SIM_LAYERS; layer++) compute(node, sequence, layer);
-        if (sim_below(world, 8) == 0) check_cells(node, sequence);
+        check_cells(node, sequence, sequence->position + 1);
         tokens[i] = draw_after(node, sequence, &step->samples[i].draw);
         node->logprobs[i].rank = tokens[i];
     }
@@ -120,6 +128,8 @@ void sim_node_step_event(sim_world *world, const sim_event *event) {
 static void begin_prefill_step(sim_world *world, uint32_t index) {
     sim_node *node = &world->nodes[index];
     check_step(node->pre_step.sequences, node->pre_step.n_sequences, world->config.max_batched_tokens);
+    for (uint32_t i = 0; i < node->pre_step.n_sequences; i++)
+        check_cells(node, &node->pre_step.sequences[i], node->pre_step.sequences[i].position);
     node->is_stepping = true;
     int64_t layer_ns = 200000 + (int64_t)node->pre_step.n_rows * 2000 + sim_below(world, 100000);
     for (uint32_t layer = 0; layer < SIM_LAYERS; layer++)
@@ -293,6 +303,7 @@ static void start_worker(sim_world *world, sim_node *node) {
                                  .max_batched_seqs = c->max_batched_seqs,
                                  .eos_ids = eos_ids,
                                  .n_eos_ids = 1,
+                                 .has_prefix_cache = c->has_prefix_cache,
                                  .connect_ms = 200,
                                  .reserve_ms = 150,
                                  .retry_ms = 5,
@@ -307,6 +318,7 @@ static void start_worker(sim_world *world, sim_node *node) {
                                 .max_leases = c->max_leases,
                                 .eos_ids = eos_ids,
                                 .n_eos_ids = 1,
+                                .has_prefix_cache = c->has_prefix_cache,
                                 .lease_ms = 200,
                                 .settle_ms = 40};
     bt_error err;

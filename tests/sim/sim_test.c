@@ -23,6 +23,11 @@ static void test_worlds_end_whole_and_every_failure_has_happened(void) {
               sum.gateway.n_replays_failed > 0,
           "every kind of replay");
     CHECK(sum.decode.n_preempted > 0 && sum.decode.n_commit_failed > 0 && sum.decode.n_lease_aborted > 0, "decode");
+    CHECK(sum.prefill.n_prefix_hits > sum.prefill.n_prefix_queries / 100 &&
+              sum.decode.n_prefix_hits > sum.decode.n_prefix_queries / 100,
+          "both caches are used: %llu of %llu, %llu of %llu", (unsigned long long)sum.prefill.n_prefix_hits,
+          (unsigned long long)sum.prefill.n_prefix_queries, (unsigned long long)sum.decode.n_prefix_hits,
+          (unsigned long long)sum.decode.n_prefix_queries);
     CHECK(sum.decode.n_canceled_leased > 0 && sum.decode.n_canceled_waiting > 0 && sum.decode.n_canceled_running > 0,
           "cancels in every phase of decode");
     CHECK(sum.prefill.n_canceled_queued > 0 && sum.prefill.n_canceled_computing > 0 &&

@@ -25,6 +25,8 @@ sim_config sim_config_random(uint64_t seed, uint32_t n_requests) {
     c.migration_limit = sim_below(&dice, 3) == 0 ? sim_below(&dice, 4) : 20;
     c.max_prompt = 16 + sim_below(&dice, 500);
     c.max_output = 1 + sim_below(&dice, 120);
+    c.n_chats = 1 + sim_below(&dice, 12);
+    c.has_prefix_cache = sim_below(&dice, 8) != 0;
     c.arrival_ns = 200000 + sim_exponential_ns(&dice, 3000000); /* from overload to idle */
     c.fault_ns = seed % 4 == 0 ? 0 : 20 * (int64_t)BT_NS_PER_MS + sim_below(&dice, 400 * BT_NS_PER_MS);
     c.stall_ppm = seed % 4 == 0 ? 0 : sim_below(&dice, seed % 8 == 5 ? 5000 : 300);
