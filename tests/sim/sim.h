@@ -35,6 +35,7 @@ enum {
     SIM_VOCAB = 96,
     SIM_EOS = 1,
     SIM_MAX_MODEL_LEN = 1024,
+    SIM_SHORT_PROMPT = 32,
 };
 
 /* ---- what a seed chooses ---------------------------------------------------------------------------------------- */
@@ -63,6 +64,7 @@ typedef struct {
     uint64_t n_events, history_hash;
     uint64_t n_finished, n_failed, n_canceled, n_shed, n_died; /* requests, by end; died: with their gateway */
     uint64_t n_tokens, n_attempts;
+    uint64_t n_short, max_short_wait_ns; /* prompts of up to SIM_SHORT_PROMPT tokens: from arrival to first token */
     uint64_t n_crashes, n_cuts, n_stalls, n_drains, n_damaged, n_lost;
     gw_counters gateway; /* sums over all incarnations */
     pre_counters prefill;
@@ -195,6 +197,7 @@ typedef struct {
     bool is_alive;
     uint32_t node;
     uint64_t incarnation, serial;
+    int64_t arrived_ns;
     uint32_t n_prompt, max_tokens, n_output;
     wire_sampling sampling;
     uint32_t stop_ids[2], n_stop_ids;

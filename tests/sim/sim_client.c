@@ -78,6 +78,7 @@ void sim_client_arrive(sim_world *world) {
     BT_ASSERT(status == BT_OK || status == BT_NO_CAPACITY);
     if (status == BT_OK) {
         client->is_alive = true;
+        client->arrived_ns = world->now_ns;
         client->incarnation = node->incarnation;
         bt_map_put(&world->by_serial, key_of(client->incarnation, client->serial), world->n_clients);
         world->n_alive++;
@@ -145,12 +146,20 @@ static void hear_token(sim_client *client, uint32_t token) {
     }
 }
 
+static void note_wait(sim_world *world, const sim_client *client) {
+    uint64_t wait_ns = (uint64_t)(world->now_ns - client->arrived_ns);
+    if (client->n_prompt > SIM_SHORT_PROMPT) return;
+    world->result.n_short++;
+    if (wait_ns > world->result.max_short_wait_ns) world->result.max_short_wait_ns = wait_ns;
+}
+
 void sim_client_hear(sim_world *world, uint32_t node, const gw_action *action) {
     sim_client *client = find_client(world, node, action->serial);
     BT_ASSERT(client != NULL && client == action->user); /* nothing after the end */
     switch (action->kind) {
     case GW_TOKENS:
         BT_ASSERT(action->index == client->n_output && action->n_tokens > 0);
+        if (client->n_output == 0) note_wait(world, client);
         for (uint32_t i = 0; i < action->n_tokens; i++) {
             hear_token(client, action->tokens[i]);
             BT_ASSERT(client->sampling.n_logprobs == 0 || action->logprobs[i].rank == action->tokens[i]); /* its own */

@@ -36,6 +36,33 @@ static void test_worlds_end_whole_and_every_failure_has_happened(void) {
     CHECK(sum.prefill.n_reserve_refused > 0 && sum.prefill.n_decode_lost > 0 && sum.prefill.n_timeouts > 0, "prefill");
 }
 
+static void test_short_prompts_do_not_wait_for_long_ones(void) {
+    enum { STEP_NS = 900000 }; /* of 64 rows: a prompt of 1000 tokens needs 16 of them */
+    sim_config config = {.seed = 4,
+                         .n_requests = 1000,
+                         .n_gateways = 1,
+                         .n_prefills = 1,
+                         .n_decodes = 1,
+                         .prefill_blocks = 800,
+                         .decode_blocks = 800,
+                         .max_requests = 200,
+                         .max_batched_tokens = 64,
+                         .max_batched_seqs = 16,
+                         .max_num_seqs = 60,
+                         .max_leases = 60,
+                         .gateway_requests = 500,
+                         .migration_limit = 3,
+                         .max_prompt = 1000,
+                         .max_output = 8,
+                         .n_chats = 1,
+                         .arrival_ns = 4 * (int64_t)BT_NS_PER_MS};
+    sim_result result;
+    sim_run(&config, &result);
+    CHECK(result.n_short > 50, "%llu short ones", (unsigned long long)result.n_short);
+    CHECK(result.max_short_wait_ns < 6 * STEP_NS, "one waited %llu us",
+          (unsigned long long)result.max_short_wait_ns / 1000);
+}
+
 static void test_a_seed_is_a_history(void) {
     for (uint64_t seed = 1; seed < 6; seed++) {
         sim_config config = sim_config_random(seed, 300);
@@ -49,6 +76,7 @@ static void test_a_seed_is_a_history(void) {
 
 int main(void) {
     test_worlds_end_whole_and_every_failure_has_happened();
+    test_short_prompts_do_not_wait_for_long_ones();
     test_a_seed_is_a_history();
     TEST_END();
 }
