@@ -64,20 +64,6 @@ static const gw_usage *chunk_usage(const gw_answer *answer, gw_usage *usage) {
     return usage;
 }
 
-/* The choices' first events, in their order as clients expect it: role, and what is echoed. */
-static void put_openings(gw_answer *answer) {
-    if (answer->has_opened) return;
-    answer->has_opened = true;
-    gw_usage usage;
-    const gw_usage *shown = chunk_usage(answer, &usage);
-    for (uint32_t i = 0; i < answer->n_choices; i++) {
-        const bt_buf *echo = &answer->choices[i].echo;
-        gw_format_choice piece = {.content = {(const char *)echo->bytes, echo->n_bytes}};
-        if (answer->is_chat) gw_format_role(&answer->format, i, shown, &answer->out);
-        if (echo->n_bytes > 0) gw_format_delta(&answer->format, i, &piece, shown, &answer->out);
-    }
-}
-
 /* The oldest n waiting logprobs as JSON, valid until the next call. */
 static gw_text write_logprobs(gw_choice *choice, uint32_t n) {
     bt_buf *json = &choice->answer->logprobs_json;
@@ -99,6 +85,20 @@ static void put_delta(gw_choice *choice, gw_text reasoning, gw_text content) {
     if (n_ready > 0) piece.logprobs = write_logprobs(choice, n_ready);
     gw_format_delta(&answer->format, choice->index, &piece, chunk_usage(answer, &usage), &answer->out);
     choice->ids.n_ids = 0;
+}
+
+/* The choices' first events, in their order as clients expect it: role, and what is echoed. */
+static void put_openings(gw_answer *answer) {
+    if (answer->has_opened) return;
+    answer->has_opened = true;
+    gw_usage usage;
+    const gw_usage *shown = chunk_usage(answer, &usage);
+    for (uint32_t i = 0; i < answer->n_choices; i++) {
+        gw_choice *choice = &answer->choices[i];
+        gw_text none = {NULL, 0}, echo = {(const char *)choice->echo.bytes, choice->echo.n_bytes};
+        if (answer->is_chat) gw_format_role(&answer->format, i, shown, &answer->out);
+        if (echo.n_bytes > 0) put_delta(choice, none, echo);
+    }
 }
 
 /* What the stream has given out since the last call. Thought and answer are separate events. */
@@ -312,6 +312,11 @@ static void on_tokens(gw_choice *choice, const gw_action *action) {
         }
     }
     choice->last_token_ns = now_ns;
+    if (choice->is_empty) {
+        choice->finish = (gw_finish){.reason = "length"};
+        finish_choice(choice, GW_ENDED_LENGTH, true);
+        return;
+    }
     bool is_stopped = false;
     for (uint32_t i = 0; i < action->n_tokens && !is_stopped; i++) {
         choice->n_output++;
@@ -327,6 +332,11 @@ static void on_tokens(gw_choice *choice, const gw_action *action) {
         put_deltas(choice);
         send_events(answer);
     }
+}
+
+static void on_prompt(gw_choice *choice, const gw_action *action) {
+    for (uint32_t i = 0; i < action->n_tokens; i++)
+        gw_logprobs_put(&choice->logprobs, choice->prompt.ids.ids[action->index + i], true, &action->logprobs[i]);
 }
 
 static void on_finished(gw_choice *choice, const gw_action *action) {
@@ -359,6 +369,9 @@ void gw_serve_on_action(gw_loop *loop, const gw_action *action) {
     gw_choice *choice = action->user;
     if (!choice->is_open) return;
     switch (action->kind) {
+    case GW_PROMPT:
+        on_prompt(choice, action);
+        break;
     case GW_TOKENS:
         on_tokens(choice, action);
         break;

@@ -16,6 +16,7 @@ typedef struct {
     gw_answer *answer;
     uint32_t index; /* of the prompt times n_per_prompt, plus which of its choices */
     bool is_open;   /* not finished */
+    bool is_empty;  /* max_tokens 0: if the prompt is scored, the token that comes with it is not shown */
     uint64_t serial;
     gw_stream stream;     /* owned; not streaming: its buffers gather the whole text */
     gw_tokens prompt;     /* owned; ids kept only if they are shown */

@@ -126,9 +126,8 @@ static bt_status parse_completion_logprobs(gw_request *request, gw_error *error)
     if (logprobs == NULL) return BT_OK;
     if (cJSON_IsBool(logprobs) || !gw_value_i64(logprobs, &n_top) || n_top < 0 || n_top > WIRE_MAX_TOP_LOGPROBS)
         return gw_fail(error, 400, "logprobs", "logprobs must be an integer between 0 and %d.", WIRE_MAX_TOP_LOGPROBS);
-    if (request->echo)
-        return gw_fail(error, 400, "logprobs", "logprobs of the prompt, as echo asks for, are not supported.");
     request->sampling.n_logprobs = 1 + (uint32_t)n_top;
+    request->sampling.wants_prompt_logprobs = request->echo;
     return BT_OK;
 }
 

@@ -183,7 +183,7 @@ static const row completion_rows[] = {
     {P("\"logprobs\":1"), NULL, "one beside it"},
     {P("\"logprobs\":0"), NULL, "the token's own"},
     {P("\"logprobs\":21"), "logprobs", "over 20"},
-    {P("\"logprobs\":1,\"echo\":true"), "logprobs", "of the prompt: not supported yet"},
+    {P("\"logprobs\":1,\"echo\":true"), NULL, "of the prompt too"},
     {P("\"suffix\":\"x\""), "suffix", "not supported"},
     {P("\"suffix\":\"\""), NULL, "empty"},
     {P("\"best_of\":null"), NULL, "absent"},

@@ -277,6 +277,27 @@ bool gw_slot_put_token(const gw_core *core, gw_slot *slot, uint32_t index, uint3
     return true;
 }
 
+bool gw_slot_put_scores(gw_core *core, gw_slot *slot, uint32_t position, const wire_ranked *logprobs, uint32_t n) {
+    uint32_t next = slot->n_scored + 1, end = position + n;
+    if (!slot->sampling.wants_prompt_logprobs || slot->sampling.n_logprobs == 0 || slot->has_first) return false;
+    if (position == 0 || position > next || n > slot->info.n_prompt || end > slot->info.n_prompt) return false;
+    for (uint32_t i = 0; i < n; i++)
+        if (!is_sane_ranked(core, slot, &logprobs[i])) return false;
+    if (end <= next) return true; /* told by an earlier attempt */
+    wire_ranked *copy = bt_arena_alloc(&slot->arena, (end - next) * sizeof *copy);
+    for (uint32_t i = 0; i < end - next; i++) {
+        copy[i] = logprobs[next - position + i];
+        size_t n_bytes = copy[i].n_top * sizeof(wire_logprob);
+        if (n_bytes > 0) copy[i].top = memcpy(bt_arena_alloc(&slot->arena, n_bytes), copy[i].top, n_bytes);
+    }
+    gw_action *action = act_on_client(core, GW_PROMPT, slot);
+    action->logprobs = copy;
+    action->n_tokens = end - next;
+    action->index = next;
+    slot->n_scored = end - 1;
+    return true;
+}
+
 /* ---- events ----------------------------------------------------------------------------------------------------- */
 
 void gw_core_worker_up(gw_core *core, const gw_worker *known, int64_t now_ns) {

@@ -80,6 +80,7 @@ void gw_core_cancel(gw_core *core, uint64_t serial, int64_t now_ns);
 
 typedef enum {
     GW_SEND,     /* message -> the link of worker `peer` */
+    GW_PROMPT,   /* logprobs[n_tokens] of prompt tokens, the first at position `index`; before any GW_TOKENS */
     GW_TOKENS,   /* tokens[n_tokens], the first has index `index` */
     GW_FINISHED, /* reason, stop_token, n_output; the request is gone when the list is empty */
     GW_FAILED,   /* status, text for the client; likewise */

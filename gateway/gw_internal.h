@@ -30,6 +30,7 @@ typedef struct {
     uint32_t cap_tokens;
     wire_ranked *logprobs; /* [cap_logprobs] owned: of the output, if sampling.n_logprobs; lists in arena */
     uint32_t cap_logprobs;
+    uint32_t n_scored; /* prompt tokens whose logprobs went to the client; the first has none */
     bt_arena arena;
 
     /* This attempt. */
@@ -77,6 +78,9 @@ static inline int64_t gw_after_ms(int64_t now_ns, uint32_t ms) { return now_ns +
 gw_action *gw_act(gw_core *core, gw_action_kind kind);
 gw_slot *gw_slot_find(gw_core *core, uint64_t serial); /* NULL: unknown or ended */
 void gw_slot_set_timer(gw_core *core, gw_slot *slot, int64_t now_ns, uint32_t ms);
+
+/* Logprobs of prompt tokens from `position` on have come: what is new of them goes to the client. false: senseless. */
+bool gw_slot_put_scores(gw_core *core, gw_slot *slot, uint32_t position, const wire_ranked *logprobs, uint32_t n);
 
 /* Output token `index` has come. false: it, or what comes with it, makes no sense. */
 bool gw_slot_put_token(const gw_core *core, gw_slot *slot, uint32_t index, uint32_t token, const wire_ranked *logprobs,

@@ -55,7 +55,8 @@ static void deliver(gw_core *core, gw_slot *slot, int64_t now_ns) {
 static void take_first_token(gw_core *core, uint64_t peer, const wire_first_token *first, int64_t now_ns) {
     gw_slot *slot = find_of_prefill(core, peer, &first->request);
     if (slot == NULL) return;
-    if (slot->has_first || first->index != slot->n_base ||
+    bool lacks_scores = slot->sampling.wants_prompt_logprobs && slot->n_scored + 1 < slot->info.n_prompt;
+    if (slot->has_first || first->index != slot->n_base || lacks_scores ||
         !gw_slot_put_token(core, slot, first->index, first->token, first->logprobs, first->n_logprobs)) {
         fail_strange(core, slot, peer, "The prefill worker sent a token that makes no sense.", now_ns);
         return;
@@ -74,6 +75,12 @@ static void take_first_token(gw_core *core, uint64_t peer, const wire_first_toke
         gw_slot_set_timer(core, slot, now_ns, core->options.hand_off_ms);
     }
     deliver(core, slot, now_ns);
+}
+
+static void take_prompt_logprobs(gw_core *core, uint64_t peer, const wire_prompt_logprobs *said, int64_t now_ns) {
+    gw_slot *slot = find_of_prefill(core, peer, &said->request);
+    if (slot == NULL || gw_slot_put_scores(core, slot, said->position, said->logprobs, said->n_logprobs)) return;
+    fail_strange(core, slot, peer, "The prefill worker sent logprobs that make no sense.", now_ns);
 }
 
 /* The living request whose current attempt `peer` decodes; binds the request to it at its first word. A worker that
@@ -200,6 +207,9 @@ void gw_message_handle(gw_core *core, uint64_t peer, const wire_message *message
         break;
     case WIRE_FIRST_TOKEN:
         take_first_token(core, peer, &message->first_token, now_ns);
+        break;
+    case WIRE_PROMPT_LOGPROBS:
+        take_prompt_logprobs(core, peer, &message->prompt_logprobs, now_ns);
         break;
     case WIRE_HANDED_OFF:
         take_handed_off(core, peer, &message->handed_off, now_ns);

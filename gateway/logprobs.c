@@ -1,6 +1,7 @@
 /* Two shapes of the same list: chat has an object per token, completions four arrays. */
 #include "gateway/logprobs.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -49,6 +50,11 @@ void gw_logprobs_put(gw_logprobs *logprobs, uint32_t token, bool is_shown, const
     BT_ASSERT(ranked->n_top == logprobs->n_top);
     if (logprobs->n_top > 0)
         memcpy(&logprobs->top[(size_t)i * logprobs->n_top], ranked->top, logprobs->n_top * sizeof(wire_logprob));
+}
+
+void gw_logprobs_put_first(gw_logprobs *logprobs, uint32_t token) {
+    static const wire_logprob none[WIRE_MAX_TOP_LOGPROBS];
+    gw_logprobs_put(logprobs, token, true, &(wire_ranked){.logprob = NAN, .top = none, .n_top = logprobs->n_top});
 }
 
 uint32_t gw_logprobs_n_ready(const gw_logprobs *logprobs, size_t n_held_bytes) {
@@ -124,6 +130,10 @@ static uint32_t put_key(const gw_logprobs *logprobs, wire_logprob entry, size_t 
 static void put_top(const gw_logprobs *logprobs, uint32_t i, bt_buf *out) {
     size_t keys[WIRE_MAX_TOP_LOGPROBS + 1][2];
     uint32_t n_keys = 0;
+    if (isnan(logprobs->scored[i].logprob)) {
+        PUT(out, "null");
+        return;
+    }
     PUT(out, "{");
     for (uint32_t t = 0; t < logprobs->n_top; t++)
         n_keys = put_key(logprobs, logprobs->top[(size_t)i * logprobs->n_top + t], keys, n_keys, out);
@@ -149,7 +159,11 @@ static void put_completion(gw_logprobs *logprobs, uint32_t n, bt_buf *out) {
     PUT(out, "],\"token_logprobs\":[");
     for (uint32_t i = 0; i < n; i++) {
         if (i > 0) PUT(out, ",");
-        put_number(logprobs->scored[i].logprob, out);
+        if (isnan(logprobs->scored[i].logprob)) {
+            PUT(out, "null");
+        } else {
+            put_number(logprobs->scored[i].logprob, out);
+        }
     }
     PUT(out, "],\"tokens\":[");
     for (uint32_t i = 0; i < n; i++) {

@@ -34,6 +34,9 @@ void gw_logprobs_fini(gw_logprobs *logprobs); /* of a zeroed one: nothing */
  * not list it, so that the tokens' bytes are the text. */
 void gw_logprobs_put(gw_logprobs *logprobs, uint32_t token, bool is_shown, const wire_ranked *ranked);
 
+/* The first token of a prompt: nothing was said of it, so its values are null. */
+void gw_logprobs_put_first(gw_logprobs *logprobs, uint32_t token);
+
 /* How many of the waiting tokens have all their text out, if the last n_held_bytes are held back. */
 uint32_t gw_logprobs_n_ready(const gw_logprobs *logprobs, size_t n_held_bytes);
 

@@ -139,6 +139,7 @@ static bt_status prepare_choice(gw_loop *loop, const gw_request *request, gw_cho
     if (choice->answer->has_logprobs)
         gw_logprobs_init(&choice->logprobs, model->tokenizer, choice->answer->is_chat, request->skip_special_tokens,
                          request->sampling.n_logprobs - 1);
+    if (request->sampling.wants_prompt_logprobs) gw_logprobs_put_first(&choice->logprobs, choice->prompt.ids.ids[0]);
     return BT_OK;
 }
 
@@ -190,7 +191,7 @@ static bt_status submit_choice(gw_loop *loop, const gw_request *request, const g
     if (sampling.min_tokens > choice->prompt.max_tokens) sampling.min_tokens = choice->prompt.max_tokens;
     gw_submit submit = {.tokens = choice->prompt.ids.ids,
                         .n_tokens = choice->n_prompt,
-                        .max_tokens = choice->prompt.max_tokens,
+                        .max_tokens = choice->is_empty ? 1 : choice->prompt.max_tokens,
                         .sampling = sampling,
                         .constraint = request->constraint,
                         .stop_token_ids = request->stop_token_ids,
@@ -212,10 +213,12 @@ static bt_status submit_all(gw_loop *loop, const gw_request *request, const gw_s
         gw_choice *choice = &answer->choices[i];
         choice->is_open = true;
         answer->n_open++;
-        if (choice->prompt.max_tokens == 0) continue;
+        choice->is_empty = choice->prompt.max_tokens == 0;
+        if (choice->is_empty && !request->sampling.wants_prompt_logprobs) continue;
         bt_status status = submit_choice(loop, request, strategy, choice, error);
         if (status != BT_OK) return status;
-        if (!answer->return_token_ids) tok_ids_fini(&choice->prompt.ids); /* the core has its own copy */
+        if (!answer->return_token_ids && !request->sampling.wants_prompt_logprobs)
+            tok_ids_fini(&choice->prompt.ids); /* the core has its own copy */
     }
     return BT_OK;
 }

@@ -184,7 +184,14 @@ static bool step_run(pre_engine *engine) {
     actions_run(engine);
     if (!has_step) return false;
     krn_forward(node->model, node->kv, step.sequences, step.n_sequences, node->logits, on_layer, engine);
-    for (uint32_t i = 0; i < step.n_samples; i++) engine->tokens[i] = wrk_node_draw(node, i, &step.samples[i].draw);
+    for (uint32_t i = 0; i < step.n_samples; i++) {
+        const pre_sample *sample = &step.samples[i];
+        if (sample->is_given) {
+            wrk_node_score(node, i, sample->given, sample->draw.sampling->n_logprobs - 1);
+        } else {
+            engine->tokens[i] = wrk_node_draw(node, i, &sample->draw);
+        }
+    }
     uint32_t n_rows = step.n_rows;
     int64_t end_ns = bt_now_ns();
     pre_sched_step_done(engine->sched, engine->tokens, node->logprobs, end_ns);

@@ -92,7 +92,7 @@ struct pre_sched {
 
     /* The step. */
     bool is_stepping;
-    uint32_t n_layers_done, n_step, n_step_samples, n_step_rows;
+    uint32_t n_layers_done, n_step, n_step_samples, n_step_logits, n_step_rows;
     uint32_t *step_slots;    /* [max_batched_seqs]; filled by pre_pick.c */
     krn_sequence *sequences; /* [max_batched_seqs] */
     pre_sample *samples;     /* [max_batched_seqs] */
@@ -123,6 +123,11 @@ static inline uint32_t pre_slot_index(const pre_sched *sched, const pre_slot *sl
 }
 static inline int64_t pre_after_ms(int64_t now_ns, uint32_t ms) { return now_ns + (int64_t)ms * BT_NS_PER_MS; }
 static inline bool pre_is_living(const pre_slot *slot) { return slot->phase != PRE_FREE && slot->phase != PRE_CLOSING; }
+
+/* The prompt's logprobs are wanted: every row of it has logits. Not in a replay: the gateway has them. */
+static inline bool pre_is_scored(const pre_slot *slot) {
+    return slot->sampling.wants_prompt_logprobs && slot->sampling.n_logprobs > 0 && slot->n_tokens == slot->n_prompt;
+}
 
 pre_slot *pre_slot_find(pre_sched *sched, const wire_request *request); /* NULL: not known, or gone */
 

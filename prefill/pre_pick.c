@@ -25,6 +25,7 @@ void pre_queue_remove(pre_sched *sched, const pre_slot *slot) {
 static bool take_blocks(pre_sched *sched, pre_slot *slot) {
     uint32_t n_blocks = kv_blocks_for(slot->n_tokens), n_most = (slot->n_tokens - 1) / KV_BLOCK_TOKENS;
     if (n_most > slot->n_prefix) n_most = slot->n_prefix; /* the last position is computed in any case */
+    if (pre_is_scored(slot)) n_most = 0;                  /* and here every one */
     uint32_t n_cached = kv_prefix_take(sched->prefix, slot->prefix, n_most, slot->blocks);
     if (kv_pool_acquire(sched->pool, n_blocks - n_cached, slot->blocks + n_cached) != BT_OK) {
         kv_pool_release(sched->pool, slot->blocks, n_cached); /* rule 5 */
@@ -94,8 +95,12 @@ void pre_queue_admit(pre_sched *sched, int64_t now_ns) {
 static uint32_t add_rows(pre_sched *sched, pre_slot *slot, uint32_t n_max_rows) {
     bool is_prompt = slot->n_computed < slot->n_prompt;
     uint32_t n_left = (is_prompt ? slot->n_prompt : slot->n_tokens) - slot->n_computed - slot->n_step_rows;
+    uint32_t n_free_logits = sched->options.max_batched_seqs - sched->n_step_logits;
+    bool is_scored = pre_is_scored(slot), is_new = slot->n_step_rows == 0;
+    if (is_scored && n_max_rows > n_free_logits) n_max_rows = n_free_logits;
     uint32_t n_rows = n_left < n_max_rows ? n_left : n_max_rows;
-    if (n_rows == 0) return 0;
+    if (n_rows == 0 || (is_new && n_free_logits == 0)) return 0;
+    sched->n_step_logits += is_scored ? n_rows : is_new; /* one is kept for the row that may be its last */
     if (slot->n_step_rows == 0) sched->step_slots[sched->n_step++] = pre_slot_index(sched, slot);
     slot->n_step_rows += n_rows;
     sched->n_step_rows += n_rows;
@@ -115,11 +120,10 @@ static pre_slot *find_shortest(pre_sched *sched) {
 
 void pre_pick_rows(pre_sched *sched) {
     const pre_sched_options *o = &sched->options;
-    sched->n_step = sched->n_step_rows = 0;
+    sched->n_step = sched->n_step_rows = sched->n_step_logits = 0;
     while (sched->n_step_rows < half_rows(sched) && sched->n_step < half_seqs(sched)) {
         pre_slot *slot = find_shortest(sched);
-        if (slot == NULL) break;
-        add_rows(sched, slot, half_rows(sched) - sched->n_step_rows);
+        if (slot == NULL || add_rows(sched, slot, half_rows(sched) - sched->n_step_rows) == 0) break;
     }
     for (uint32_t at = 0; at < sched->n_computing + sched->n_queued; at++) {
         pre_slot *slot = &sched->slots[sched->order[at]];

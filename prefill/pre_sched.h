@@ -128,8 +128,10 @@ void pre_sched_tick(pre_sched *sched, int64_t now_ns);
 
 /* ---- steps ------------------------------------------------------------------------------------------------------ */
 
-/* A token wanted from a step's logits. */
+/* What is wanted of a row of a step's logits: a token, or the logprobs of one that is given. */
 typedef struct {
+    bool is_given;
+    uint32_t given; /* a prompt token: nothing is drawn */
     krn_draw_args draw;
     uint64_t prefix_id; /* names the sequence in logs and tests: its request's serial */
 } pre_sample;

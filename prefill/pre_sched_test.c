@@ -53,6 +53,8 @@ static void stop(void) {
 
 static wire_request request(uint64_t serial) { return (wire_request){GATEWAY, serial, 0}; }
 
+static wire_sampling sampling = {.top_p = 1};
+
 static void submit(uint64_t serial, uint32_t n_prompt, uint32_t n_tokens, uint32_t n_candidates) {
     static uint32_t tokens[1000];
     wire_candidate candidates[WIRE_MAX_CANDIDATES];
@@ -63,7 +65,7 @@ static void submit(uint64_t serial, uint32_t n_prompt, uint32_t n_tokens, uint32
         candidates[i] = (wire_candidate){wire_str_from("d"), DECODE + i, wire_str_from("d:1")};
     wire_message message = {.type = WIRE_SUBMIT,
                             .submit = {.request = request(serial),
-                                       .sampling = {.top_p = 1},
+                                       .sampling = sampling,
                                        .max_tokens = 50,
                                        .n_prompt = n_prompt,
                                        .cache_salt = wire_str_from(is_alike ? "" : salt),
@@ -258,6 +260,33 @@ static void test_a_replayed_request_keeps_its_forms(void) {
     for (uint32_t layer = 0; layer < LAYERS; layer++) layer_done(layer);
     end(50);
     CHECK(find(PRE_SEND_GATEWAY, WIRE_FIRST_TOKEN)->message.first_token.index == 20, "its index counts the replayed");
+    stop();
+}
+
+static void test_a_scored_prompt_has_logits_at_every_row(void) {
+    start();
+    uint32_t n_logits = 8, position = 0;
+    sampling = (wire_sampling){.top_p = 1, .n_logprobs = 1, .wants_prompt_logprobs = 1};
+    submit(1, 20, 20, 1);
+    sampling = (wire_sampling){.top_p = 1};
+    while (position < 20) {
+        uint32_t n = 20 - position < n_logits ? 20 - position : n_logits;
+        CHECK(begin() && step.sequences[0].n_rows == n && step.sequences[0].n_logits == n, "as many as logits fit");
+        CHECK(step.n_samples == n, "one for each row");
+        for (uint32_t i = 0; i < n; i++) {
+            bool is_last = position + i == 19;
+            CHECK(step.samples[i].is_given == !is_last, "row %u", position + i);
+            CHECK(is_last || step.samples[i].given == 10 + position + i + 1, "the token behind it is scored");
+        }
+        n_done = 0;
+        for (uint32_t layer = 0; layer < LAYERS; layer++) layer_done(layer);
+        end(50);
+        const wire_message *said = &find(PRE_SEND_GATEWAY, WIRE_PROMPT_LOGPROBS)->message;
+        CHECK(said->prompt_logprobs.position == position + 1, "of the tokens behind the rows");
+        CHECK(said->prompt_logprobs.n_logprobs == n - (position + n == 20), "the last row has the first token");
+        position += n;
+    }
+    CHECK(find(PRE_SEND_GATEWAY, WIRE_FIRST_TOKEN)->message.first_token.token == 50, "which comes as always");
     stop();
 }
 
@@ -473,6 +502,7 @@ int main(void) {
     test_a_known_beginning_is_not_computed_but_pushed_at_once();
     test_the_last_position_is_always_computed_and_output_is_not_kept();
     test_a_replayed_request_keeps_its_forms();
+    test_a_scored_prompt_has_logits_at_every_row();
     test_layers_are_pushed_as_they_are_done_and_parts_of_blocks_last();
     test_a_refused_request_tries_the_next_then_waits_then_gives_up();
     test_candidates_that_cannot_ever_are_told_apart();

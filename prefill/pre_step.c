@@ -1,27 +1,34 @@
 /* A step, from the rows that pre_pick.c chose to the tokens that follow them. */
 #include "prefill/pre_internal.h"
 
+/* What the row of `position` is for: to score the prompt token behind it, or to draw the first token. */
+static void add_sample(pre_sched *sched, const pre_slot *slot, uint32_t position) {
+    bool is_last = position + 1 == slot->n_tokens;
+    bool is_banned = wire_end_is_banned(&slot->end, slot->n_tokens - slot->n_prompt + 1);
+    sched->samples[sched->n_step_samples++] = (pre_sample){.is_given = !is_last,
+                                                           .given = is_last ? 0 : slot->tokens[position + 1],
+                                                           .draw = {.sampling = &slot->sampling,
+                                                                    .constraint = &slot->constraint,
+                                                                    .tokens = slot->tokens,
+                                                                    .n_prompt = slot->n_prompt,
+                                                                    .n_tokens = slot->n_tokens,
+                                                                    .banned = slot->end.ids,
+                                                                    .n_banned = is_banned ? slot->end.n_ids : 0},
+                                                           .prefix_id = slot->request.serial};
+}
+
 static void add_sequence(pre_sched *sched, uint32_t i, int64_t now_ns) {
     pre_slot *slot = &sched->slots[sched->step_slots[i]];
     bool is_prompt = slot->n_computed < slot->n_prompt;
-    bool is_last = slot->n_computed + slot->n_step_rows == slot->n_tokens;
+    uint32_t end = slot->n_computed + slot->n_step_rows;
+    uint32_t n_logits = pre_is_scored(slot) ? slot->n_step_rows : end == slot->n_tokens;
     sched->sequences[i] = (krn_sequence){.token_ids = &slot->tokens[slot->n_computed],
                                          .blocks = slot->blocks,
                                          .n_rows = slot->n_step_rows,
                                          .position = slot->n_computed,
                                          .form = is_prompt ? KRN_EXPANDED : KRN_ABSORBED,
-                                         .n_logits = is_last};
-    if (is_last) {
-        bool is_banned = wire_end_is_banned(&slot->end, slot->n_tokens - slot->n_prompt + 1);
-        sched->samples[sched->n_step_samples++] = (pre_sample){.draw = {.sampling = &slot->sampling,
-                                                                        .constraint = &slot->constraint,
-                                                                        .tokens = slot->tokens,
-                                                                        .n_prompt = slot->n_prompt,
-                                                                        .n_tokens = slot->n_tokens,
-                                                                        .banned = slot->end.ids,
-                                                                        .n_banned = is_banned ? slot->end.n_ids : 0},
-                                                               .prefix_id = slot->request.serial};
-    }
+                                         .n_logits = n_logits};
+    for (uint32_t position = end - n_logits; position < end; position++) add_sample(sched, slot, position);
     if (slot->first_step_ns == 0) slot->first_step_ns = now_ns;
 }
 
@@ -96,6 +103,15 @@ static void take_token(pre_sched *sched, pre_slot *slot, uint32_t token, const w
     pre_slot_end(sched, slot, now_ns);
 }
 
+static void send_scores(pre_sched *sched, const pre_slot *slot, uint32_t position, const wire_ranked *logprobs,
+                        uint32_t n) {
+    pre_send_gateway(
+        sched, slot,
+        &(wire_message){.type = WIRE_PROMPT_LOGPROBS,
+                        .prompt_logprobs = {
+                            .request = slot->request, .position = position, .logprobs = logprobs, .n_logprobs = n}});
+}
+
 void pre_sched_step_done(pre_sched *sched, const uint32_t *tokens, const wire_ranked *logprobs, int64_t now_ns) {
     BT_ASSERT(sched->is_stepping && sched->n_layers_done == sched->options.n_layers && sched->n_actions == 0);
     sched->is_stepping = false;
@@ -105,18 +121,20 @@ void pre_sched_step_done(pre_sched *sched, const uint32_t *tokens, const wire_ra
     for (uint32_t i = 0, sample = 0; i < sched->n_step; i++) {
         pre_slot *slot = &sched->slots[sched->step_slots[i]];
         uint32_t n_rows = slot->n_step_rows;
-        bool is_last = sched->sequences[i].n_logits == 1;
         slot->n_step_rows = 0;
         slot->n_computed += n_rows;
+        bool is_last = slot->n_computed == slot->n_tokens;
+        uint32_t n_scored = sched->sequences[i].n_logits - is_last;
         offer_blocks(sched, slot);
         if (slot->phase == PRE_CLOSING) {
             pre_slot_release_if_quiet(sched, slot, now_ns);
         } else {
             sched->n_tokens_left -= n_rows;
             sched->counters.n_prompt_tokens += n_rows;
-            if (is_last) take_token(sched, slot, tokens[sample], &logprobs[sample], now_ns);
+            if (n_scored > 0) send_scores(sched, slot, slot->n_computed - n_rows + 1, &logprobs[sample], n_scored);
+            if (is_last) take_token(sched, slot, tokens[sample + n_scored], &logprobs[sample + n_scored], now_ns);
         }
-        if (is_last) sample++;
+        sample += sched->sequences[i].n_logits;
     }
     pre_queue_admit(sched, now_ns);
     pre_status_changed(sched, now_ns);

@@ -278,6 +278,12 @@ uint32_t wrk_node_draw(wrk_node *node, uint32_t row, const krn_draw_args *args) 
                     node->top + (size_t)row * WIRE_MAX_TOP_LOGPROBS, &node->logprobs[row]);
 }
 
+void wrk_node_score(wrk_node *node, uint32_t row, uint32_t token, uint32_t n_top) {
+    uint32_t vocab_size = krn_model_config(node->model)->vocab_size;
+    krn_logprobs(node->logits + (size_t)row * vocab_size, vocab_size, token, n_top,
+                 node->top + (size_t)row * WIRE_MAX_TOP_LOGPROBS, &node->logprobs[row]);
+}
+
 void wrk_counter_export(wrk_node *node, wrk_counter *counter, bt_metric_id id, const char *labels, uint64_t count) {
     if (counter->series == NULL) counter->series = bt_metrics_series(node->metrics, id, labels);
     if (count > counter->exported) bt_series_add(counter->series, (double)(count - counter->exported));

@@ -12,6 +12,7 @@
 #include "common/registry/registry.h"
 #include "kernels/draw.h"
 #include "kernels/forward.h"
+#include "kernels/logprobs.h"
 #include "kvtransfer/kvt.h"
 #include "worker/wrk_http.h"
 #include "worker/wrk_peers.h"
@@ -87,6 +88,10 @@ bool wrk_signals_is_asked(void);
 
 /* Draws the token of row `row` of logits, and fills logprobs[row] if it is asked for. The row is changed. */
 uint32_t wrk_node_draw(wrk_node *node, uint32_t row, const krn_draw_args *args);
+
+/* Fills logprobs[row] for `token`, which stands in the sequence already, with n_top (<= WIRE_MAX_TOP_LOGPROBS) beside
+ * it. */
+void wrk_node_score(wrk_node *node, uint32_t row, uint32_t token, uint32_t n_top);
 
 /* A counter of a core, exported: the series grows by what the core's own count grew since the last time. */
 typedef struct {

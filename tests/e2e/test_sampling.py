@@ -106,6 +106,24 @@ def test_completion_logprobs_are_parallel_arrays(client):
     assert streamed == {name: getattr(logprobs, name) for name in streamed}
 
 
+def test_an_evaluation_reads_the_prompts_logprobs(client):
+    """lm-eval's call: the context is PROMPT, its continuation what the model says greedily, so every token is the best."""
+    said, answer = complete(client, logprobs=1, max_tokens=24)
+    context = len(PROMPT)
+    for max_tokens in (1, 0):
+        scored = client.completions.create(model=MODEL_NAME, prompt=[PROMPT + said], max_tokens=max_tokens, logprobs=1,
+                                           echo=True, temperature=0, seed=1234).choices[0]
+        got = scored.logprobs
+        lists = (got.tokens, got.token_logprobs, got.top_logprobs, got.text_offset)
+        assert {len(one) for one in lists} == {context + len(said) + max_tokens}
+        assert got.token_logprobs[0] is None and got.top_logprobs[0] is None
+        for i in range(context, context + len(said)):
+            assert max(got.top_logprobs[i].values()) == got.token_logprobs[i]
+            assert abs(got.token_logprobs[i] - answer.choices[0].logprobs.token_logprobs[i - context]) < 0.05
+        assert [scored.text[at:at + len(token)] for at, token in list(zip(got.text_offset, got.tokens))[1:]
+                if "\ufffd" not in token] == [token for token in got.tokens[1:] if "\ufffd" not in token]
+
+
 def test_logprobs_are_those_before_bias_and_temperature(client):
     plain = complete(client, logprobs=1, max_tokens=1)[1].choices[0].logprobs
     biased = complete(client, logprobs=1, max_tokens=1, logit_bias={"77": 100}, temperature=0.5, seed=1)[1]

@@ -48,8 +48,11 @@ static const wire_ranked *random_logprobs(void) {
 }
 
 static wire_sampling random_sampling(void) {
-    wire_sampling s = {
-        .top_p = 1, .min_tokens = number(4), .ignore_eos = below(2) != 0, .n_logprobs = below(4) == 0 ? number(3) : 0};
+    wire_sampling s = {.top_p = 1,
+                       .min_tokens = number(4),
+                       .ignore_eos = below(2) != 0,
+                       .n_logprobs = below(4) == 0 ? number(3) : 0,
+                       .wants_prompt_logprobs = below(8) == 0};
     if (below(30) == 0) s.top_p = 0.0f / 0.0f;
     if (below(30) == 0) s.temperature = -1;
     return s;
@@ -70,10 +73,12 @@ static const wire_candidate *random_candidates(void) {
 
 /* Any message between processes, about the requests of `gateway`, or to it. */
 static wire_message random_message(uint64_t gateway) {
-    static const wire_type types[] = {
-        WIRE_SUBMIT,   WIRE_SUBMIT, WIRE_CANCEL,    WIRE_ACCEPTED,      WIRE_FIRST_TOKEN, WIRE_HANDED_OFF, WIRE_TOKENS,
-        WIRE_FINISHED, WIRE_FAILED, WIRE_STATUS,    WIRE_RESERVE,       WIRE_RESERVE,     WIRE_RESERVED,   WIRE_REFUSED,
-        WIRE_COMMIT,   WIRE_COMMIT, WIRE_COMMITTED, WIRE_COMMIT_FAILED, WIRE_ABORT,       WIRE_RENEW};
+    static const wire_type types[] = {WIRE_SUBMIT,      WIRE_SUBMIT,     WIRE_CANCEL,          WIRE_ACCEPTED,
+                                      WIRE_FIRST_TOKEN, WIRE_HANDED_OFF, WIRE_TOKENS,          WIRE_FINISHED,
+                                      WIRE_FAILED,      WIRE_STATUS,     WIRE_RESERVE,         WIRE_RESERVE,
+                                      WIRE_RESERVED,    WIRE_REFUSED,    WIRE_PROMPT_LOGPROBS, WIRE_PROMPT_LOGPROBS,
+                                      WIRE_COMMIT,      WIRE_COMMIT,     WIRE_COMMITTED,       WIRE_COMMIT_FAILED,
+                                      WIRE_ABORT,       WIRE_RENEW};
     wire_request r = random_request(gateway);
     uint32_t n = 1 + below(200), n_leased = 64 + below(3);
     uint64_t lease = number(40);
@@ -103,6 +108,9 @@ static wire_message random_message(uint64_t gateway) {
                                            .token = number(SIM_VOCAB),
                                            .logprobs = random_logprobs(),
                                            .n_logprobs = below(2)};
+        break;
+    case WIRE_PROMPT_LOGPROBS:
+        m.prompt_logprobs = (wire_prompt_logprobs){r, number(3), random_logprobs(), below(2)};
         break;
     case WIRE_HANDED_OFF:
         m.handed_off =

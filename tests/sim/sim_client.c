@@ -189,6 +189,7 @@ void sim_client_hear(sim_world *world, uint32_t node, const gw_action *action) {
         world->result.n_failed++;
         end_client(world, client);
         break;
+    case GW_PROMPT: /* nobody here asks for them */
     case GW_SEND:
         break;
     }
