@@ -155,7 +155,8 @@ static void prefill(engine *e, uint32_t n) {
         krn_sequence s = {.token_ids = e->ids + at, .blocks = e->blocks, .n_rows = rows, .position = at};
         s.form = KRN_EXPANDED;
         s.n_logits = at + rows == n;
-        krn_forward(e->model, e->kv, &s, 1, e->logits, NULL, NULL);
+        bt_status status = krn_forward(e->model, e->kv, &s, 1, e->logits, NULL, NULL);
+        BT_ASSERT(status == BT_OK); /* a model alone */
     }
 }
 
@@ -178,7 +179,8 @@ static void decode(engine *e, uint32_t depth, uint32_t n_sequences) {
             e->sequences[s].form = KRN_ABSORBED;
             e->sequences[s].n_logits = 1;
         }
-        krn_forward(e->model, e->kv, e->sequences, n_sequences, e->logits, NULL, NULL);
+        bt_status status = krn_forward(e->model, e->kv, e->sequences, n_sequences, e->logits, NULL, NULL);
+        BT_ASSERT(status == BT_OK); /* a model alone */
     }
 }
 

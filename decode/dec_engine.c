@@ -161,7 +161,9 @@ static bool step_run(dec_engine *engine) {
     bool has_step = dec_sched_step_begin(engine->sched, begin_ns, &step);
     actions_run(engine);
     if (!has_step) return false;
-    krn_forward(node->model, node->kv, step.sequences, step.n_sequences, node->logits, on_layer, engine);
+    bt_status status =
+        krn_forward(node->model, node->kv, step.sequences, step.n_sequences, node->logits, on_layer, engine);
+    BT_ASSERT(status == BT_OK); /* only a group of ranks can fail, and this worker is alone */
     uint32_t n_rows = step.n_sequences;
     for (uint32_t i = 0; i < n_rows; i++) engine->tokens[i] = wrk_node_draw(node, i, &step.samples[i].draw);
     int64_t end_ns = bt_now_ns();

@@ -70,7 +70,8 @@ typedef struct krn_backend krn_backend;
 
 typedef struct {
     uint32_t n_threads;
-    uint32_t max_rows;        /* in one call */
+    uint32_t max_rows;        /* in one call; experts() takes any number */
+    uint32_t n_ranks;         /* that send their rows' pairs into one experts(); 0 is 1: sizes scratch for speed only */
     uint32_t max_positions;   /* longest sequence: sizes attention scratch where it depends on it */
     const mdl_config *config; /* borrowed for the backend's life */
 } krn_backend_limits;

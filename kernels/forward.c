@@ -6,6 +6,7 @@
  * tokens run together, and where their blocks are, is the schedulers' business. */
 #include "kernels/forward.h"
 
+#include <inttypes.h>
 #include <math.h>
 #include <sched.h>
 #include <stdlib.h>
@@ -14,6 +15,7 @@
 #include "common/core/alloc.h"
 #include "common/core/clock.h"
 #include "common/core/log.h"
+#include "kernels/ep.h"
 #include "kernels/route.h"
 
 struct krn_model {
@@ -21,7 +23,12 @@ struct krn_model {
     mdl_checkpoint *checkpoint;
     krn_weights *weights;
     krn_backend *backend;
+    krn_placement *placement; /* with n_ranks; NULL: alone */
+    krn_ep *ep;               /* n_ranks > 1 */
+    ep_exchange *exchange;    /* borrowed; NULL: none */
+    uint32_t rank;
     uint64_t hash;
+    uint64_t *expert_load; /* [layers][n_routed_experts] */
     uint32_t max_rows, max_positions, max_logits;
     /* constants */
     float *inv_freq; /* [rope / 2] */
@@ -40,7 +47,8 @@ struct krn_model {
     uint32_t *chosen, *first_pair; /* [num_experts_per_tok]; first_pair: one [n_routed_experts] */
     float *chosen_weights;         /* [num_experts_per_tok] */
     krn_pair *pairs;               /* [num_experts_per_tok] */
-    float *expert_rows;            /* [num_experts_per_tok][hidden] */
+    float *expert_rows;            /* [num_experts_per_tok][hidden]: of experts computed alone */
+    const float **results;         /* [num_experts_per_tok]: each pair's expert row, here or from a peer */
     float *routed;                 /* [hidden]: sum of a row's expert rows */
 };
 
@@ -75,7 +83,8 @@ static void scratch_open(krn_model *model) {
         {&model->chosen, per_row * sizeof(uint32_t)},
         {&model->chosen_weights, per_row * sizeof(float)},
         {&model->pairs, per_row * sizeof(krn_pair)},
-        {&model->expert_rows, per_row * hidden * sizeof(float)},
+        {&model->expert_rows, model->ep == NULL ? per_row * hidden * sizeof(float) : 0},
+        {&model->results, per_row * sizeof(float *)},
         {&model->routed, (per_row > 0 ? hidden : 0) * sizeof(float)},
     };
     for (size_t i = 0; i < sizeof(buffers) / sizeof(buffers[0]); i++) {
@@ -83,18 +92,19 @@ static void scratch_open(krn_model *model) {
         memcpy(buffers[i].place, &memory, sizeof(memory));
     }
     model->first_pair = bt_calloc(c->n_routed_experts, sizeof(uint32_t));
+    model->expert_load = bt_calloc((size_t)c->num_hidden_layers * c->n_routed_experts, sizeof(uint64_t));
     model->inv_freq = bt_calloc(c->qk_rope_head_dim / 2, sizeof(float));
     mdl_rope_frequencies(c, model->inv_freq);
     model->rope_multiplier = mdl_rope_multiplier(c);
 }
 
 static void scratch_close(krn_model *model) {
-    void *const buffers[] = {model->ids,       model->cos_sin,       model->x,       model->normed_act,
-                             model->normed,    model->q_a,           model->q_a_act, model->q,
-                             model->kv_a,      model->attended_act,  model->gate,    model->up,
-                             model->gated_act, model->router_logits, model->chosen,  model->chosen_weights,
-                             model->pairs,     model->expert_rows,   model->routed,  model->first_pair,
-                             model->inv_freq};
+    void *const buffers[] = {model->ids,       model->cos_sin,       model->x,          model->normed_act,
+                             model->normed,    model->q_a,           model->q_a_act,    model->q,
+                             model->kv_a,      model->attended_act,  model->gate,       model->up,
+                             model->gated_act, model->router_logits, model->chosen,     model->chosen_weights,
+                             model->pairs,     model->expert_rows,   model->routed,     model->first_pair,
+                             model->inv_freq,  model->results,       model->expert_load};
     for (size_t i = 0; i < sizeof(buffers) / sizeof(buffers[0]); i++) free(buffers[i]);
 }
 
@@ -110,6 +120,8 @@ static bt_status check_options(const krn_model_options *options, const mdl_confi
     }
     if (options->max_logits == 0)
         return bt_fail(err, BT_BAD_REQUEST, "rows of logits per step is 0, expected at least 1");
+    if (options->n_ranks > 0 && options->rank >= options->n_ranks)
+        return bt_fail(err, BT_BAD_REQUEST, "rank is %u of %u", options->rank, options->n_ranks);
     return BT_OK;
 }
 
@@ -124,29 +136,41 @@ bt_status krn_model_open(const krn_model_options *options, krn_model **out, bt_e
     bt_status status = mdl_config_load(options->dir, &model->config, err);
     if (status == BT_OK) status = check_options(options, &model->config, err);
     if (status == BT_OK) status = mdl_checkpoint_open(options->dir, &model->checkpoint, err);
-    if (status == BT_OK) status = krn_weights_open(model->checkpoint, &model->config, &model->weights, err);
+    if (status == BT_OK && options->n_ranks > 0) {
+        status = krn_placement_open(&model->config, options->n_ranks, options->placement, &model->placement, err);
+    }
+    if (status == BT_OK) {
+        status =
+            krn_weights_open(model->checkpoint, &model->config, model->placement, options->rank, &model->weights, err);
+    }
     if (status != BT_OK) goto fail;
+    model->rank = options->rank;
     model->max_rows = options->max_rows;
     model->max_positions = options->max_positions;
     model->max_logits = options->max_logits;
     krn_backend_limits limits = {
         .n_threads = options->n_threads > 0 ? options->n_threads : processor_count(),
         .max_rows = options->max_rows > options->max_logits ? options->max_rows : options->max_logits,
+        .n_ranks = options->n_ranks,
         .max_positions = options->max_positions,
         .config = &model->config,
     };
     status = krn_backend_open(options->backend, &limits, &model->backend, err);
     if (status != BT_OK) goto fail;
-    mdl_checkpoint_read(model->checkpoint);
+    mdl_tensors_read(model->weights->tensors, model->weights->n_tensors);
     model->hash = mdl_checkpoint_hash(model->checkpoint);
     model->backend->prepare(model->backend, model->weights);
+    if (options->n_ranks > 1) {
+        const ep_limits ep = krn_model_ep_limits(model);
+        model->ep = krn_ep_open(&ep, model->placement, model->rank);
+    }
     scratch_open(model);
     bt_log(BT_LOG_INFO, "model", "open",
-           "dir=\"%s\" backend=%s isa=%s threads=%u layers=%u weights_mb=%llu active_mb=%llu hash=%016llx ms=%lld",
+           "dir=\"%s\" backend=%s isa=%s threads=%u layers=%u rank=%u/%u weights_mb=%" PRIu64 " active_mb=%" PRIu64
+           " hash=%016" PRIx64 " ms=%" PRId64,
            options->dir, model->backend->name, model->backend->isa, limits.n_threads, model->config.num_hidden_layers,
-           (unsigned long long)mdl_checkpoint_bytes(model->checkpoint) >> 20,
-           (unsigned long long)model->weights->active_bytes >> 20, (unsigned long long)model->hash,
-           (long long)(bt_now_ns() - start_ns) / BT_NS_PER_MS);
+           options->rank, options->n_ranks > 0 ? options->n_ranks : 1, model->weights->n_bytes >> 20,
+           model->weights->active_bytes >> 20, model->hash, (bt_now_ns() - start_ns) / BT_NS_PER_MS);
     *out = model;
     return BT_OK;
 fail:
@@ -158,7 +182,9 @@ void krn_model_close(krn_model *model) {
     if (model == NULL) return;
     scratch_close(model);
     if (model->backend != NULL) model->backend->close(model->backend);
+    krn_ep_close(model->ep);
     krn_weights_close(model->weights);
+    krn_placement_close(model->placement);
     mdl_checkpoint_close(model->checkpoint);
     free(model);
 }
@@ -166,7 +192,22 @@ void krn_model_close(krn_model *model) {
 const mdl_config *krn_model_config(const krn_model *model) { return &model->config; }
 const krn_backend *krn_model_backend(const krn_model *model) { return model->backend; }
 uint64_t krn_model_hash(const krn_model *model) { return model->hash; }
+uint64_t krn_model_weight_bytes(const krn_model *model) { return model->weights->n_bytes; }
 uint64_t krn_model_active_bytes(const krn_model *model) { return model->weights->active_bytes; }
+
+const uint64_t *krn_model_expert_load(const krn_model *model) {
+    return model->config.n_routed_experts > 0 ? model->expert_load : NULL;
+}
+
+ep_limits krn_model_ep_limits(const krn_model *model) {
+    return krn_ep_limits(&model->config, model->placement, model->max_rows, model->backend->activation_bytes);
+}
+
+void krn_model_set_exchange(krn_model *model, ep_exchange *exchange) {
+    BT_ASSERT(exchange == NULL || (model->placement != NULL && exchange->rank == model->rank &&
+                                   exchange->n_ranks == krn_placement_n_ranks(model->placement)));
+    model->exchange = exchange;
+}
 
 /* Ids and rotations of the step's rows, one sequence after another. Returns the number of rows. */
 static uint32_t gather_rows(krn_model *model, const krn_sequence *sequences, uint32_t n_sequences) {
@@ -231,15 +272,19 @@ static void mlp(krn_model *model, const krn_mlp *weights, uint32_t n_rows) {
     b->linear(b, &weights->down, model->gated_act, n_rows, model->x, true);
 }
 
-/* Chooses the rows' experts and groups them into pairs. Returns the number of pairs. */
-static uint32_t route(krn_model *model, const krn_layer *layer, uint32_t n_rows) {
+/* Chooses the rows' experts, counts them and groups them into pairs. Returns the number of pairs. */
+static uint32_t route(krn_model *model, uint32_t layer_index, uint32_t n_rows) {
     const mdl_config *c = &model->config;
+    const krn_layer *layer = &model->weights->layers[layer_index];
     size_t per_row = c->num_experts_per_tok;
+    uint64_t *load = model->expert_load + (size_t)layer_index * c->n_routed_experts;
+    if (n_rows == 0) return 0;
     model->backend->router(model->backend, &layer->router, model->normed, n_rows, model->router_logits);
     for (uint32_t row = 0; row < n_rows; row++) {
         krn_route(c, model->router_logits + (size_t)row * c->n_routed_experts, layer->router_bias,
                   model->chosen + row * per_row, model->chosen_weights + row * per_row);
     }
+    for (size_t i = 0; i < n_rows * per_row; i++) load[model->chosen[i]]++;
     krn_route_pairs(c, model->chosen, model->chosen_weights, n_rows, model->first_pair, model->pairs);
     return n_rows * c->num_experts_per_tok;
 }
@@ -251,25 +296,14 @@ static void combine(krn_model *model, uint32_t n_pairs, uint32_t n_rows) {
     memset(model->routed, 0, n_rows * hidden * sizeof(float));
     for (uint32_t p = 0; p < n_pairs; p++) {
         float *sum = model->routed + model->pairs[p].row * hidden;
-        const float *expert_row = model->expert_rows + p * hidden;
+        const float *expert_row = model->results[p];
         for (size_t i = 0; i < hidden; i++) sum[i] += expert_row[i];
     }
     for (size_t i = 0; i < n_rows * hidden; i++) model->x[i] += model->routed[i];
 }
 
-/* x += FFN(RMSNorm(x)) */
-static void feed_forward(krn_model *model, const krn_layer *layer, uint32_t n_rows) {
-    const mdl_config *c = &model->config;
-    krn_backend *b = model->backend;
-    b->rmsnorm(b, model->x, n_rows, c->hidden_size, layer->post_attention_norm, c->rms_norm_eps, model->normed_act,
-               layer->is_moe ? model->normed : NULL);
-    if (!layer->is_moe) {
-        mlp(model, &layer->dense, n_rows);
-        return;
-    }
-    uint32_t n_pairs = route(model, layer, n_rows);
-    /* Between here and combine() pairs may be computed anywhere: experts of other ranks are dispatched and come back.
-     */
+/* All experts are here. */
+static void experts_alone(krn_model *model, const krn_layer *layer, uint32_t n_pairs) {
     const krn_experts_args args = {
         .experts = layer->experts,
         .pairs = model->pairs,
@@ -277,9 +311,44 @@ static void feed_forward(krn_model *model, const krn_layer *layer, uint32_t n_ro
         .x = model->normed_act,
         .y = model->expert_rows,
     };
-    b->experts(b, &args);
+    model->backend->experts(model->backend, &args);
+    for (uint32_t p = 0; p < n_pairs; p++) {
+        model->results[p] = model->expert_rows + (size_t)p * model->config.hidden_size;
+    }
+}
+
+/* x += shared experts, then x += routed experts: while rows travel to other ranks the shared ones are computed. */
+static bt_status moe(krn_model *model, uint32_t layer_index, uint32_t n_rows) {
+    const krn_layer *layer = &model->weights->layers[layer_index];
+    bt_status status = BT_OK;
+    uint32_t n_pairs = route(model, layer_index, n_rows);
+    if (model->ep != NULL) {
+        status = krn_ep_post(model->ep, model->exchange, layer_index, model->normed_act, n_rows, model->pairs, n_pairs);
+        if (status != BT_OK) return status;
+    }
+    if (n_rows > 0 && model->config.n_shared_experts > 0) mlp(model, &layer->shared, n_rows);
+    if (model->ep == NULL) {
+        experts_alone(model, layer, n_pairs);
+    } else {
+        status = krn_ep_finish(model->ep, model->exchange, layer_index, model->backend, layer->experts, model->results);
+        if (status != BT_OK) return status;
+    }
     combine(model, n_pairs, n_rows);
-    if (c->n_shared_experts > 0) mlp(model, &layer->shared, n_rows);
+    return BT_OK;
+}
+
+/* x += FFN(RMSNorm(x)); without rows only what other ranks need. */
+static bt_status feed_forward(krn_model *model, uint32_t layer_index, uint32_t n_rows) {
+    const mdl_config *c = &model->config;
+    const krn_layer *layer = &model->weights->layers[layer_index];
+    krn_backend *b = model->backend;
+    if (n_rows > 0) {
+        b->rmsnorm(b, model->x, n_rows, c->hidden_size, layer->post_attention_norm, c->rms_norm_eps, model->normed_act,
+                   layer->is_moe ? model->normed : NULL);
+    }
+    if (layer->is_moe) return n_rows > 0 || model->ep != NULL ? moe(model, layer_index, n_rows) : BT_OK;
+    if (n_rows > 0) mlp(model, &layer->dense, n_rows);
+    return BT_OK;
 }
 
 /* Moves the rows whose logits are wanted to the front of x. Returns their number. */
@@ -296,23 +365,31 @@ static uint32_t keep_logit_rows(krn_model *model, const krn_sequence *sequences,
     return n_kept;
 }
 
-void krn_forward(krn_model *model, krn_kv kv, const krn_sequence *sequences, uint32_t n_sequences, float *logits,
-                 krn_layer_done on_layer, void *context) {
+bt_status krn_forward(krn_model *model, krn_kv kv, const krn_sequence *sequences, uint32_t n_sequences, float *logits,
+                      krn_layer_done on_layer, void *context) {
     const mdl_config *c = &model->config;
     const krn_weights *w = model->weights;
     krn_backend *b = model->backend;
     BT_ASSERT(kv.layout.dtype == b->kv && kv.layout.width == mdl_kv_width(c) &&
               kv.layout.n_layers == c->num_hidden_layers);
+    bt_status status = BT_OK;
     uint32_t n_rows = gather_rows(model, sequences, n_sequences);
-    if (n_rows == 0) return;
-    b->embed(b, &w->embed, model->ids, n_rows, model->x);
-    for (uint32_t i = 0; i < c->num_hidden_layers; i++) {
-        attention(model, i, kv, sequences, n_sequences, n_rows);
-        if (on_layer != NULL) on_layer(context, i);
-        if (i + 1 == c->num_hidden_layers) n_rows = keep_logit_rows(model, sequences, n_sequences);
-        if (n_rows > 0) feed_forward(model, &w->layers[i], n_rows);
+    if (model->ep == NULL && n_rows == 0) return BT_OK;
+    if (model->ep != NULL) {
+        status = model->exchange != NULL ? model->exchange->begin(model->exchange) : BT_PEER_LOST;
+        if (status != BT_OK) return status;
     }
-    if (n_rows == 0) return;
+    bool has_rows = n_rows > 0;
+    if (has_rows) b->embed(b, &w->embed, model->ids, n_rows, model->x);
+    for (uint32_t i = 0; i < c->num_hidden_layers; i++) {
+        if (has_rows) attention(model, i, kv, sequences, n_sequences, n_rows);
+        if (has_rows && on_layer != NULL) on_layer(context, i);
+        if (i + 1 == c->num_hidden_layers) n_rows = keep_logit_rows(model, sequences, n_sequences);
+        status = feed_forward(model, i, n_rows);
+        if (status != BT_OK) return status;
+    }
+    if (n_rows == 0) return BT_OK;
     b->rmsnorm(b, model->x, n_rows, c->hidden_size, w->final_norm, c->rms_norm_eps, model->normed_act, NULL);
     b->linear(b, &w->lm_head, model->normed_act, n_rows, logits, false);
+    return BT_OK;
 }

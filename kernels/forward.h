@@ -4,6 +4,7 @@
 #define BATON_KERNELS_FORWARD_H
 
 #include "kernels/backend.h"
+#include "kernels/exchange.h"
 
 typedef struct krn_model krn_model;
 
@@ -14,17 +15,31 @@ typedef struct {
     uint32_t max_rows;      /* token rows in one krn_forward(), over all sequences */
     uint32_t max_positions; /* longest sequence; at most max_position_embeddings */
     uint32_t max_logits;    /* rows of logits in one krn_forward() */
+    /* Expert parallelism: this model is one of n_ranks (0: alone) that share the routed experts. */
+    uint32_t rank, n_ranks;
+    const char *placement; /* file of placement.h; NULL or empty: consecutive runs */
 } krn_model_options;
 
-/* Opens checkpoint, weights and backend; reads the weights once so that the first request does not pay for disk, with a
- * progress line in the log every second. BT_BAD_REQUEST as the parts say. */
+/* Opens checkpoint, weights and backend; reads the weights that this rank holds once so that the first request does not
+ * pay for disk, with a progress line in the log every second. BT_BAD_REQUEST as the parts say. */
 bt_status krn_model_open(const krn_model_options *options, krn_model **out, bt_error *err);
 void krn_model_close(krn_model *model);
 
 const mdl_config *krn_model_config(const krn_model *model);
 const krn_backend *krn_model_backend(const krn_model *model);
 uint64_t krn_model_hash(const krn_model *model);         /* mdl_checkpoint_hash() */
+uint64_t krn_model_weight_bytes(const krn_model *model); /* krn_weights.n_bytes */
 uint64_t krn_model_active_bytes(const krn_model *model); /* krn_weights.active_bytes */
+
+/* How often this model's rows chose each expert: [num_hidden_layers][n_routed_experts], counted since open. NULL: the
+ * model has no routed experts. */
+const uint64_t *krn_model_expert_load(const krn_model *model);
+
+/* What the messages of this model's group hold; only with n_ranks > 0. Equal on all ranks of the same max_rows. */
+ep_limits krn_model_ep_limits(const krn_model *model);
+
+/* Joins a group (NULL: leaves it). Borrowed until the next call; rank and n_ranks must be the model's. */
+void krn_model_set_exchange(krn_model *model, ep_exchange *exchange);
 
 /* Called on the model's thread when layer `layer` of all rows is in the cache: the moment to push it. */
 typedef void (*krn_layer_done)(void *context, uint32_t layer);
@@ -32,8 +47,13 @@ typedef void (*krn_layer_done)(void *context, uint32_t layer);
 /* One step: the sequences' rows (together <= max_rows) go through all layers; `logits` receives
  * [sum of n_logits][vocab_size] in the order of the sequences. Sequences may not share a block that one of them
  * writes. `on_layer` may be NULL. Ids, lengths and counts outside the limits are the caller's bug (BT_ASSERT): whoever
- * takes them from a client checks them. */
-void krn_forward(krn_model *model, krn_kv kv, const krn_sequence *sequences, uint32_t n_sequences, float *logits,
-                 krn_layer_done on_layer, void *context);
+ * takes them from a client checks them.
+ *
+ * With n_ranks > 1 all ranks of the group make this call, with zero sequences if they have none; a rank learns from
+ * the exchange that it is called. BT_PEER_LOST, then only: the group has failed, or this model has no exchange. Rows of
+ * the step are then partly in the cache and to be computed again; the model can join a new group. on_layer is not
+ * called for a step without rows. */
+bt_status krn_forward(krn_model *model, krn_kv kv, const krn_sequence *sequences, uint32_t n_sequences, float *logits,
+                      krn_layer_done on_layer, void *context);
 
 #endif

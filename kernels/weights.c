@@ -1,8 +1,9 @@
 /* Binds tensors of the checkpoint to their place in the computation, by Hugging Face's names.
  *
- * Owns the layer and expert tables, the small vectors and the FP8 scales, all in one arena; matrices stay where they
- * are mapped. A binder carries the first error, so that a layer reads as a list of its tensors. What is not asked for
- * is not looked at: layers behind num_hidden_layers (multi-token prediction), rotary buffers, a head that is tied. */
+ * Owns the layer and expert tables, the list of tensors, the small vectors and the FP8 scales, all in one arena;
+ * matrices stay where they are mapped. A binder carries the first error, so that a layer reads as a list of its
+ * tensors. What is not asked for is not looked at: layers behind num_hidden_layers (multi-token prediction), rotary
+ * buffers, a head that is tied. */
 #include "kernels/weights.h"
 
 #include <inttypes.h>
@@ -22,8 +23,12 @@ typedef struct {
 typedef struct {
     const mdl_checkpoint *checkpoint;
     const mdl_config *config;
+    const krn_placement *placement; /* NULL: all experts */
+    uint32_t rank;
     bt_arena *arena;
-    uint64_t n_bytes; /* of the tensors bound so far */
+    const mdl_tensor **tensors; /* bound so far; grown by doubling */
+    size_t n_tensors, cap_tensors;
+    uint64_t n_bytes; /* of these */
     bt_status status;
     bt_error *err;
 } binder;
@@ -59,6 +64,11 @@ static const mdl_tensor *bind(binder *b, const char *name, uint32_t n_rows, uint
                             tensor->file, name, shape_text(tensor->rank, tensor->shape, found_text), expected_text);
         return NULL;
     }
+    if (b->n_tensors == b->cap_tensors) {
+        b->cap_tensors = b->cap_tensors > 0 ? 2 * b->cap_tensors : 256;
+        b->tensors = bt_realloc(b->tensors, b->cap_tensors, sizeof(*b->tensors));
+    }
+    b->tensors[b->n_tensors++] = tensor;
     b->n_bytes += tensor->n_bytes;
     return tensor;
 }
@@ -166,7 +176,7 @@ static void bind_attention(binder *b, uint32_t i, krn_layer *out) {
     out->o = bind_matrix(b, hidden, heads * c->v_head_dim, layer_name(name, i, "self_attn.o_proj.weight"));
 }
 
-/* Returns the bytes of the routed experts, of which a token reads a part. */
+/* Returns the bytes of the routed experts that are here, of which a token reads a part. */
 static uint64_t bind_moe(binder *b, uint32_t i, krn_layer *out) {
     const mdl_config *c = b->config;
     char name[MAX_NAME], place[64];
@@ -180,6 +190,7 @@ static uint64_t bind_moe(binder *b, uint32_t i, krn_layer *out) {
     uint64_t n_bytes = b->n_bytes;
     out->experts = bt_arena_alloc(b->arena, c->n_routed_experts * sizeof(krn_mlp));
     for (uint32_t e = 0; e < c->n_routed_experts; e++) {
+        if (b->placement != NULL && !krn_placement_holds(b->placement, b->rank, i, e)) continue;
         snprintf(place, sizeof(place), "mlp.experts.%u", e);
         out->experts[e] = bind_mlp(b, i, place, c->moe_intermediate_size);
     }
@@ -211,14 +222,19 @@ static void bind_all(binder *b, krn_weights *out) {
         }
         if (b->status != BT_OK) return;
     }
+    out->n_tensors = b->n_tensors;
+    out->n_bytes = b->n_bytes;
     out->active_bytes = b->n_bytes - idle_bytes;
 }
 
-bt_status krn_weights_open(const mdl_checkpoint *checkpoint, const mdl_config *config, krn_weights **out,
-                           bt_error *err) {
+bt_status krn_weights_open(const mdl_checkpoint *checkpoint, const mdl_config *config, const krn_placement *placement,
+                           uint32_t rank, krn_weights **out, bt_error *err) {
     owned_weights *owned = bt_calloc(1, sizeof(*owned));
     binder b = {.checkpoint = checkpoint, .config = config, .arena = &owned->arena, .status = BT_OK, .err = err};
+    b.placement = placement;
+    b.rank = rank;
     bind_all(&b, &owned->weights);
+    owned->weights.tensors = b.tensors;
     if (b.status != BT_OK)
         krn_weights_close(&owned->weights);
     else
@@ -230,5 +246,6 @@ void krn_weights_close(krn_weights *weights) {
     if (weights == NULL) return;
     owned_weights *owned = (owned_weights *)weights; /* its first member */
     bt_arena_fini(&owned->arena);
+    free(weights->tensors);
     free(owned);
 }

@@ -5,6 +5,7 @@
 
 #include "common/model/checkpoint.h"
 #include "common/model/config.h"
+#include "kernels/placement.h"
 
 /* y = x · Wᵀ, W row-major [n_out, n_in] in its stored type. */
 typedef struct {
@@ -34,21 +35,26 @@ typedef struct {
     krn_mlp dense;            /* !is_moe */
     krn_matrix router;        /* is_moe: [n_routed_experts, hidden_size] */
     const float *router_bias; /* is_moe and noaux_tc: [n_routed_experts]; else NULL */
-    krn_mlp *experts;         /* is_moe: [n_routed_experts] */
+    krn_mlp *experts;         /* is_moe: [n_routed_experts]; zero: another rank's */
     krn_mlp shared;           /* is_moe and n_shared_experts > 0 */
 } krn_layer;
 
 typedef struct {
     krn_matrix embed, lm_head; /* the same matrix when tie_word_embeddings */
     const float *final_norm;
-    krn_layer *layers;     /* [num_hidden_layers] */
-    uint64_t active_bytes; /* weight bytes that one token reads: the roofline of decode at batch 1 */
+    krn_layer *layers;          /* [num_hidden_layers] */
+    const mdl_tensor **tensors; /* [n_tensors]: all that are used here */
+    size_t n_tensors;
+    uint64_t n_bytes;      /* of these */
+    uint64_t active_bytes; /* of n_bytes that one token reads, on average if experts are elsewhere: the roofline of
+                              decode at batch 1 */
 } krn_weights;
 
-/* The checkpoint must outlive the weights. Extra tensors (MTP layers, rotary buffers) are ignored.
+/* The checkpoint must outlive the weights. Extra tensors (MTP layers, rotary buffers) are ignored. With `placement`, of
+ * the routed experts only those that it gives to `rank` are looked at; NULL: all.
  * BT_BAD_REQUEST: a tensor is missing or has the wrong dtype or shape: file, tensor, found, expected. */
-bt_status krn_weights_open(const mdl_checkpoint *checkpoint, const mdl_config *config, krn_weights **out,
-                           bt_error *err);
+bt_status krn_weights_open(const mdl_checkpoint *checkpoint, const mdl_config *config, const krn_placement *placement,
+                           uint32_t rank, krn_weights **out, bt_error *err);
 void krn_weights_close(krn_weights *weights);
 
 #endif

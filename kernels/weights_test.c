@@ -16,7 +16,7 @@ static bt_status open_weights(const test_model *model, mdl_config *config, mdl_c
     test_model_write(dir, model);
     bt_status status = mdl_config_load(dir, config, err);
     if (status == BT_OK) status = mdl_checkpoint_open(dir, checkpoint, err);
-    if (status == BT_OK) status = krn_weights_open(*checkpoint, config, weights, err);
+    if (status == BT_OK) status = krn_weights_open(*checkpoint, config, NULL, 0, weights, err);
     return status;
 }
 
@@ -108,7 +108,7 @@ static void test_refused(void) {
     test_model_write(dir, &model);
     test_text_write(dir, "config.json", TEST_CONFIG_V3 "}");
     CHECK(mdl_config_load(dir, &c, &err) == BT_OK && mdl_checkpoint_open(dir, &checkpoint, &err) == BT_OK &&
-              krn_weights_open(checkpoint, &c, &w, &err) == BT_BAD_REQUEST &&
+              krn_weights_open(checkpoint, &c, NULL, 0, &w, &err) == BT_BAD_REQUEST &&
               strstr(err.text, "no quantization_config"),
           "%s", err.text);
     mdl_checkpoint_close(checkpoint);

@@ -183,7 +183,9 @@ static bool step_run(pre_engine *engine) {
     bool has_step = pre_sched_step_begin(engine->sched, begin_ns, &step);
     actions_run(engine);
     if (!has_step) return false;
-    krn_forward(node->model, node->kv, step.sequences, step.n_sequences, node->logits, on_layer, engine);
+    bt_status status =
+        krn_forward(node->model, node->kv, step.sequences, step.n_sequences, node->logits, on_layer, engine);
+    BT_ASSERT(status == BT_OK); /* only a group of ranks can fail, and this worker is alone */
     for (uint32_t i = 0; i < step.n_samples; i++) {
         const pre_sample *sample = &step.samples[i];
         if (sample->is_given) {

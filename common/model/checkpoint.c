@@ -256,21 +256,29 @@ uint64_t mdl_checkpoint_hash(const mdl_checkpoint *checkpoint) {
     return hash;
 }
 
-void mdl_checkpoint_read(const mdl_checkpoint *checkpoint) {
+static int compare_places(const void *a, const void *b) {
+    const mdl_tensor *x = *(const mdl_tensor *const *)a, *y = *(const mdl_tensor *const *)b;
+    return ((uintptr_t)x->data > (uintptr_t)y->data) - ((uintptr_t)x->data < (uintptr_t)y->data);
+}
+
+void mdl_tensors_read(const mdl_tensor **tensors, size_t n_tensors) {
     enum { PAGE_BYTES = 4096, CLOCK_PAGES = 1024 };
-    uint64_t n_total = 0, n_done = 0;
-    for (size_t i = 0; i < checkpoint->n_files; i++) n_total += checkpoint->files[i].n_bytes;
+    uint64_t n_total = 0, n_done = 0, n_pages = 0;
+    qsort(tensors, n_tensors, sizeof(*tensors), compare_places);
+    for (size_t i = 0; i < n_tensors; i++) n_total += tensors[i]->n_bytes;
     int64_t next_line_ns = bt_now_ns() + BT_NS_PER_S;
-    for (size_t i = 0; i < checkpoint->n_files; i++) {
-        const mapped_file *file = &checkpoint->files[i];
-        madvise(file->bytes, file->n_bytes, MADV_WILLNEED); /* advice: failure costs only speed */
-        for (size_t at = 0; at < file->n_bytes; at += PAGE_BYTES) {
-            (void)*(volatile const uint8_t *)(file->bytes + at);
-            if (at / PAGE_BYTES % CLOCK_PAGES != 0 || bt_now_ns() < next_line_ns) continue;
+    for (size_t i = 0; i < n_tensors; i++) {
+        const mdl_tensor *tensor = tensors[i];
+        uint8_t *page = (uint8_t *)((uintptr_t)tensor->data / PAGE_BYTES * PAGE_BYTES);
+        size_t n_bytes = tensor->n_bytes + (size_t)((const uint8_t *)tensor->data - page);
+        madvise(page, n_bytes, MADV_WILLNEED); /* advice: failure costs only speed */
+        for (size_t at = 0; at < n_bytes; at += PAGE_BYTES) {
+            (void)*(volatile const uint8_t *)(page + at);
+            if (n_pages++ % CLOCK_PAGES != 0 || bt_now_ns() < next_line_ns) continue;
             next_line_ns += BT_NS_PER_S;
-            bt_log(BT_LOG_INFO, "model", "reading weights", "file=%s done_mb=%" PRIu64 " total_mb=%" PRIu64, file->name,
-                   (n_done + at) >> 20, n_total >> 20);
+            bt_log(BT_LOG_INFO, "model", "reading weights", "file=%s done_mb=%" PRIu64 " total_mb=%" PRIu64,
+                   tensor->file, (n_done + at) >> 20, n_total >> 20);
         }
-        n_done += file->n_bytes;
+        n_done += tensor->n_bytes;
     }
 }

@@ -41,9 +41,9 @@ uint64_t mdl_checkpoint_bytes(const mdl_checkpoint *checkpoint); /* of all tenso
  * same value serve the same model. Cheap (reads a few pages of each tensor). */
 uint64_t mdl_checkpoint_hash(const mdl_checkpoint *checkpoint);
 
-/* Reads every page once, so that the first request does not wait for the disk; a progress line in the log each second.
- */
-void mdl_checkpoint_read(const mdl_checkpoint *checkpoint);
+/* Reads every page of these tensors once, in the order in which they lie in their files (the list is sorted), so that
+ * the first request does not wait for the disk; a progress line in the log each second. */
+void mdl_tensors_read(const mdl_tensor **tensors, size_t n_tensors);
 
 const char *mdl_dtype_name(mdl_dtype dtype); /* as safetensors spells it */
 

@@ -158,7 +158,10 @@ static void test_shards(void) {
         CHECK(a != NULL && memcmp(a->data, "zw", 2) == 0 && strcmp(a->file, "two.safetensors") == 0, "tensor a");
         CHECK(mdl_checkpoint_find(checkpoint, "c") == NULL, "there is no c");
         CHECK(mdl_checkpoint_bytes(checkpoint) == 4, "bytes");
-        mdl_checkpoint_read(checkpoint);
+        const mdl_tensor *tensors[] = {mdl_checkpoint_find(checkpoint, "b"), a};
+        mdl_tensors_read(tensors, 2);
+        CHECK((uintptr_t)tensors[0]->data < (uintptr_t)tensors[1]->data,
+              "tensors are read in the order of their places");
     }
     mdl_checkpoint_close(checkpoint);
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {

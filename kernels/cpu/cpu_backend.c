@@ -184,7 +184,8 @@ static void take_memory(cpu_backend *backend) {
     backend->packed_elems = cpu_packed_elems(limits->max_rows, longest);
     backend->packed = bt_calloc_aligned(backend->packed_elems * sizeof(uint16_t), 64);
     if (c->n_routed_experts > 0) {
-        uint64_t n_pairs = (uint64_t)limits->max_rows * cpu_max(c->num_experts_per_tok, 1);
+        uint64_t n_pairs =
+            (uint64_t)limits->max_rows * cpu_max(limits->n_ranks, 1) * cpu_max(c->num_experts_per_tok, 1);
         backend->cap_pairs = n_pairs < CAP_PAIRS ? (uint32_t)n_pairs : CAP_PAIRS;
         size_t h_elems = cpu_packed_elems(backend->cap_pairs, c->moe_intermediate_size);
         backend->expert_x =

@@ -251,7 +251,8 @@ static void expect(krn_model *model, krn_kv kv, request *request, uint32_t n_out
     krn_sampler *sampler = krn_sampler_open(vocab_size);
     krn_sequence sequence = {request->prompt, blocks, request->n_prompt, 0, KRN_EXPANDED, 1};
     for (uint32_t i = 0; i < n_output; i++) {
-        krn_forward(model, kv, &sequence, 1, logits, NULL, NULL);
+        bt_status status = krn_forward(model, kv, &sequence, 1, logits, NULL, NULL);
+        BT_ASSERT(status == BT_OK);
         uint32_t position = request->n_prompt + i;
         request->expected[i] = krn_sample(sampler, logits, &request->sampling, position);
         sequence = (krn_sequence){&request->expected[i], blocks, 1, position, KRN_ABSORBED, 1};
@@ -262,7 +263,7 @@ static void expect(krn_model *model, krn_kv kv, request *request, uint32_t n_out
 }
 
 static void expect_all(client *client, uint32_t n_output) {
-    krn_model_options options = {model_dir, backend, 1, MAX_PROMPT, MODEL_LEN, 1};
+    krn_model_options options = {model_dir, backend, 1, MAX_PROMPT, MODEL_LEN, 1, 0, 0, NULL};
     krn_model *model = NULL;
     bt_error err = {0};
     bt_status status = krn_model_open(&options, &model, &err);
