@@ -166,11 +166,12 @@ bt_status krn_model_open(const krn_model_options *options, krn_model **out, bt_e
     }
     scratch_open(model);
     bt_log(BT_LOG_INFO, "model", "open",
-           "dir=\"%s\" backend=%s isa=%s threads=%u layers=%u rank=%u/%u weights_mb=%" PRIu64 " active_mb=%" PRIu64
-           " hash=%016" PRIx64 " ms=%" PRId64,
+           "dir=\"%s\" backend=%s isa=%s threads=%u layers=%u rank=%u/%u checkpoint_mb=%" PRIu64 " weights_mb=%" PRIu64
+           " active_mb=%" PRIu64 " hash=%016" PRIx64 " ms=%" PRId64,
            options->dir, model->backend->name, model->backend->isa, limits.n_threads, model->config.num_hidden_layers,
-           options->rank, options->n_ranks > 0 ? options->n_ranks : 1, model->weights->n_bytes >> 20,
-           model->weights->active_bytes >> 20, model->hash, (bt_now_ns() - start_ns) / BT_NS_PER_MS);
+           options->rank, options->n_ranks > 0 ? options->n_ranks : 1, mdl_checkpoint_bytes(model->checkpoint) >> 20,
+           model->weights->n_bytes >> 20, model->weights->active_bytes >> 20, model->hash,
+           (bt_now_ns() - start_ns) / BT_NS_PER_MS);
     *out = model;
     return BT_OK;
 fail:

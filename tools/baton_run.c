@@ -26,6 +26,9 @@ static bt_status check_config(const run_config *config, bt_error *err) {
         !(config->min_p >= 0 && config->min_p <= 1)) {
         return bt_fail(err, BT_BAD_REQUEST, "--temperature is below 0, or --top-p or --min-p is outside 0 to 1");
     }
+    if (config->ep == 0 && (config->placement[0] != 0 || config->placement_out[0] != 0)) {
+        return bt_fail(err, BT_BAD_REQUEST, "--placement and --placement-out need --ep");
+    }
     bt_log_level level;
     bt_status status = bt_log_parse_level(config->log_level, &level, err);
     if (status == BT_OK) bt_log_set_level(level);

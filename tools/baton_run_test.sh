@@ -29,6 +29,14 @@ expect "continues ids, as many as told" 0 '"ids": [25, 262, 223]' \
 expect "in chunks of any size" 0 '"ids": [25, 262, 223]' \
     $run --model $model --backend ref --ids-file "$dir/ids" --max-tokens 3 --max-num-batched-tokens 2
 [ "$(wc -c < "$dir/logits")" -eq 8192 ] || { echo "failed: the logits have the vocabulary's size"; failed=1; }
+expect "on three ranks the same" 0 '"ids": [25, 262, 223]' \
+    $run --model $model --backend ref --ids-file "$dir/ids" --max-tokens 3 --ep 3 \
+    --placement-out "$dir/placement" --placement-slots 20
+expect "on ranks with replicas by load" 0 '"ids": [25, 262, 223]' \
+    $run --model $model --backend ref --ids-file "$dir/ids" --max-tokens 3 --ep 3 --placement "$dir/placement"
+expect "refuses a placement for other ranks" 1 'expected "n_ranks": 2' \
+    $run --model $model --ids-file "$dir/ids" --ep 2 --placement "$dir/placement"
+expect "refuses more ranks than experts" 1 '99 ranks for' $run --model $model --ids-file "$dir/ids" --ep 99
 expect "computes only the prompt" 0 '"ids": [], "text": ""' $run --model $model --ids-file "$dir/ids" --max-tokens 0
 $run --model $model --ids-file "$dir/ids" --temperature 1 --seed 7 2>&1 | sed 's/, "prefill_ms.*//' > "$dir/one"
 $run --model $model --ids-file "$dir/ids" --temperature 1 --seed 7 2>&1 | sed 's/, "prefill_ms.*//' > "$dir/two"

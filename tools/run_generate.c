@@ -10,9 +10,11 @@
 #include "kernels/forward.h"
 #include "kernels/sampler.h"
 #include "tools/baton_run.h"
+#include "tools/run_group.h"
 
 typedef struct {
     krn_model *model;
+    run_group *group; /* with --ep: the other ranks */
     krn_sampler *sampler;
     krn_kv kv;
     uint32_t *blocks;
@@ -55,8 +57,12 @@ static bt_status engine_open(const run_config *config, const tok_ids *prompt, en
         .max_rows = chunk_tokens(config, prompt),
         .max_positions = out->max_positions,
         .max_logits = 1,
+        .n_ranks = config->ep,
+        .placement = config->placement,
     };
+    if (config->ep > 1 && config->threads == 0) options.n_threads = 1; /* ranks have a thread each */
     status = krn_model_open(&options, &out->model, err);
+    if (status == BT_OK && config->ep > 1) status = run_group_open(&options, out->model, &out->group, err);
     if (status != BT_OK) return status;
     uint32_t n_blocks = kv_blocks_for(out->max_positions);
     out->kv.layout = (kv_layout){
@@ -75,13 +81,14 @@ static bt_status engine_open(const run_config *config, const tok_ids *prompt, en
 
 static void engine_close(engine *e) {
     krn_sampler_close(e->sampler);
+    run_group_close(e->group);
     krn_model_close(e->model);
     free(e->kv.base);
     free(e->blocks);
     free(e->logits);
 }
 
-static void prefill(engine *e, const tok_ids *prompt, uint32_t chunk_tokens) {
+static bt_status prefill(engine *e, const tok_ids *prompt, uint32_t chunk_tokens) {
     uint32_t n_prompt = (uint32_t)prompt->n_ids;
     for (uint32_t position = 0, n; position < n_prompt; position += n) {
         n = n_prompt - position < chunk_tokens ? n_prompt - position : chunk_tokens;
@@ -93,8 +100,10 @@ static void prefill(engine *e, const tok_ids *prompt, uint32_t chunk_tokens) {
             .form = KRN_EXPANDED,
             .n_logits = position + n == n_prompt,
         };
-        krn_forward(e->model, e->kv, &rows, 1, e->logits, NULL, NULL);
+        bt_status status = krn_forward(e->model, e->kv, &rows, 1, e->logits, NULL, NULL);
+        if (status != BT_OK) return status;
     }
+    return BT_OK;
 }
 
 static bool is_eos(const mdl_config *model, uint32_t id) {
@@ -104,7 +113,7 @@ static bool is_eos(const mdl_config *model, uint32_t id) {
     return false;
 }
 
-static void decode(engine *e, const run_config *config, uint32_t n_prompt, tok_ids *out) {
+static bt_status decode(engine *e, const run_config *config, uint32_t n_prompt, tok_ids *out) {
     const mdl_config *model = krn_model_config(e->model);
     const wire_sampling sampling = {
         .temperature = (float)config->temperature,
@@ -116,10 +125,12 @@ static void decode(engine *e, const run_config *config, uint32_t n_prompt, tok_i
     for (uint32_t position = n_prompt; position < e->max_positions; position++) {
         uint32_t id = krn_sample(e->sampler, e->logits, &sampling, position);
         tok_ids_put(out, id);
-        if (position + 1 == e->max_positions || (!config->ignore_eos && is_eos(model, id))) return;
+        if (position + 1 == e->max_positions || (!config->ignore_eos && is_eos(model, id))) return BT_OK;
         const krn_sequence row = {&id, e->blocks, 1, position, KRN_ABSORBED, 1};
-        krn_forward(e->model, e->kv, &row, 1, e->logits, NULL, NULL);
+        bt_status status = krn_forward(e->model, e->kv, &row, 1, e->logits, NULL, NULL);
+        if (status != BT_OK) return status;
     }
+    return BT_OK;
 }
 
 static bt_status write_logits(const char *path, const float *logits, uint32_t n, bt_error *err) {
@@ -136,16 +147,24 @@ bt_status run_generate(const run_config *config, const tok_ids *prompt, run_resu
     bt_status status = engine_open(config, prompt, &e, err);
     if (status != BT_OK) goto done;
     int64_t start_ns = bt_now_ns();
-    prefill(&e, prompt, chunk_tokens(config, prompt));
+    status = prefill(&e, prompt, chunk_tokens(config, prompt));
+    if (status != BT_OK) goto lost;
     int64_t prefilled_ns = bt_now_ns();
     if (config->logits_out[0] != 0) {
         status = write_logits(config->logits_out, e.logits, krn_model_config(e.model)->vocab_size, err);
         if (status != BT_OK) goto done;
     }
     int64_t decode_ns = bt_now_ns();
-    decode(&e, config, (uint32_t)prompt->n_ids, &out->ids);
+    status = decode(&e, config, (uint32_t)prompt->n_ids, &out->ids);
+    if (status != BT_OK) goto lost;
     out->prefill_ms = (double)(prefilled_ns - start_ns) / BT_NS_PER_MS;
     out->decode_ms = (double)(bt_now_ns() - decode_ns) / BT_NS_PER_MS;
+    if (config->placement_out[0] != 0) {
+        status = run_placement_write(config->placement_out, e.model, config->ep, config->placement_slots, err);
+    }
+    goto done;
+lost:
+    status = bt_fail(err, status, "a rank of the group is gone");
 done:
     engine_close(&e);
     return status;
