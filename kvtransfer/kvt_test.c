@@ -299,13 +299,23 @@ static void landed_bytes_are_the_pushed_bytes(void) {
     side_close(&side);
 }
 
+/* Until nothing lands there any more: only then may its blocks be reused (rule 2). */
+static void lease_close_and_wait(side *side, uint64_t lease) {
+    kvt_lease_close(side->fabric, lease, 0);
+    for (bool is_closed = false; !is_closed;) {
+        kvt_event *event = side_expect(side, KVT_LEASE_CLOSED, 0);
+        is_closed = event->lease == lease;
+        kvt_event_free(event);
+    }
+}
+
 /* Serves leases until n have been opened and a push of the last has landed; returns the last one. */
 static uint64_t serve_flood(side *side, uint64_t n_leases, kvt_peer *peer) {
     uint64_t lease = 0;
     while (lease < n_leases) {
         kvt_event *event = side_expect(side, KVT_MESSAGE, WIRE_RESERVE);
         *peer = event->peer;
-        if (lease > 0) kvt_lease_close(side->fabric, lease, 0);
+        if (lease > 0) lease_close_and_wait(side, lease); /* the next one gets the same blocks */
         lease_open(side, event->peer, ++lease, N_TOKENS);
         kvt_event_free(event);
     }
@@ -318,12 +328,7 @@ static uint64_t serve_flood(side *side, uint64_t n_leases, kvt_peer *peer) {
 }
 
 static void lease_close_and_paint(side *side, uint64_t lease) {
-    kvt_lease_close(side->fabric, lease, 0);
-    for (bool is_closed = false; !is_closed;) {
-        kvt_event *event = side_expect(side, KVT_LEASE_CLOSED, 0);
-        is_closed = event->lease == lease;
-        kvt_event_free(event);
-    }
+    lease_close_and_wait(side, lease);
     memset(side->pool, 0xEE, kv_pool_bytes(&test_layout));
 }
 
