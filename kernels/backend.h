@@ -66,6 +66,16 @@ typedef struct {
     float *y;      /* [n_pairs][hidden_size]: weight * expert(x[row]) */
 } krn_experts_args;
 
+typedef struct {
+    const krn_matrix *w; /* [n_routed_experts, hidden_size] */
+    const float *bias;   /* [n_routed_experts] or NULL, as krn_route() takes it */
+    const float *x;      /* [n_rows][hidden_size] */
+    uint32_t n_rows;
+    float *logits;     /* [n_rows][n_routed_experts] */
+    uint32_t *experts; /* [n_rows][num_experts_per_tok] */
+    float *weights;    /* [n_rows][num_experts_per_tok] */
+} krn_router_args;
+
 typedef struct krn_backend krn_backend;
 
 typedef struct {
@@ -105,8 +115,9 @@ struct krn_backend {
      * what the cache holds at positions 0..t of its sequence, block by block in ascending order. */
     void (*attention)(krn_backend *backend, const krn_attention_args *args);
 
-    /* logits[n_rows][n_experts] = x · Wᵀ in float32 throughout: near ties must not flip with the backend's rounding. */
-    void (*router)(krn_backend *backend, const krn_matrix *w, const float *x, uint32_t n_rows, float *logits);
+    /* logits = x · Wᵀ in float32 throughout: near ties must not flip with the backend's rounding. Then krn_route() of
+     * every row's logits. */
+    void (*router)(krn_backend *backend, const krn_router_args *args);
 
     void (*experts)(krn_backend *backend, const krn_experts_args *args);
 };

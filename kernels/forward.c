@@ -280,11 +280,16 @@ static uint32_t route(krn_model *model, uint32_t layer_index, uint32_t n_rows) {
     size_t per_row = c->num_experts_per_tok;
     uint64_t *load = model->expert_load + (size_t)layer_index * c->n_routed_experts;
     if (n_rows == 0) return 0;
-    model->backend->router(model->backend, &layer->router, model->normed, n_rows, model->router_logits);
-    for (uint32_t row = 0; row < n_rows; row++) {
-        krn_route(c, model->router_logits + (size_t)row * c->n_routed_experts, layer->router_bias,
-                  model->chosen + row * per_row, model->chosen_weights + row * per_row);
-    }
+    const krn_router_args args = {
+        .w = &layer->router,
+        .bias = layer->router_bias,
+        .x = model->normed,
+        .n_rows = n_rows,
+        .logits = model->router_logits,
+        .experts = model->chosen,
+        .weights = model->chosen_weights,
+    };
+    model->backend->router(model->backend, &args);
     for (size_t i = 0; i < n_rows * per_row; i++) load[model->chosen[i]]++;
     krn_route_pairs(c, model->chosen, model->chosen_weights, n_rows, model->first_pair, model->pairs);
     return n_rows * c->num_experts_per_tok;

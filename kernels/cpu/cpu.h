@@ -67,9 +67,10 @@ typedef struct {
 
 /* Memory of one thread inside a kernel. */
 enum { CPU_DOTS_SCRATCH_BYTES = 1 << 20 };
+enum { CPU_WIDE_PANEL = 4 }; /* outputs that dots_wide handles together */
 typedef struct {
     void *dots; /* [CPU_DOTS_SCRATCH_BYTES]: the kernels' own; aligned to 64 bytes */
-    float *row; /* [longest row + CPU_GROUP] */
+    float *row; /* [CPU_WIDE_PANEL][longest row + CPU_GROUP]: decoded weights */
     void *work; /* what the calling operation needs: experts and attention say how much */
 } cpu_scratch;
 
@@ -161,7 +162,7 @@ static inline void cpu_dots_run(const cpu_backend *backend, const cpu_dots *job,
 }
 
 void cpu_linear(krn_backend *api, const krn_matrix *w, const void *x_act, uint32_t n_rows, float *out, bool accumulate);
-void cpu_router(krn_backend *api, const krn_matrix *w, const float *x, uint32_t n_rows, float *logits);
+void cpu_router(krn_backend *api, const krn_router_args *args);
 void cpu_experts(krn_backend *api, const krn_experts_args *args);
 void cpu_attention(krn_backend *api, const krn_attention_args *args);
 

@@ -198,7 +198,7 @@ static void take_memory(cpu_backend *backend) {
     backend->scratch = bt_calloc(limits->n_threads, sizeof(*backend->scratch));
     for (uint32_t i = 0; i < limits->n_threads; i++) {
         backend->scratch[i].dots = bt_calloc_aligned(CPU_DOTS_SCRATCH_BYTES, 64);
-        backend->scratch[i].row = bt_calloc_aligned((longest + CPU_GROUP) * sizeof(float), 64);
+        backend->scratch[i].row = bt_calloc_aligned(CPU_WIDE_PANEL * (longest + CPU_GROUP) * sizeof(float), 64);
         backend->scratch[i].work =
             bt_calloc_aligned(experts_bytes > attention_bytes ? experts_bytes : attention_bytes, 64);
     }

@@ -1,4 +1,4 @@
-/* Linears: pack the rows once, then hand out ranges of outputs. Also the router, which stays in float32.
+/* Linears: pack the rows once, then hand out ranges of outputs.
  *
  * A task is a multiple of CPU_PANEL outputs. Work that a single thread does in a few microseconds is not handed out:
  * waking another thread would cost as much. */
@@ -9,7 +9,6 @@
 typedef struct {
     cpu_backend *backend;
     cpu_dots dots;
-    const float *x_float;
     uint32_t outputs_each;
 } linear_job;
 
@@ -48,17 +47,7 @@ static uint32_t outputs_per_task(const cpu_backend *backend, const krn_matrix *w
 static void linear_task(void *context, uint32_t task, uint32_t thread) {
     const linear_job *job = context;
     uint32_t begin = task * job->outputs_each, end = cpu_min(begin + job->outputs_each, job->dots.n_out);
-    if (job->x_float != NULL) {
-        const cpu_backend *backend = job->backend;
-        backend->isa->vector->dots_wide(&job->dots, job->x_float, begin, end, &backend->scratch[thread]);
-    } else {
-        cpu_dots_run(job->backend, &job->dots, begin, end, thread);
-    }
-}
-
-static void linear_run(linear_job *job) {
-    const cpu_dots *dots = &job->dots;
-    cpu_pool_run(job->backend->pool, (dots->n_out + job->outputs_each - 1) / job->outputs_each, linear_task, job);
+    cpu_dots_run(job->backend, &job->dots, begin, end, thread);
 }
 
 void cpu_linear(krn_backend *api, const krn_matrix *w, const void *x_act, uint32_t n_rows, float *out,
@@ -74,17 +63,5 @@ void cpu_linear(krn_backend *api, const krn_matrix *w, const void *x_act, uint32
         job.dots.packed = backend->packed;
     }
     job.outputs_each = outputs_per_task(backend, w, n_rows);
-    linear_run(&job);
-}
-
-void cpu_router(krn_backend *api, const krn_matrix *w, const float *x, uint32_t n_rows, float *logits) {
-    cpu_backend *backend = (cpu_backend *)api;
-    if (n_rows == 0) return;
-    linear_job job = {.backend = backend, .x_float = x};
-    job.dots = (cpu_dots){.w = w, .n_out = w->n_out, .out = logits, .out_stride = w->n_out};
-    job.dots.rows = (cpu_rows){.n_rows = n_rows, .n = w->n_in};
-    uint64_t products = (uint64_t)w->n_out * w->n_in * n_rows;
-    uint32_t n_tasks = products < 256 << 10 ? 1 : cpu_pool_threads(backend->pool) * 2;
-    job.outputs_each = cpu_max((w->n_out + n_tasks - 1) / n_tasks, 1);
-    linear_run(&job);
+    cpu_pool_run(backend->pool, (w->n_out + job.outputs_each - 1) / job.outputs_each, linear_task, &job);
 }

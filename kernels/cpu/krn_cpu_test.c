@@ -2,6 +2,7 @@
  * sizes that fit no register, and bit for bit whatever the number of rows, threads and neighbours. */
 #include "kernels/cpu/cpu_pool.h"
 #include "kernels/cpu/cpu_test.h"
+#include "kernels/route.h"
 
 enum { MAX_ROWS = 70, MAX_THREADS = 3 };
 
@@ -125,25 +126,43 @@ static void check_embed(const char *isa, krn_backend *backend) {
     }
 }
 
-/* The router must not round to bfloat16 anywhere. */
-static void check_router(const char *isa, krn_backend *const backends[MAX_THREADS]) {
-    static const mdl_dtype dtypes[] = {MDL_BF16, MDL_F32};
-    enum { EXPERTS = 150, WIDTH = 93, ROWS = 20 };
-    for (size_t i = 0; i < 2; i++) {
-        test_matrix m = test_matrix_make(dtypes[i], EXPERTS, WIDTH, 0);
-        float *x = test_floats(ROWS * WIDTH), all[ROWS * EXPERTS], one[EXPERTS];
-        backends[i + 1]->router(backends[i + 1], &m.w, x, ROWS, all);
-        for (uint32_t r = 0; r < ROWS; r++) {
-            backends[0]->router(backends[0], &m.w, x + r * WIDTH, 1, one);
-            CHECK(memcmp(one, all + r * EXPERTS, sizeof(one)) == 0, "%s: router bits depend on rows", isa);
-            for (uint32_t e = 0; e < EXPERTS; e++) {
-                double size, sum = test_dot(m.values + e * WIDTH, x + r * WIDTH, WIDTH, &size);
+/* The router must not round to bfloat16 anywhere. Rows and outputs that fill no task, no tile and no panel. */
+static void check_router(const char *isa, mdl_dtype dtype, uint32_t n_experts, uint32_t width) {
+    enum { MAX_EXPERTS = 150, ROWS = 200, CHOSEN = 3 };
+    mdl_config config = test_config();
+    config.n_routed_experts = n_experts;
+    config.hidden_size = width;
+    test_matrix m = test_matrix_make(dtype, n_experts, width, 0);
+    float *x = test_floats(ROWS * width), *bias = test_floats(n_experts);
+    float all[ROWS * MAX_EXPERTS], one[MAX_EXPERTS], all_weights[ROWS * CHOSEN], one_weights[CHOSEN];
+    uint32_t all_experts[ROWS * CHOSEN], one_experts[CHOSEN];
+    krn_router_args args = {
+        .w = &m.w, .bias = bias, .x = x, .logits = all, .experts = all_experts, .weights = all_weights};
+    krn_router_args alone = {
+        .w = &m.w, .bias = bias, .n_rows = 1, .logits = one, .experts = one_experts, .weights = one_weights};
+    for (uint32_t b = 0; b < MAX_THREADS; b++) {
+        krn_backend *backend = test_open(&config, isa, b + 1, ROWS, 64);
+        args.n_rows = ROWS - b * 71;
+        backend->router(backend, &args);
+        for (uint32_t r = 0; r < args.n_rows; r++) {
+            alone.x = x + r * width;
+            backend->router(backend, &alone);
+            CHECK(memcmp(one, all + r * n_experts, n_experts * sizeof(float)) == 0, "%s: router bits depend on rows",
+                  isa);
+            for (uint32_t e = 0; e < n_experts; e++) {
+                double size, sum = test_dot(m.values + e * width, x + r * width, width, &size);
                 CHECK(fabs(one[e] - sum) <= 3e-7 * size, "%s: router logit %g, not %g", isa, one[e], sum);
             }
+            krn_route(&config, one, bias, one_experts, one_weights);
+            CHECK(memcmp(one_experts, all_experts + r * CHOSEN, sizeof(one_experts)) == 0 &&
+                      memcmp(one_weights, all_weights + r * CHOSEN, sizeof(one_weights)) == 0,
+                  "%s: row %u of %u goes elsewhere", isa, r, args.n_rows);
         }
-        free(x);
-        test_matrix_free(&m);
+        backend->close(backend);
     }
+    free(x);
+    free(bias);
+    test_matrix_free(&m);
 }
 
 static void expert_plain(const test_matrix mlp[3], const float *x, uint32_t hidden, uint32_t inter, float *y) {
@@ -238,7 +257,8 @@ static void check_isa(const char *isa) {
     check_fp8_codes(isa, backends[0]);
     check_rows(isa, backends[0]);
     check_embed(isa, backends[0]);
-    check_router(isa, backends);
+    check_router(isa, MDL_BF16, 150, 93);
+    check_router(isa, MDL_F32, 7, 264);
     check_experts(isa, MDL_BF16, backends, &config);
     check_experts(isa, MDL_F8_E4M3, backends, &config);
     check_experts(isa, MDL_F16, backends, &config);

@@ -13,6 +13,7 @@
 typedef float f32v __attribute__((vector_size(LANES * 4)));
 typedef float f32u __attribute__((vector_size(LANES * 4), aligned(1), may_alias));
 typedef int32_t i32v __attribute__((vector_size(LANES * 4)));
+typedef int32_t i32u __attribute__((vector_size(LANES * 4), aligned(1), may_alias));
 typedef uint32_t u32v __attribute__((vector_size(LANES * 4)));
 typedef uint32_t u32u __attribute__((vector_size(LANES * 4), aligned(1), may_alias));
 typedef uint16_t u16v __attribute__((vector_size(LANES * 2)));
@@ -57,14 +58,15 @@ INLINE void store_bf16_part(uint16_t *at, f32v v, size_t n) {
     memcpy(at, lanes, n * sizeof(uint16_t));
 }
 
+/* Lane i becomes what lane i + half is, around the end. A shuffle takes its indices modulo the width. */
+INLINE f32v rotate(f32v v, int half) {
+    static const int32_t lanes[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7};
+    return __builtin_shuffle(v, *(const i32u *)(lanes + half));
+}
 /* Neighbouring halves, down to one: a fixed tree. */
 INLINE float sum_lanes(f32v v) {
-    float lanes[LANES];
-    store(lanes, v);
-    for (int half = LANES / 2; half > 0; half /= 2) {
-        for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
-    }
-    return lanes[0];
+    for (int half = LANES / 2; half > 0; half /= 2) v += rotate(v, half);
+    return v[0];
 }
 INLINE float max_lanes(f32v v) {
     float lanes[LANES];
@@ -215,29 +217,83 @@ static void decode_row(const krn_matrix *w, uint32_t row, float *out) {
     for (i = 0; i < n; i += w->block_cols) scale(out + i, cpu_min(w->block_cols, n - i), scales[i / w->block_cols]);
 }
 
-INLINE float dot_float(const float *w, const float *x_float, const uint16_t *x_bf16, uint32_t n) {
-    f32v sum[2] = {splat(0), splat(0)};
-    for (uint32_t i = 0; i < n; i += LANES) {
+/* Float32 dot products: panels of outputs meet groups of rows in registers. Each product is two sums, of the vectors at
+ * even and at odd places, that are added at the end. */
+enum { WIDE_ROWS = LANES == 16 ? 3 : 1 }; /* times CPU_WIDE_PANEL times two sums: fit 32 or 16 registers */
+
+typedef struct {
+    const float *w; /* [CPU_WIDE_PANEL][w_stride] */
+    size_t w_stride;
+    const float *x_float[WIDE_ROWS]; /* or */
+    const uint16_t *x_bf16[WIDE_ROWS];
+} wide_operands;
+
+/* sum += w * x of the `part` elements from k: the next vector, or what is left. */
+INLINE void wide_step(const wide_operands *in, uint32_t n_rows, bool is_bf16, size_t k, size_t part,
+                      f32v sum[WIDE_ROWS][CPU_WIDE_PANEL]) {
+    for (uint32_t r = 0; r < n_rows; r++) {
         f32v x;
-        if (n - i >= LANES)
-            x = x_float != NULL ? load(x_float + i) : load_bf16(x_bf16 + i);
+        if (part >= LANES)
+            x = is_bf16 ? load_bf16(in->x_bf16[r] + k) : load(in->x_float[r] + k);
         else
-            x = x_float != NULL ? load_part(x_float + i, n - i) : load_bf16_part(x_bf16 + i, n - i);
-        sum[i / LANES % 2] += load(w + i) * x;
+            x = is_bf16 ? load_bf16_part(in->x_bf16[r] + k, part) : load_part(in->x_float[r] + k, part);
+        for (int o = 0; o < CPU_WIDE_PANEL; o++) sum[r][o] += load(in->w + o * in->w_stride + k) * x;
     }
-    return sum_lanes(sum[0] + sum[1]);
 }
 
+INLINE void wide_dots(const wide_operands *in, uint32_t n_rows, bool is_bf16, size_t n,
+                      float y[WIDE_ROWS][CPU_WIDE_PANEL]) {
+    f32v even[WIDE_ROWS][CPU_WIDE_PANEL] = {0}, odd[WIDE_ROWS][CPU_WIDE_PANEL] = {0};
+    size_t k = 0;
+    for (; k + 2 * LANES <= n; k += 2 * LANES) {
+        wide_step(in, n_rows, is_bf16, k, LANES, even);
+        wide_step(in, n_rows, is_bf16, k + LANES, LANES, odd);
+    }
+    if (k < n) wide_step(in, n_rows, is_bf16, k, n - k, even);
+    if (k + LANES < n) wide_step(in, n_rows, is_bf16, k + LANES, n - k - LANES, odd);
+    for (uint32_t r = 0; r < n_rows; r++) {
+        for (int o = 0; o < CPU_WIDE_PANEL; o++) y[r][o] = sum_lanes(even[r][o] + odd[r][o]);
+    }
+}
+
+/* n_rows (1 or WIDE_ROWS) rows from `row`, outputs begin..end (at most CPU_WIDE_PANEL). */
+INLINE void wide_tile(const cpu_dots *job, const float *x_float, wide_operands *in, uint32_t row, uint32_t n_rows,
+                      uint32_t begin, uint32_t end) {
+    uint32_t n = job->w->n_in;
+    float y[WIDE_ROWS][CPU_WIDE_PANEL];
+    if (x_float != NULL) {
+        for (uint32_t r = 0; r < n_rows; r++) in->x_float[r] = x_float + (size_t)(row + r) * n;
+        wide_dots(in, n_rows, false, n, y);
+    } else {
+        for (uint32_t r = 0; r < n_rows; r++) in->x_bf16[r] = cpu_row(&job->rows, row + r);
+        wide_dots(in, n_rows, true, n, y);
+    }
+    for (uint32_t r = row; r < row + n_rows; r++) {
+        for (uint32_t o = begin; o < end; o++) {
+            float *out = job->out + (job->is_by_output ? o * job->out_stride + r : r * job->out_stride + o);
+            *out = job->accumulate ? *out + y[r - row][o - begin] : y[r - row][o - begin];
+        }
+    }
+}
+
+/* Rows are cut into blocks that stay in L2 while all of W passes, W into panels that are decoded once per block. */
 static void dots_wide(const cpu_dots *job, const float *x_float, uint32_t begin, uint32_t end,
                       const cpu_scratch *scratch) {
-    uint32_t n = job->w->n_in;
-    for (uint32_t o = begin; o < end; o++) {
-        decode_row(job->w, job->first_row + o, scratch->row);
-        for (uint32_t r = 0; r < job->rows.n_rows; r++) {
-            float y = x_float != NULL ? dot_float(scratch->row, x_float + (size_t)r * n, NULL, n)
-                                      : dot_float(scratch->row, NULL, cpu_row(&job->rows, r), n);
-            float *out = job->out + (job->is_by_output ? o * job->out_stride + r : r * job->out_stride + o);
-            *out = job->accumulate ? *out + y : y;
+    enum { BLOCK_ELEMS = 256 << 10 };
+    uint32_t n = job->w->n_in, n_rows = job->rows.n_rows;
+    uint32_t rows_each = cpu_round_up(BLOCK_ELEMS / n + 1, WIDE_ROWS);
+    wide_operands in = {.w = scratch->row, .w_stride = cpu_round_up(n, LANES)};
+    for (uint32_t first = 0; first < n_rows; first += rows_each) {
+        uint32_t last = cpu_min(first + rows_each, n_rows);
+        for (uint32_t panel = begin; panel < end; panel += CPU_WIDE_PANEL) {
+            uint32_t panel_end = cpu_min(panel + CPU_WIDE_PANEL, end), row = first;
+            for (uint32_t o = panel; o < panel_end; o++) {
+                decode_row(job->w, job->first_row + o, scratch->row + (o - panel) * in.w_stride);
+            }
+            for (; row + WIDE_ROWS <= last; row += WIDE_ROWS) {
+                wide_tile(job, x_float, &in, row, WIDE_ROWS, panel, panel_end);
+            }
+            for (; row < last; row++) wide_tile(job, x_float, &in, row, 1, panel, panel_end);
         }
     }
 }

@@ -30,7 +30,7 @@ void ref_linear(krn_backend *backend, const krn_matrix *w, const void *x_act, ui
                 bool accumulate);
 void ref_silu_mul(krn_backend *backend, const float *gate, const float *up, size_t n, void *out_act);
 void ref_attention(krn_backend *backend, const krn_attention_args *args);
-void ref_router(krn_backend *backend, const krn_matrix *w, const float *x, uint32_t n_rows, float *logits);
+void ref_router(krn_backend *backend, const krn_router_args *args);
 void ref_experts(krn_backend *backend, const krn_experts_args *args);
 
 /* The rows of one sequence, `first_row` of the step onwards, for one head, whose part of kv_b is in ref->head. */
