@@ -120,6 +120,11 @@ struct krn_backend {
     void (*router)(krn_backend *backend, const krn_router_args *args);
 
     void (*experts)(krn_backend *backend, const krn_experts_args *args);
+
+    /* x[n_rows][width] += ((0 + terms[0]) + terms[1]) + ..., of the n_terms rows [width] that terms[n_rows][n_terms]
+     * points to, in this order. */
+    void (*combine)(krn_backend *backend, const float *const *terms, uint32_t n_terms, uint32_t n_rows, uint32_t width,
+                    float *x);
 };
 
 /* `name`: "ref" or "cpu". BT_BAD_REQUEST: unknown name, or the processor lacks what "cpu" needs (AVX2, FMA, F16C). */

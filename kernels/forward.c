@@ -49,7 +49,8 @@ struct krn_model {
     krn_pair *pairs;               /* [num_experts_per_tok] */
     float *expert_rows;            /* [num_experts_per_tok][hidden]: of experts computed alone */
     const float **results;         /* [num_experts_per_tok]: each pair's expert row, here or from a peer */
-    float *routed;                 /* [hidden]: sum of a row's expert rows */
+    const float **row_results;     /* [num_experts_per_tok]: the same by row, experts ascending */
+    uint32_t *n_row_results;       /* collected so far */
 };
 
 static uint32_t mlp_width(const mdl_config *config) {
@@ -85,7 +86,8 @@ static void scratch_open(krn_model *model) {
         {&model->pairs, per_row * sizeof(krn_pair)},
         {&model->expert_rows, model->ep == NULL ? per_row * hidden * sizeof(float) : 0},
         {&model->results, per_row * sizeof(float *)},
-        {&model->routed, (per_row > 0 ? hidden : 0) * sizeof(float)},
+        {&model->row_results, per_row * sizeof(float *)},
+        {&model->n_row_results, sizeof(uint32_t)},
     };
     for (size_t i = 0; i < sizeof(buffers) / sizeof(buffers[0]); i++) {
         void *memory = bt_calloc_aligned(rows * buffers[i].row_bytes, ALIGN_BYTES);
@@ -99,12 +101,12 @@ static void scratch_open(krn_model *model) {
 }
 
 static void scratch_close(krn_model *model) {
-    void *const buffers[] = {model->ids,       model->cos_sin,       model->x,          model->normed_act,
-                             model->normed,    model->q_a,           model->q_a_act,    model->q,
-                             model->kv_a,      model->attended_act,  model->gate,       model->up,
-                             model->gated_act, model->router_logits, model->chosen,     model->chosen_weights,
-                             model->pairs,     model->expert_rows,   model->routed,     model->first_pair,
-                             model->inv_freq,  model->results,       model->expert_load};
+    void *const buffers[] = {model->ids,        model->cos_sin,       model->x,           model->normed_act,
+                             model->normed,     model->q_a,           model->q_a_act,     model->q,
+                             model->kv_a,       model->attended_act,  model->gate,        model->up,
+                             model->gated_act,  model->router_logits, model->chosen,      model->chosen_weights,
+                             model->pairs,      model->expert_rows,   model->row_results, model->n_row_results,
+                             model->first_pair, model->inv_freq,      model->results,     model->expert_load};
     for (size_t i = 0; i < sizeof(buffers) / sizeof(buffers[0]); i++) free(buffers[i]);
 }
 
@@ -298,14 +300,15 @@ static uint32_t route(krn_model *model, uint32_t layer_index, uint32_t n_rows) {
 /* x += the sum of each row's expert rows. Pairs come by expert, so every row sums in ascending expert number, from
  * zero, wherever its experts were computed. */
 static void combine(krn_model *model, uint32_t n_pairs, uint32_t n_rows) {
-    size_t hidden = model->config.hidden_size;
-    memset(model->routed, 0, n_rows * hidden * sizeof(float));
+    const mdl_config *c = &model->config;
+    size_t per_row = c->num_experts_per_tok;
+    memset(model->n_row_results, 0, n_rows * sizeof(*model->n_row_results));
     for (uint32_t p = 0; p < n_pairs; p++) {
-        float *sum = model->routed + model->pairs[p].row * hidden;
-        const float *expert_row = model->results[p];
-        for (size_t i = 0; i < hidden; i++) sum[i] += expert_row[i];
+        uint32_t row = model->pairs[p].row;
+        model->row_results[row * per_row + model->n_row_results[row]++] = model->results[p];
     }
-    for (size_t i = 0; i < n_rows * hidden; i++) model->x[i] += model->routed[i];
+    model->backend->combine(model->backend, model->row_results, c->num_experts_per_tok, n_rows, c->hidden_size,
+                            model->x);
 }
 
 /* All experts are here. */

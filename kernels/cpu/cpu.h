@@ -87,6 +87,8 @@ typedef struct {
     void (*rmsnorm)(const float *x, uint32_t n, const float *gain, float eps, uint16_t *out_bf16, float *out_float);
     void (*silu_mul)(const float *gate, const float *up, size_t n, uint16_t *out);
     void (*to_bf16)(const float *x, size_t n, float factor, uint16_t *out); /* factor * x */
+    /* y += ((0 + terms[0]) + terms[1]) + ... */
+    void (*add_sum)(float *y, const float *const *terms, uint32_t n_terms, size_t n);
     void (*scale)(float *x, size_t n, float factor);
     void (*add_scaled)(float *y, const float *x, size_t n, float factor);             /* y += factor * x */
     void (*interleave)(const float *even, const float *odd, size_t n, uint32_t *out); /* odd in the high halves */

@@ -73,6 +73,8 @@ typedef struct {
     const krn_matrix *table;
     const uint32_t *ids;
     const float *x, *gain, *up;
+    const float *const *terms;
+    uint32_t n_terms;
     float eps;
     uint32_t n_rows, width, rows_each;
     size_t n;
@@ -141,6 +143,24 @@ static void silu_mul(krn_backend *api, const float *gate, const float *up, size_
     cpu_backend *backend = (cpu_backend *)api;
     rows_job job = {.backend = backend, .x = gate, .up = up, .n = n, .out_act = out_act};
     cpu_pool_run(backend->pool, (uint32_t)((n + TASK_ELEMS - 1) / TASK_ELEMS), silu_task, &job);
+}
+
+static void combine_task(void *context, uint32_t task, uint32_t thread) {
+    const rows_job *job = context;
+    (void)thread;
+    uint32_t end = cpu_min((task + 1) * job->rows_each, job->n_rows);
+    for (uint32_t r = task * job->rows_each; r < end; r++) {
+        job->backend->isa->vector->add_sum(job->out_float + (size_t)r * job->width,
+                                           job->terms + (size_t)r * job->n_terms, job->n_terms, job->width);
+    }
+}
+
+static void combine(krn_backend *api, const float *const *terms, uint32_t n_terms, uint32_t n_rows, uint32_t width,
+                    float *x) {
+    cpu_backend *backend = (cpu_backend *)api;
+    rows_job job = {.backend = backend, .terms = terms, .n_terms = n_terms, .n_rows = n_rows, .width = width};
+    job.out_float = x;
+    cpu_pool_run(backend->pool, tasks_for(&job), combine_task, &job);
 }
 
 static void prepare(krn_backend *api, krn_weights *weights) {
@@ -237,6 +257,7 @@ bt_status krn_cpu_open_isa(const krn_backend_limits *limits, const char *name, k
         .attention = cpu_attention,
         .router = cpu_router,
         .experts = cpu_experts,
+        .combine = combine,
     };
     *out = &backend->api;
     return BT_OK;

@@ -165,6 +165,34 @@ static void check_router(const char *isa, mdl_dtype dtype, uint32_t n_experts, u
     test_matrix_free(&m);
 }
 
+/* Terms in the given order from zero, then what is there: bit for bit as a plain loop has it. */
+static void check_combine(const char *isa, krn_backend *const backends[MAX_THREADS]) {
+    enum { ROWS = 70, TERMS = 5, WIDTH = 1003 };
+    float *values = test_floats(ROWS * TERMS * WIDTH), *x = test_floats(ROWS * WIDTH);
+    float *expected = bt_calloc(ROWS * WIDTH, sizeof(float)), *y = bt_calloc(ROWS * WIDTH, sizeof(float));
+    const float *terms[ROWS * TERMS];
+    for (uint32_t i = 0; i < ROWS * TERMS; i++) terms[i] = values + (size_t)(i * 37 % (ROWS * TERMS)) * WIDTH;
+    for (uint32_t r = 0; r < ROWS; r++) {
+        for (uint32_t i = 0; i < WIDTH; i++) {
+            float sum = 0;
+            for (uint32_t t = 0; t < TERMS; t++) sum += terms[r * TERMS + t][i];
+            expected[r * WIDTH + i] = x[r * WIDTH + i] + sum;
+        }
+    }
+    for (uint32_t n_rows = 0; n_rows <= ROWS; n_rows++) {
+        memcpy(y, x, ROWS * WIDTH * sizeof(float));
+        krn_backend *backend = backends[n_rows % MAX_THREADS];
+        backend->combine(backend, terms, TERMS, n_rows, WIDTH, y);
+        CHECK(memcmp(y, expected, n_rows * WIDTH * sizeof(float)) == 0, "%s: sum of %u rows", isa, n_rows);
+        CHECK(memcmp(y + n_rows * WIDTH, x + n_rows * WIDTH, (ROWS - n_rows) * WIDTH * sizeof(float)) == 0,
+              "%s: sum of %u rows goes too far", isa, n_rows);
+    }
+    free(values);
+    free(x);
+    free(expected);
+    free(y);
+}
+
 static void expert_plain(const test_matrix mlp[3], const float *x, uint32_t hidden, uint32_t inter, float *y) {
     float *h = bt_calloc(inter, sizeof(float));
     double size;
@@ -259,6 +287,7 @@ static void check_isa(const char *isa) {
     check_embed(isa, backends[0]);
     check_router(isa, MDL_BF16, 150, 93);
     check_router(isa, MDL_F32, 7, 264);
+    check_combine(isa, backends);
     check_experts(isa, MDL_BF16, backends, &config);
     check_experts(isa, MDL_F8_E4M3, backends, &config);
     check_experts(isa, MDL_F16, backends, &config);

@@ -148,6 +148,20 @@ static void add_scaled(float *y, const float *x, size_t n, float factor) {
     if (i < n) store_part(y + i, load_part(y + i, n - i) + load_part(x + i, n - i) * splat(factor), n - i);
 }
 
+static void add_sum(float *y, const float *const *terms, uint32_t n_terms, size_t n) {
+    for (size_t i = 0; i < n; i += LANES) {
+        size_t part = n - i;
+        f32v sum = splat(0);
+        if (part >= LANES) {
+            for (uint32_t t = 0; t < n_terms; t++) sum += load(terms[t] + i);
+            store(y + i, load(y + i) + sum);
+        } else {
+            for (uint32_t t = 0; t < n_terms; t++) sum += load_part(terms[t] + i, part);
+            store_part(y + i, load_part(y + i, part) + sum, part);
+        }
+    }
+}
+
 static void interleave(const float *even, const float *odd, size_t n, uint32_t *out) {
     size_t i = 0;
     for (; i + LANES <= n; i += LANES) {
@@ -307,6 +321,7 @@ const cpu_vector JOIN(cpu_vector_, SUFFIX) = {
     .to_bf16 = to_bf16,
     .scale = scale,
     .add_scaled = add_scaled,
+    .add_sum = add_sum,
     .interleave = interleave,
     .interleave_bf16 = interleave_bf16,
     .softmax = softmax,

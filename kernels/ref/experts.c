@@ -1,4 +1,5 @@
-/* Routed experts: the rows of one expert are gathered, go through its three matrices, and are weighted. */
+/* Routed experts: the rows of one expert are gathered, go through its three matrices, and are weighted. And their sums.
+ */
 #include <string.h>
 
 #include "kernels/ref/ref.h"
@@ -24,6 +25,18 @@ void ref_experts(krn_backend *backend, const krn_experts_args *args) {
         ref_linear(backend, &mlp->down, ref->expert_gate, n_rows, y, false);
         for (uint32_t i = 0; i < n_rows; i++) {
             for (size_t j = 0; j < hidden; j++) y[i * hidden + j] *= args->pairs[first + i].weight;
+        }
+    }
+}
+
+void ref_combine(krn_backend *backend, const float *const *terms, uint32_t n_terms, uint32_t n_rows, uint32_t width,
+                 float *x) {
+    (void)backend;
+    for (uint32_t row = 0; row < n_rows; row++) {
+        for (uint32_t i = 0; i < width; i++) {
+            float sum = 0;
+            for (uint32_t t = 0; t < n_terms; t++) sum += terms[(size_t)row * n_terms + t][i];
+            x[(size_t)row * width + i] += sum;
         }
     }
 }

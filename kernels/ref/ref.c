@@ -48,6 +48,7 @@ bt_status krn_ref_open(const krn_backend_limits *limits, krn_backend **out, bt_e
         .attention = ref_attention,
         .router = ref_router,
         .experts = ref_experts,
+        .combine = ref_combine,
     };
     ref->config = config;
     ref->softmax_scale = mdl_softmax_scale(config);

@@ -32,6 +32,8 @@ void ref_silu_mul(krn_backend *backend, const float *gate, const float *up, size
 void ref_attention(krn_backend *backend, const krn_attention_args *args);
 void ref_router(krn_backend *backend, const krn_router_args *args);
 void ref_experts(krn_backend *backend, const krn_experts_args *args);
+void ref_combine(krn_backend *backend, const float *const *terms, uint32_t n_terms, uint32_t n_rows, uint32_t width,
+                 float *x);
 
 /* The rows of one sequence, `first_row` of the step onwards, for one head, whose part of kv_b is in ref->head. */
 void ref_attend_expanded(ref_backend *ref, const krn_attention_args *args, const krn_sequence *sequence,
