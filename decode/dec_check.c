@@ -1,8 +1,9 @@
 /* What must hold between any two events; tests and the simulation ask after each. */
 #include "decode/dec_internal.h"
 
-bool dec_sched_is_owner(const dec_sched *sched, const wire_request *request) {
-    uint32_t index = bt_map_get(&sched->by_request, dec_request_key(request));
+bool dec_is_owner(const wrk_sched *base, const wire_request *request) {
+    const dec_sched *sched = (const dec_sched *)base;
+    uint32_t index = wrk_slot_find(base, request);
     if (index == BT_MAP_NONE) return false;
     return sched->slots[index].state == DEC_WAITING || sched->slots[index].state == DEC_RUNNING;
 }
@@ -17,38 +18,34 @@ static void check_slot(const dec_sched *sched, const dec_slot *slot) {
     BT_ASSERT(slot->n_shared <= slot->n_leased_tokens / KV_BLOCK_TOKENS);
     BT_ASSERT(has_lease ? slot->n_shared <= slot->n_prefix : slot->n_prefix == 0);
     BT_ASSERT(slot->n_blocks <= slot->cap_blocks);
-    BT_ASSERT(!has_lease || bt_map_get(&sched->by_lease, dec_u64_key(slot->lease)) == index);
-    BT_ASSERT(slot->state != DEC_LEASED || bt_timers_is_set(&sched->timers, index));
-    BT_ASSERT(slot->state == DEC_LEASED || slot->state == DEC_SETTLING || !bt_timers_is_set(&sched->timers, index));
+    BT_ASSERT(!has_lease || bt_map_get(&sched->by_lease, wrk_u64_key(slot->lease)) == index);
+    BT_ASSERT(slot->state != DEC_LEASED || bt_timers_is_set(&sched->base.timers, index));
+    BT_ASSERT(slot->state == DEC_LEASED || slot->state == DEC_SETTLING ||
+              !bt_timers_is_set(&sched->base.timers, index));
     BT_ASSERT((slot->state == DEC_DEAD) <= slot->in_step);
     if (slot->state != DEC_QUARANTINE && slot->state != DEC_DEAD)
-        BT_ASSERT(bt_map_get(&sched->by_request, dec_request_key(&slot->request)) == index);
+        BT_ASSERT(bt_map_get(&sched->base.by_request, wrk_request_key(&slot->request)) == index);
     if (!is_ours) return;
     BT_ASSERT(sched->gateways[slot->gateway].incarnation == slot->request.gateway);
     BT_ASSERT(slot->n_tokens > slot->n_prompt && slot->n_tokens < slot->n_prompt + slot->end.max_output);
 }
 
-void dec_sched_check(const dec_sched *sched) {
-    uint32_t n[DEC_DEAD + 1] = {0}, n_held = 0;
-    uint64_t n_blocks = 0, n_holders = 0;
-    for (uint32_t i = 0; i < sched->n_slots; i++) {
+void dec_check(const wrk_sched *base) {
+    const dec_sched *sched = (const dec_sched *)base;
+    uint32_t n[DEC_DEAD + 1] = {0};
+    uint64_t n_blocks = 0;
+    for (uint32_t i = 0; i < sched->base.n_slots; i++) {
         const dec_slot *slot = &sched->slots[i];
         n[slot->state]++;
         n_blocks += slot->n_blocks;
         if (slot->state != DEC_FREE) check_slot(sched, slot);
     }
-    BT_ASSERT(n[DEC_FREE] == sched->n_free_slots && n[DEC_LEASED] + n[DEC_SETTLING] == sched->n_leases);
+    BT_ASSERT(n[DEC_FREE] == sched->base.n_free_slots && n[DEC_LEASED] + n[DEC_SETTLING] == sched->n_leases);
     BT_ASSERT(n[DEC_QUARANTINE] == sched->n_quarantined);
     BT_ASSERT(n[DEC_WAITING] == sched->n_waiting && n[DEC_RUNNING] == sched->n_running);
-    for (uint32_t i = 0; i < kv_pool_n_blocks(sched->pool); i++) {
-        n_holders += kv_pool_n_holders(sched->pool, i);
-        n_held += kv_pool_n_holders(sched->pool, i) > 0;
-    }
-    BT_ASSERT(n_blocks == n_holders); /* each slot holds what it names, nobody else holds anything */
-    BT_ASSERT(n_held == kv_pool_n_blocks(sched->pool) - kv_pool_n_free(sched->pool));
-    kv_prefix_check(sched->prefix);
+    wrk_sched_check_pool(base, n_blocks);
     BT_ASSERT(sched->by_lease.n_used == sched->n_leases + sched->n_quarantined);
-    BT_ASSERT(sched->by_request.n_used == sched->n_leases + sched->n_waiting + sched->n_running);
+    BT_ASSERT(sched->base.by_request.n_used == sched->n_leases + sched->n_waiting + sched->n_running);
     for (uint32_t i = 0; i < sched->n_running + sched->n_waiting; i++)
         BT_ASSERT(sched->slots[sched->order[i]].state == (i < sched->n_running ? DEC_RUNNING : DEC_WAITING));
 }

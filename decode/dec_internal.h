@@ -5,10 +5,6 @@
 
 #include "common/core/alloc.h"
 #include "common/core/clock.h"
-#include "common/core/map.h"
-#include "common/core/timers.h"
-#include "common/kv/kv_prefix.h"
-#include "common/wire/end_rule.h"
 #include "common/wire/sampling.h"
 #include "decode/dec_sched.h"
 
@@ -53,18 +49,16 @@ typedef struct {
     uint32_t n_tokens;    /* scratch of step_done: tokens for it */
 } dec_gateway;
 
-struct dec_sched {
-    dec_sched_options options; /* defaults filled in; eos_ids owned */
-    kv_pool *pool;
-    kv_prefix *prefix;      /* on top of it, owned */
-    uint32_t max_positions; /* min(max_model_len, the pool) */
+typedef struct {
+    wrk_sched base;            /* first: what the caller holds; by_gateway -> gateways */
+    dec_sched_options options; /* defaults filled in */
+    kv_pool *pool;             /* borrowed */
+    uint32_t max_positions;    /* min(max_model_len, the pool) */
     dec_counters counters;
 
-    dec_slot *slots; /* [n_slots] */
-    uint32_t n_slots;
-    uint32_t *free_slots, n_free_slots;
-    bt_map by_request, by_lease; /* -> slot; by_request holds living ones only */
-    uint32_t n_leases;           /* LEASED + SETTLING */
+    dec_slot *slots;   /* [n_slots] */
+    bt_map by_lease;   /* -> slot */
+    uint32_t n_leases; /* LEASED + SETTLING */
     uint32_t n_quarantined;
     uint64_t last_lease;
 
@@ -72,47 +66,35 @@ struct dec_sched {
     uint32_t n_running, n_waiting;
 
     dec_gateway *gateways; /* [cap_gateways] */
-    uint32_t cap_gateways, n_gateways;
-    bt_map by_gateway;
+    uint32_t cap_gateways;
 
-    /* The step. */
-    bool is_stepping;
-    uint32_t n_step;
-    uint32_t *step_slots;    /* [max_num_seqs] */
-    krn_sequence *sequences; /* [max_num_seqs] */
-    dec_sample *samples;     /* [max_num_seqs] */
-    wire_token *step_tokens; /* [max_num_seqs] grouped by gateway */
+    wire_token *step_tokens; /* [max_num_seqs] of the step, grouped by gateway */
+} dec_sched;
 
-    bt_timers timers; /* ids: slots, then DEC_TIMER_* */
-    int64_t next_status_ns;
-    bool is_draining, is_drained;
+static inline dec_sched *dec_of(wrk_sched *base) { return (dec_sched *)base; }
 
-    dec_action *actions; /* [cap_actions]; walked up to next_action */
-    uint32_t n_actions, cap_actions, next_action;
-};
-
-/* Timers behind those of the slots. */
-enum { DEC_TIMER_STATUS, DEC_TIMER_GRACE, DEC_N_TIMERS };
-
-dec_action *dec_act(dec_sched *sched, dec_action_kind kind, uint64_t peer);
 void dec_send_gateway(dec_sched *sched, uint64_t gateway, const wire_message *message);
 void dec_send_prefill(dec_sched *sched, uint64_t prefill, const wire_message *message);
 void dec_fail(dec_sched *sched, const dec_slot *slot, bt_status status, const char *text); /* FAILED to its gateway */
-void dec_status_changed(dec_sched *sched, int64_t now_ns);
 
-static inline bt_key dec_request_key(const wire_request *r) { return (bt_key){r->gateway, r->serial, r->attempt}; }
-static inline bt_key dec_u64_key(uint64_t v) { return (bt_key){v, 0, 0}; }
 static inline uint32_t dec_slot_index(const dec_sched *sched, const dec_slot *slot) {
     return (uint32_t)(slot - sched->slots);
 }
-static inline int64_t dec_after_ms(int64_t now_ns, uint32_t ms) { return now_ns + (int64_t)ms * BT_NS_PER_MS; }
 
 dec_slot *dec_slot_find(dec_sched *sched, const wire_request *request); /* NULL: not known, or given up */
 
 /* The slot's request ends here, in any state: books are cleared, blocks freed or quarantined (rule 3). Tells nobody. */
 void dec_slot_end(dec_sched *sched, dec_slot *slot, int64_t now_ns);
 
+/* dec_step.c, dec_check.c, dec_lease.c: events of wrk_sched.h */
+bool dec_step_begin(wrk_sched *base, int64_t now_ns, wrk_step *out);
+void dec_step_done(wrk_sched *base, const uint32_t *tokens, const wire_ranked *logprobs, int64_t now_ns);
+bool dec_is_owner(const wrk_sched *base, const wire_request *request);
+void dec_check(const wrk_sched *base);
+void dec_lease_closed(wrk_sched *base, uint64_t lease, uint32_t n_pushes, uint64_t checksum, int64_t now_ns);
+
 /* dec_lease.c */
+void dec_lease_close(dec_sched *sched, const dec_slot *slot, uint32_t n_pushes); /* the action */
 void dec_lease_reserve(dec_sched *sched, uint64_t prefill, const wire_reserve *reserve, int64_t now_ns);
 void dec_lease_commit(dec_sched *sched, uint64_t prefill, const wire_commit *commit, int64_t now_ns);
 void dec_lease_abort(dec_sched *sched, uint64_t prefill, const wire_abort *abort, int64_t now_ns);

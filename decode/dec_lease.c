@@ -7,6 +7,12 @@
 
 /* ---- RESERVE ---------------------------------------------------------------------------------------------------- */
 
+void dec_lease_close(dec_sched *sched, const dec_slot *slot, uint32_t n_pushes) {
+    wrk_action *action = wrk_act(&sched->base, WRK_LEASE_CLOSE, slot->prefill);
+    action->lease_close.lease = slot->lease;
+    action->lease_close.n_pushes = n_pushes;
+}
+
 static void refuse(dec_sched *sched, uint64_t prefill, const wire_request *request, bt_status status,
                    const char *text) {
     dec_send_prefill(
@@ -18,7 +24,7 @@ static void refuse(dec_sched *sched, uint64_t prefill, const wire_request *reque
 /* NULL: there is room for a lease. */
 static const char *why_full(const dec_sched *sched) {
     uint32_t n_pending = sched->n_leases + sched->n_quarantined + sched->n_waiting;
-    if (n_pending >= sched->options.max_leases || sched->n_free_slots == 0)
+    if (n_pending >= sched->options.max_leases || sched->base.n_free_slots == 0)
         return "This decode worker has no free lease.";
     /* Who is taken should decode at once, not wait with a token shown. A few more than fit, because those that are
      * leased have a prompt to be computed first. */
@@ -33,7 +39,7 @@ static bool take_blocks(dec_sched *sched, const wire_reserve *reserve, uint32_t 
                         uint32_t *n_held) {
     bool is_empty = kv_pool_n_free(sched->pool) == kv_pool_n_blocks(sched->pool);
     uint32_t keep = is_empty ? 0 : sched->options.watermark_blocks;
-    uint32_t n = kv_prefix_take(sched->prefix, reserve->prefix, reserve->n_prefix, blocks);
+    uint32_t n = kv_prefix_take(sched->base.prefix, reserve->prefix, reserve->n_prefix, blocks);
     if (n_blocks - n + keep > kv_pool_n_free(sched->pool)) {
         kv_pool_release(sched->pool, blocks, n);
         return false;
@@ -47,7 +53,7 @@ static bool take_blocks(dec_sched *sched, const wire_reserve *reserve, uint32_t 
 /* Takes `blocks` and those it names. */
 static void grant(dec_sched *sched, uint64_t prefill, const wire_reserve *reserve, uint32_t *blocks, uint32_t n_blocks,
                   uint32_t n_held, int64_t now_ns) {
-    uint32_t index = sched->free_slots[--sched->n_free_slots];
+    uint32_t index = wrk_slot_take(&sched->base);
     dec_slot *slot = &sched->slots[index];
     *slot = (dec_slot){.state = DEC_LEASED,
                        .request = reserve->request,
@@ -58,28 +64,29 @@ static void grant(dec_sched *sched, uint64_t prefill, const wire_reserve *reserv
                        .cap_blocks = n_blocks,
                        .n_leased_tokens = reserve->n_tokens,
                        .n_shared = n_held};
-    if (sched->options.has_prefix_cache) {
+    if (sched->base.options.has_prefix_cache) {
         slot->n_prefix = reserve->n_prefix;
         slot->prefix = bt_calloc(reserve->n_prefix, sizeof(wire_block_name));
         if (reserve->n_prefix > 0) memcpy(slot->prefix, reserve->prefix, reserve->n_prefix * sizeof(wire_block_name));
         sched->counters.n_prefix_queries += reserve->n_tokens;
         sched->counters.n_prefix_hits += n_held * KV_BLOCK_TOKENS;
     }
-    bt_map_put(&sched->by_request, dec_request_key(&slot->request), index);
-    bt_map_put(&sched->by_lease, dec_u64_key(slot->lease), index);
-    bt_timers_set(&sched->timers, index, dec_after_ms(now_ns, sched->options.lease_ms));
+    bt_map_put(&sched->base.by_request, wrk_request_key(&slot->request), index);
+    bt_map_put(&sched->by_lease, wrk_u64_key(slot->lease), index);
+    bt_timers_set(&sched->base.timers, index, wrk_after_ms(now_ns, sched->options.lease_ms));
     sched->n_leases++;
     sched->counters.n_reserved++;
-    dec_act(sched, DEC_LEASE_OPEN, prefill)->lease_open = (dec_lease_open){.lease = slot->lease,
-                                                                           .blocks = slot->blocks,
-                                                                           .first_block = n_held,
-                                                                           .n_blocks = kv_blocks_for(reserve->n_tokens),
-                                                                           .n_tokens = reserve->n_tokens};
+    wrk_act(&sched->base, WRK_LEASE_OPEN, prefill)->lease_open =
+        (kvt_lease_args){.lease = slot->lease,
+                         .blocks = slot->blocks,
+                         .first_block = n_held,
+                         .n_blocks = kv_blocks_for(reserve->n_tokens),
+                         .n_tokens = reserve->n_tokens};
     dec_send_prefill(
         sched, prefill,
         &(wire_message){.type = WIRE_RESERVED,
                         .reserved = {slot->request, slot->lease, n_held * KV_BLOCK_TOKENS, sched->options.lease_ms}});
-    dec_status_changed(sched, now_ns);
+    wrk_status_changed(&sched->base, now_ns);
 }
 
 void dec_lease_reserve(dec_sched *sched, uint64_t prefill, const wire_reserve *reserve, int64_t now_ns) {
@@ -92,7 +99,7 @@ void dec_lease_reserve(dec_sched *sched, uint64_t prefill, const wire_reserve *r
     }
     if (old != NULL) dec_slot_end(sched, old, now_ns); /* its owner starts anew */
 
-    if (sched->is_draining) {
+    if (sched->base.is_draining) {
         refuse(sched, prefill, request, BT_AGAIN, "This decode worker is draining.");
     } else if (reserve->n_tokens == 0 || reserve->n_tokens >= sched->max_positions) {
         refuse(sched, prefill, request, BT_BAD_REQUEST, "The request does not fit this decode worker's context.");
@@ -135,28 +142,19 @@ static const char *why_senseless(const dec_sched *sched, const dec_slot *slot, c
         wire_end_max_output(commit->max_tokens, commit->n_prompt, sched->max_positions))
         return "COMMIT is for a request that has all its tokens";
     if (commit->n_prompt / KV_BLOCK_TOKENS < slot->n_prefix) return "COMMIT has a shorter prompt than RESERVE named";
-    if (commit->n_pushes != sched->options.n_layers * (kv_blocks_for(slot->n_leased_tokens) - slot->n_shared))
+    if (commit->n_pushes != sched->base.options.n_layers * (kv_blocks_for(slot->n_leased_tokens) - slot->n_shared))
         return "COMMIT has the wrong number of pushes";
     if (!wire_sampling_is_sane(&commit->sampling) ||
-        !wire_constraint_is_sane(&commit->constraint, sched->options.vocab_size))
+        !wire_constraint_is_sane(&commit->constraint, sched->base.options.vocab_size))
         return "COMMIT has impossible sampling parameters";
     for (uint32_t i = 0; i < commit->n_tokens; i++)
-        if (commit->tokens[i] >= sched->options.vocab_size) return "COMMIT has a token outside the vocabulary";
+        if (commit->tokens[i] >= sched->base.options.vocab_size) return "COMMIT has a token outside the vocabulary";
     return NULL;
 }
 
 static void take_request(dec_sched *sched, dec_slot *slot, const wire_commit *commit) {
-    uint32_t n_eos = commit->sampling.ignore_eos ? 0 : sched->options.n_eos_ids;
-    uint32_t *ids = bt_calloc(n_eos + commit->n_stop_token_ids, sizeof(uint32_t));
-    if (n_eos > 0) memcpy(ids, sched->options.eos_ids, n_eos * sizeof(uint32_t));
-    if (commit->n_stop_token_ids > 0)
-        memcpy(ids + n_eos, commit->stop_token_ids, commit->n_stop_token_ids * sizeof(uint32_t));
-    slot->end =
-        (wire_end_rule){.ids = ids,
-                        .n_ids = n_eos + commit->n_stop_token_ids,
-                        .n_eos = n_eos,
-                        .min_tokens = commit->sampling.min_tokens,
-                        .max_output = wire_end_max_output(commit->max_tokens, commit->n_prompt, sched->max_positions)};
+    slot->end = wrk_end_rule(&sched->base, &commit->sampling, commit->stop_token_ids, commit->n_stop_token_ids,
+                             wire_end_max_output(commit->max_tokens, commit->n_prompt, sched->max_positions));
     slot->sampling = commit->sampling;
     slot->constraint = wire_constraint_copy(&commit->constraint, &slot->arena);
     slot->n_prompt = commit->n_prompt;
@@ -179,7 +177,7 @@ void dec_lease_commit(dec_sched *sched, uint64_t prefill, const wire_commit *com
     bt_status status = BT_BAD_REQUEST;
     if (why != NULL) {
         sched->counters.n_strange++;
-    } else if (bt_map_get(&sched->by_gateway, dec_u64_key(commit->request.gateway)) == BT_MAP_NONE) {
+    } else if (bt_map_get(&sched->base.by_gateway, wrk_u64_key(commit->request.gateway)) == BT_MAP_NONE) {
         status = BT_PEER_LOST;
         why = "This decode worker has no link to the request's gateway.";
     }
@@ -190,13 +188,13 @@ void dec_lease_commit(dec_sched *sched, uint64_t prefill, const wire_commit *com
     }
     take_request(sched, slot, commit);
     slot->state = DEC_SETTLING;
-    bt_timers_set(&sched->timers, dec_slot_index(sched, slot), dec_after_ms(now_ns, sched->options.settle_ms));
-    dec_act(sched, DEC_LEASE_CLOSE, prefill)->lease_close = (dec_lease_close){slot->lease, commit->n_pushes};
+    bt_timers_set(&sched->base.timers, dec_slot_index(sched, slot), wrk_after_ms(now_ns, sched->options.settle_ms));
+    dec_lease_close(sched, slot, commit->n_pushes);
 }
 
 /* What lies in the blocks is right now, and is not written again: for others too. */
 static void offer_blocks(dec_sched *sched, dec_slot *slot) {
-    kv_prefix_put(sched->prefix, slot->prefix, slot->blocks, slot->n_prefix);
+    kv_prefix_put(sched->base.prefix, slot->prefix, slot->blocks, slot->n_prefix);
     slot->n_shared = slot->n_prefix;
     slot->n_prefix = 0;
     free(slot->prefix);
@@ -211,30 +209,31 @@ static void settle(dec_sched *sched, dec_slot *slot, uint32_t n_pushes, uint64_t
     } else if (checksum != slot->checksum) {
         why = "The checksum of what has landed is wrong.";
     }
-    bt_timers_clear(&sched->timers, dec_slot_index(sched, slot));
+    bt_timers_clear(&sched->base.timers, dec_slot_index(sched, slot));
     sched->n_leases--;
     if (why == NULL) {
-        bt_map_remove(&sched->by_lease, dec_u64_key(slot->lease));
-        slot->gateway = bt_map_get(&sched->by_gateway, dec_u64_key(slot->request.gateway));
+        bt_map_remove(&sched->by_lease, wrk_u64_key(slot->lease));
+        slot->gateway = bt_map_get(&sched->base.by_gateway, wrk_u64_key(slot->request.gateway));
         BT_ASSERT(slot->gateway != BT_MAP_NONE); /* a gateway that goes takes its SETTLING requests with it */
         dec_send_prefill(sched, slot->prefill,
                          &(wire_message){.type = WIRE_COMMITTED, .committed = {slot->request, slot->lease}});
         sched->counters.n_committed++;
         offer_blocks(sched, slot);
         dec_batch_add(sched, slot);
-        dec_status_changed(sched, now_ns);
+        wrk_status_changed(&sched->base, now_ns);
         return;
     }
     dec_lease_refuse_commit(sched, slot, BT_INTERNAL, why);
-    bt_map_remove(&sched->by_request, dec_request_key(&slot->request));
+    bt_map_remove(&sched->base.by_request, wrk_request_key(&slot->request));
     slot->state = DEC_QUARANTINE;
     sched->n_quarantined++;
     dec_slot_end(sched, slot, now_ns); /* closed already: ends at once */
 }
 
-void dec_sched_lease_closed(dec_sched *sched, uint64_t lease, uint32_t n_pushes, uint64_t checksum, int64_t now_ns) {
-    BT_ASSERT(sched->n_actions == 0); /* the actions of the event before have been carried out */
-    uint32_t index = bt_map_get(&sched->by_lease, dec_u64_key(lease));
+void dec_lease_closed(wrk_sched *base, uint64_t lease, uint32_t n_pushes, uint64_t checksum, int64_t now_ns) {
+    wrk_begin_event(base);
+    dec_sched *sched = dec_of(base);
+    uint32_t index = bt_map_get(&sched->by_lease, wrk_u64_key(lease));
     if (index == BT_MAP_NONE) return;
     dec_slot *slot = &sched->slots[index];
     switch (slot->state) {
@@ -242,8 +241,8 @@ void dec_sched_lease_closed(dec_sched *sched, uint64_t lease, uint32_t n_pushes,
         settle(sched, slot, n_pushes, checksum, now_ns);
         break;
     case DEC_LEASED: /* the transfer layer gave it up; a COMMIT that comes will be refused */
-        bt_timers_clear(&sched->timers, index);
-        bt_map_remove(&sched->by_request, dec_request_key(&slot->request));
+        bt_timers_clear(&sched->base.timers, index);
+        bt_map_remove(&sched->base.by_request, wrk_request_key(&slot->request));
         slot->state = DEC_QUARANTINE;
         sched->n_leases--;
         sched->n_quarantined++;
@@ -271,17 +270,17 @@ void dec_lease_abort(dec_sched *sched, uint64_t prefill, const wire_abort *abort
 
 void dec_lease_renew(dec_sched *sched, uint64_t prefill, const wire_renew *renew, int64_t now_ns) {
     for (uint32_t i = 0; i < renew->n_leases; i++) {
-        uint32_t index = bt_map_get(&sched->by_lease, dec_u64_key(renew->leases[i]));
+        uint32_t index = bt_map_get(&sched->by_lease, wrk_u64_key(renew->leases[i]));
         if (index == BT_MAP_NONE) continue;
         const dec_slot *slot = &sched->slots[index];
         if (slot->state == DEC_LEASED && slot->prefill == prefill)
-            bt_timers_set(&sched->timers, index, dec_after_ms(now_ns, sched->options.lease_ms));
+            bt_timers_set(&sched->base.timers, index, wrk_after_ms(now_ns, sched->options.lease_ms));
     }
 }
 
 void dec_lease_late(dec_sched *sched, dec_slot *slot, int64_t now_ns) {
     if (slot->state == DEC_SETTLING) { /* what has landed by now decides: settle() */
-        dec_act(sched, DEC_LEASE_CLOSE, slot->prefill)->lease_close = (dec_lease_close){slot->lease, 0};
+        dec_lease_close(sched, slot, 0);
         return;
     }
     BT_ASSERT(slot->state == DEC_LEASED);

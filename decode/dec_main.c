@@ -1,59 +1,75 @@
 /* baton-decode: takes over KV from prefill workers and decodes sequences in one batch, token by token. */
-#include "common/core/log.h"
-#include "decode/dec_engine.h"
+#include "decode/dec_sched.h"
+#include "worker/wrk_program.h"
 
-#define CFG(type, name, default_text, help) CFG_ENTRY(dec_config, type, name, default_text, help)
+#define CFG(type, name, default_text, help) cfg_##type name;
+static struct {
+    wrk_config shared;
+#include "decode/config.def"
+} config;
+#undef CFG
+
+#define CFG(type, name, default_text, help) CFG_ENTRY(typeof(config), type, name, default_text, help)
 static const cfg_flag flags[] = {
 #include "decode/config.def"
 };
 #undef CFG
 
-#define CFG(type, name, default_text, help) .name = config->name,
-static wrk_config shared_flags(const dec_config *config) {
-    return (wrk_config){
-#include "worker/config.def"
-    };
+static void node_options(wrk_node_options *options) {
+    options->name = config.name;
+    options->role = WIRE_ROLE_DECODE;
+    options->max_rows = options->max_logits = options->capacity = config.max_num_seqs;
+    options->takes_kv = true;
+    options->kv_port = config.kv_port;
 }
-#undef CFG
+
+static bt_status sched_open(const wrk_sched_options *shared, wrk_sched **out, bt_error *err) {
+    const dec_sched_options options = {.max_num_seqs = config.max_num_seqs};
+    return dec_sched_open(shared, &options, out, err);
+}
+
+#define COUNT(id, labels, field)                                                                                       \
+    { BT_METRIC_##id, labels, offsetof(dec_counters, field) }
+static const wrk_metric metrics[] = {
+    COUNT(STEPS, "", n_steps),
+    COUNT(PREFIX_QUERIES, "", n_prefix_queries),
+    COUNT(PREFIX_HITS, "", n_prefix_hits),
+    COUNT(WORKER_OUTPUT_TOKENS, "", n_sampled),
+    COUNT(TRANSFER_FAILURES, "reason=\"commit_failed\"", n_commit_failed),
+    COUNT(TRANSFER_FAILURES, "reason=\"prefill_lost\"", n_prefill_lost),
+    COUNT(LEASE_EXPIRIES, "", n_lease_expired),
+    COUNT(PREEMPTIONS, "", n_preempted),
+    COUNT(CANCELS, "phase=\"leased\"", n_canceled_leased),
+    COUNT(CANCELS, "phase=\"waiting\"", n_canceled_waiting),
+    COUNT(CANCELS, "phase=\"running\"", n_canceled_running),
+};
+#undef COUNT
+
+static void set(const wrk_node *node, bt_metric_id id, const char *labels, uint64_t value) {
+    bt_series_set(bt_metrics_series(node->metrics, id, labels), (double)value);
+}
+
+static void export_more(wrk_node *node, const wrk_sched *sched) {
+    kvt_stats stats;
+    kvt_fabric_stats(node->fabric, &stats);
+    set(node, BT_METRIC_TRANSFER_BYTES, "", stats.bytes_landed);
+    set(node, BT_METRIC_TRANSFER_FAILURES, "reason=\"push_refused\"", stats.pushes_refused);
+    set(node, BT_METRIC_LEASES, "", dec_sched_n_leases(sched));
+}
 
 int main(int argc, char **argv) {
-    dec_config config;
-    bt_error err = {0};
-    bt_log_level level;
-    bt_status status = cfg_parse("baton-decode", "takes over prompts' KV and decodes tokens", flags,
-                                 sizeof(flags) / sizeof(flags[0]), argc, argv, &config, &err);
-    if (status == BT_CANCELED) return 0;
-    if (status == BT_OK) status = bt_log_parse_level(config.log_level, &level, &err);
-    if (status != BT_OK) {
-        bt_log_error("dec", "bad flags", &err);
-        return 2;
-    }
-    bt_log_set_level(level);
-
-    wrk_config shared = shared_flags(&config);
-    wrk_node_options options = {
-        .config = &shared,
-        .name = config.name,
-        .role = WIRE_ROLE_DECODE,
-        .max_rows = config.max_num_seqs,
-        .max_logits = config.max_num_seqs,
-        .capacity = config.max_num_seqs,
-        .takes_kv = true,
-        .kv_port = config.kv_port,
+    const wrk_program program = {
+        .name = "baton-decode",
+        .purpose = "takes over prompts' KV and decodes tokens",
+        .module = "dec",
+        .flags = flags,
+        .n_flags = sizeof(flags) / sizeof(flags[0]),
+        .config = &config.shared,
+        .node_options = node_options,
+        .sched_open = sched_open,
+        .metrics = metrics,
+        .n_metrics = sizeof(metrics) / sizeof(metrics[0]),
+        .export_more = export_more,
     };
-    wrk_node node = {0};       /* model, KV memory, fabric, links, announcement */
-    dec_engine *engine = NULL; /* the scheduler and the loop around it */
-
-    status = wrk_node_open(&node, &options, &err);
-    if (status == BT_OK) status = dec_engine_open(&node, &config, &engine, &err);
-    if (status == BT_OK) status = wrk_node_announce(&node, &err);
-    if (status == BT_OK) dec_engine_run(engine); /* until SIGTERM, then drains */
-    if (status != BT_OK)
-        bt_log_error("dec", "cannot start", &err);
-    else
-        bt_log(BT_LOG_INFO, "dec", "stopped", "worker=%s", config.name);
-
-    wrk_node_close(&node);
-    dec_engine_close(engine);
-    return status == BT_OK ? 0 : 1;
+    return wrk_program_run(&program, argc, argv);
 }

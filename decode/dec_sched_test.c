@@ -8,24 +8,24 @@
 enum { GATEWAY = 7, PREFILL = 100, EOS = 1, STOP = 9, LAYERS = 2, BLOCKS = 12, MS = 1000000 };
 
 static kv_pool *pool;
-static dec_sched *sched;
-static dec_step step;
+static wrk_sched *sched;
+static wrk_step step;
 static int64_t now_ns;
-static dec_action done[64]; /* since the last clear() */
+static wrk_action done[64]; /* since the last clear() */
 static uint32_t n_done;
 static wire_token said[64]; /* in TOKENS since the last clear() */
 static uint32_t n_said;
 static uint32_t n_held; /* blocks that commit() does not count as pushed */
 
 static void walk(void) {
-    while (dec_sched_next(sched, &done[n_done])) {
-        const dec_action *action = &done[n_done];
-        if (action->kind == DEC_SEND_GATEWAY && action->message.type == WIRE_TOKENS)
+    while (wrk_sched_next(sched, &done[n_done])) {
+        const wrk_action *action = &done[n_done];
+        if (action->kind == WRK_SEND_GATEWAY && action->message.type == WIRE_TOKENS)
             for (uint32_t i = 0; i < action->message.tokens.n_tokens; i++)
                 said[n_said++] = action->message.tokens.tokens[i];
         BT_ASSERT(++n_done < 64);
     }
-    dec_sched_check(sched);
+    sched->check(sched);
 }
 
 static void clear(void) { n_done = n_said = 0; }
@@ -33,34 +33,32 @@ static void clear(void) { n_done = n_said = 0; }
 static void start(uint32_t max_num_seqs) {
     static const uint32_t eos[] = {EOS};
     pool = kv_pool_open(BLOCKS);
-    dec_sched_options options = {.pool = pool,
-                                 .vocab_size = 1000,
-                                 .max_model_len = 10000,
-                                 .n_layers = LAYERS,
-                                 .max_num_seqs = max_num_seqs,
-                                 .max_leases = 4,
-                                 .watermark_blocks = 1,
-                                 .eos_ids = eos,
-                                 .n_eos_ids = 1,
-                                 .has_prefix_cache = true};
-    CHECK(dec_sched_open(&options, &sched, NULL) == BT_OK, "open");
-    dec_sched_gateway_up(sched, GATEWAY, now_ns);
+    const wrk_sched_options shared = {.pool = pool,
+                                      .vocab_size = 1000,
+                                      .max_model_len = 10000,
+                                      .n_layers = LAYERS,
+                                      .eos_ids = eos,
+                                      .n_eos_ids = 1,
+                                      .has_prefix_cache = true};
+    const dec_sched_options options = {.max_num_seqs = max_num_seqs, .max_leases = 4, .watermark_blocks = 1};
+    CHECK(dec_sched_open(&shared, &options, &sched, NULL) == BT_OK, "open");
+    sched->gateway_up(sched, GATEWAY, now_ns);
     walk();
     clear();
 }
 
 static wire_request request(uint64_t serial) { return (wire_request){GATEWAY, serial, 0}; }
 
-static const dec_action *find(dec_action_kind kind, wire_type type) {
+static const wrk_action *find(wrk_action_kind kind, wire_type type) {
     for (uint32_t i = n_done; i-- > 0;) {
-        bool is_message = kind == DEC_SEND_GATEWAY || kind == DEC_SEND_PREFILL;
+        bool is_message = kind == WRK_SEND_GATEWAY || kind == WRK_SEND_PEER;
         if (done[i].kind == kind && (!is_message || done[i].message.type == type)) return &done[i];
     }
     return NULL;
 }
 
 static void say(wire_message message) {
-    dec_sched_prefill_message(sched, PREFILL, &message, now_ns);
+    sched->peer_message(sched, PREFILL, &message, now_ns);
     walk();
 }
 
@@ -78,7 +76,7 @@ static void reserve_named(uint64_t serial, uint32_t n_tokens, uint32_t n_names) 
 }
 
 static uint64_t lease_of(uint64_t serial) {
-    const dec_action *action = find(DEC_SEND_PREFILL, WIRE_RESERVED);
+    const wrk_action *action = find(WRK_SEND_PEER, WIRE_RESERVED);
     CHECK(action != NULL && action->message.reserved.request.serial == serial, "RESERVED %d", (int)serial);
     return action == NULL ? 0 : action->message.reserved.lease;
 }
@@ -103,7 +101,7 @@ static void commit(uint64_t serial, uint64_t lease, uint32_t n_tokens, uint32_t 
 }
 
 static void closed(uint64_t lease, uint32_t n_pushes, uint64_t checksum) {
-    dec_sched_lease_closed(sched, lease, n_pushes, checksum, now_ns);
+    sched->lease_closed(sched, lease, n_pushes, checksum, now_ns);
     walk();
 }
 
@@ -112,14 +110,14 @@ static void admit(uint64_t serial, uint32_t n_tokens, uint32_t max_tokens) {
     reserve(serial, n_tokens);
     uint64_t lease = lease_of(serial);
     commit(serial, lease, n_tokens, max_tokens);
-    CHECK(find(DEC_LEASE_CLOSE, 0)->lease_close.n_pushes == LAYERS * ((n_tokens + 63) / 64), "its pushes are awaited");
+    CHECK(find(WRK_LEASE_CLOSE, 0)->lease_close.n_pushes == LAYERS * ((n_tokens + 63) / 64), "its pushes are awaited");
     closed(lease, LAYERS * ((n_tokens + 63) / 64), 77);
-    CHECK(find(DEC_SEND_PREFILL, WIRE_COMMITTED) != NULL, "taken");
+    CHECK(find(WRK_SEND_PEER, WIRE_COMMITTED) != NULL, "taken");
     clear();
 }
 
 static bool begin(void) {
-    bool has_step = dec_sched_step_begin(sched, now_ns, &step);
+    bool has_step = sched->step_begin(sched, now_ns, &step);
     walk();
     return has_step;
 }
@@ -128,27 +126,27 @@ static void end(uint32_t token) {
     uint32_t tokens[16];
     wire_ranked logprobs[16] = {0};
     for (int i = 0; i < 16; i++) tokens[i] = token;
-    dec_sched_step_done(sched, tokens, logprobs, now_ns);
+    sched->step_done(sched, tokens, logprobs, now_ns);
     walk();
 }
 
 static void tick_after_ms(uint32_t ms) {
     now_ns += (int64_t)ms * MS;
-    dec_sched_tick(sched, now_ns);
+    wrk_sched_tick(sched, now_ns);
     walk();
 }
 
 static void cancel(uint64_t serial) {
     wire_message message = {.type = WIRE_CANCEL, .cancel = {request(serial)}};
-    dec_sched_gateway_message(sched, GATEWAY, &message, now_ns);
+    sched->gateway_message(sched, GATEWAY, &message, now_ns);
     walk();
 }
 
 static void stop(void) {
-    dec_sched_gateway_gone(sched, GATEWAY, now_ns);
+    sched->gateway_gone(sched, GATEWAY, now_ns);
     walk();
     CHECK(kv_pool_n_free(pool) == BLOCKS, "%u blocks are free", kv_pool_n_free(pool));
-    dec_sched_close(sched);
+    sched->close(sched);
     kv_pool_close(pool);
 }
 
@@ -170,7 +168,7 @@ static void test_a_sequence_decodes_to_its_end(void) {
             end(rows[row].tokens[i]);
             CHECK(n_said == i + 1 && said[i].index == i + 1 && said[i].token == rows[row].tokens[i], "TOKENS");
         }
-        const wire_finished *finished = &find(DEC_SEND_GATEWAY, WIRE_FINISHED)->message.finished;
+        const wire_finished *finished = &find(WRK_SEND_GATEWAY, WIRE_FINISHED)->message.finished;
         CHECK(finished->reason == rows[row].reason && finished->stop_token == rows[row].stop_token, "row %u", row);
         CHECK(finished->n_output == rows[row].n_tokens + 1, "prefill's token counts");
         CHECK(!begin() && kv_pool_n_free(pool) == BLOCKS, "nothing is left");
@@ -182,24 +180,24 @@ static void test_room_is_promised_once(void) {
     start(4);
     reserve(1, 64 * 6);
     lease_of(1);
-    CHECK(find(DEC_LEASE_OPEN, 0) < find(DEC_SEND_PREFILL, WIRE_RESERVED), "it may land before prefill knows");
-    CHECK(find(DEC_LEASE_OPEN, 0)->lease_open.n_blocks == 6 && kv_pool_n_free(pool) == BLOCKS - 7, "and one to grow");
+    CHECK(find(WRK_LEASE_OPEN, 0) < find(WRK_SEND_PEER, WIRE_RESERVED), "it may land before prefill knows");
+    CHECK(find(WRK_LEASE_OPEN, 0)->lease_open.n_blocks == 6 && kv_pool_n_free(pool) == BLOCKS - 7, "and one to grow");
     reserve(2, 64 * 4);
-    CHECK(find(DEC_SEND_PREFILL, WIRE_REFUSED)->message.refused.status == BT_NO_CAPACITY, "the watermark stays free");
+    CHECK(find(WRK_SEND_PEER, WIRE_REFUSED)->message.refused.status == BT_NO_CAPACITY, "the watermark stays free");
     reserve(3, 64 * 12);
-    CHECK(find(DEC_SEND_PREFILL, WIRE_REFUSED)->message.refused.status == BT_BAD_REQUEST, "never");
+    CHECK(find(WRK_SEND_PEER, WIRE_REFUSED)->message.refused.status == BT_BAD_REQUEST, "never");
     reserve(4, 64 * 2);
     CHECK(lease_of(4) != 0, "a smaller one fits");
-    dec_sched_drain(sched, 0, now_ns);
+    wrk_sched_drain(sched, 0, now_ns);
     walk();
     reserve(5, 1);
-    CHECK(find(DEC_SEND_PREFILL, WIRE_REFUSED)->message.refused.status == BT_AGAIN, "draining");
+    CHECK(find(WRK_SEND_PEER, WIRE_REFUSED)->message.refused.status == BT_AGAIN, "draining");
     clear();
-    dec_sched_prefill_gone(sched, PREFILL, now_ns);
+    sched->peer_gone(sched, PREFILL, now_ns);
     walk();
     closed(1, 0, 0);
     closed(2, 0, 0);
-    CHECK(done[n_done - 1].kind == DEC_DRAINED, "drained");
+    CHECK(done[n_done - 1].kind == WRK_DRAINED, "drained");
     stop();
 }
 
@@ -212,13 +210,13 @@ static void test_a_dropped_lease_is_in_quarantine_until_it_is_closed(void) {
         if (how == 0) say((wire_message){.type = WIRE_ABORT, .abort = {request(1), lease}});
         if (how == 1) say((wire_message){.type = WIRE_ABORT, .abort = {request(1), 0}});
         if (how == 2) tick_after_ms(5000);
-        if (how == 3) dec_sched_prefill_gone(sched, PREFILL, now_ns);
+        if (how == 3) sched->peer_gone(sched, PREFILL, now_ns);
         if (how == 4) cancel(1);
         walk();
-        CHECK(find(DEC_LEASE_CLOSE, 0)->lease_close.n_pushes == 0, "how %u: no further push begins", how);
+        CHECK(find(WRK_LEASE_CLOSE, 0)->lease_close.n_pushes == 0, "how %u: no further push begins", how);
         CHECK(kv_pool_n_free(pool) == BLOCKS - 2, "how %u: one may be landing", how);
         commit(1, lease, 100, 10);
-        CHECK(find(DEC_SEND_PREFILL, WIRE_COMMIT_FAILED) != NULL, "how %u: too late", how);
+        CHECK(find(WRK_SEND_PEER, WIRE_COMMIT_FAILED) != NULL, "how %u: too late", how);
         reserve(1, 100);
         CHECK(lease_of(1) == lease + 1, "how %u: a new lease is another one", how);
         closed(lease, 1, 1);
@@ -255,11 +253,11 @@ static void test_what_has_not_landed_right_is_not_taken(void) {
         if (how == 2) {                     /* a push is missing for ever */
             clear();
             tick_after_ms(5000);
-            CHECK(find(DEC_LEASE_CLOSE, 0)->lease_close.n_pushes == 0, "stop waiting");
+            CHECK(find(WRK_LEASE_CLOSE, 0)->lease_close.n_pushes == 0, "stop waiting");
             closed(lease, 3, 70);
         }
         if (how == 3) closed(lease, 0, 0); /* another number of tokens than leased: refused at once */
-        CHECK(find(DEC_SEND_PREFILL, WIRE_COMMIT_FAILED) != NULL && !begin(), "how %u", how);
+        CHECK(find(WRK_SEND_PEER, WIRE_COMMIT_FAILED) != NULL && !begin(), "how %u", how);
         CHECK(kv_pool_n_free(pool) == BLOCKS, "how %u: and nothing is kept", how);
         stop();
     }
@@ -277,7 +275,7 @@ static void test_the_newest_gives_way_and_the_last_never_does(void) {
     end(50);
     clear();
     CHECK(begin() && step.n_sequences == 2, "two of them: a block each");
-    const wire_failed *failed = &find(DEC_SEND_GATEWAY, WIRE_FAILED)->message.failed;
+    const wire_failed *failed = &find(WRK_SEND_GATEWAY, WIRE_FAILED)->message.failed;
     CHECK(failed->request.serial == 3 && failed->status == BT_NO_CAPACITY, "the newest goes back to its gateway");
     CHECK(dec_sched_counters(sched)->n_preempted == 1, "once");
     end(50);
@@ -312,7 +310,7 @@ static void test_the_context_ends_a_request(void) {
         CHECK(begin(), "step %d", i);
         end(50);
     }
-    const dec_action *finished = find(DEC_SEND_GATEWAY, WIRE_FINISHED);
+    const wrk_action *finished = find(WRK_SEND_GATEWAY, WIRE_FINISHED);
     CHECK(finished != NULL && finished->message.finished.reason == WIRE_FINISH_LENGTH, "full");
     CHECK(finished->message.finished.n_output == 3, "three tokens");
     stop();
@@ -328,7 +326,7 @@ static void test_a_cancel_in_a_step_keeps_its_blocks_until_the_step_is_done(void
     end(50);
     CHECK(kv_pool_n_free(pool) == BLOCKS - 1 && n_said == 1 && said[0].request.serial == 2, "it says nothing");
     CHECK(begin() && step.n_sequences == 1, "one is left");
-    dec_sched_gateway_gone(sched, GATEWAY, now_ns); /* in the step, too */
+    sched->gateway_gone(sched, GATEWAY, now_ns); /* in the step, too */
     walk();
     clear();
     end(50);
@@ -341,12 +339,12 @@ static void test_more_than_fit_wait_in_order(void) {
     admit(1, 10, 3);
     admit(2, 10, 100);
     reserve(3, 10);
-    CHECK(find(DEC_SEND_PREFILL, WIRE_REFUSED)->message.refused.status == BT_NO_CAPACITY, "the batch is full");
+    CHECK(find(WRK_SEND_PEER, WIRE_REFUSED)->message.refused.status == BT_NO_CAPACITY, "the batch is full");
     CHECK(begin() && step.n_sequences == 2, "two");
     end(50);
     CHECK(begin(), "-");
     end(50);
-    CHECK(find(DEC_SEND_GATEWAY, WIRE_FINISHED)->message.finished.request.serial == 1, "the first is done");
+    CHECK(find(WRK_SEND_GATEWAY, WIRE_FINISHED)->message.finished.request.serial == 1, "the first is done");
     admit(3, 10, 100);
     CHECK(begin() && step.n_sequences == 2, "the third has its place");
     end(50);
@@ -357,7 +355,7 @@ static void test_an_abort_behind_the_hand_off_gives_the_request_back(void) {
     start(4);
     admit(1, 10, 100);
     say((wire_message){.type = WIRE_ABORT, .abort = {request(1), 1}});
-    CHECK(find(DEC_SEND_GATEWAY, WIRE_FAILED)->message.failed.status == BT_PEER_LOST, "the gateway hears of it");
+    CHECK(find(WRK_SEND_GATEWAY, WIRE_FAILED)->message.failed.status == BT_PEER_LOST, "the gateway hears of it");
     CHECK(!begin() && kv_pool_n_free(pool) == BLOCKS, "gone");
     stop();
 }
@@ -384,7 +382,7 @@ static void test_min_tokens_bans_what_would_end_it(void) {
     end(50);
     CHECK(begin() && step.samples[0].draw.n_banned == 0, "the third may");
     end(EOS);
-    CHECK(find(DEC_SEND_GATEWAY, WIRE_FINISHED)->message.finished.n_output == 3, "and does");
+    CHECK(find(WRK_SEND_GATEWAY, WIRE_FINISHED)->message.finished.n_output == 3, "and does");
     stop();
 }
 
@@ -394,25 +392,24 @@ static void test_blocks_are_known_once_their_checksum_was_right(void) {
     uint64_t lease = lease_of(1);
     commit(1, lease, 150, 50);
     closed(lease, LAYERS * 3, 78);
-    CHECK(find(DEC_SEND_PREFILL, WIRE_COMMIT_FAILED) != NULL && kv_pool_n_cached(pool) == 0,
-          "a wrong one keeps nothing");
+    CHECK(find(WRK_SEND_PEER, WIRE_COMMIT_FAILED) != NULL && kv_pool_n_cached(pool) == 0, "a wrong one keeps nothing");
     reserve_named(1, 150, 2);
     lease = lease_of(1);
-    CHECK(find(DEC_SEND_PREFILL, WIRE_RESERVED)->message.reserved.held_tokens == 0, "nothing is known yet");
+    CHECK(find(WRK_SEND_PEER, WIRE_RESERVED)->message.reserved.held_tokens == 0, "nothing is known yet");
     commit(1, lease, 150, 50);
     closed(lease, LAYERS * 3, 77);
-    CHECK(find(DEC_SEND_PREFILL, WIRE_COMMITTED) != NULL, "taken");
+    CHECK(find(WRK_SEND_PEER, WIRE_COMMITTED) != NULL, "taken");
     reserve_named(2, 250, 3);
     lease = lease_of(2);
-    CHECK(find(DEC_SEND_PREFILL, WIRE_RESERVED)->message.reserved.held_tokens == 128, "two blocks, while 1 decodes");
-    const dec_lease_open *open = &find(DEC_LEASE_OPEN, 0)->lease_open;
+    CHECK(find(WRK_SEND_PEER, WIRE_RESERVED)->message.reserved.held_tokens == 128, "two blocks, while 1 decodes");
+    const kvt_lease_args *open = &find(WRK_LEASE_OPEN, 0)->lease_open;
     CHECK(open->first_block == 2 && open->n_blocks == 4, "pushes begin behind them");
     CHECK(kv_pool_n_holders(pool, open->blocks[0]) == 2, "held for both");
     cancel(1);
     n_held = 2;
     commit(2, lease, 250, 50);
     closed(lease, LAYERS * 2, 77);
-    CHECK(find(DEC_SEND_PREFILL, WIRE_COMMITTED) != NULL, "with what was pushed, and what was held");
+    CHECK(find(WRK_SEND_PEER, WIRE_COMMITTED) != NULL, "with what was pushed, and what was held");
     n_held = 0;
     cancel(2);
     CHECK(kv_pool_n_free(pool) == BLOCKS && kv_pool_n_cached(pool) == 3, "three blocks of the longer prompt stay");
@@ -426,9 +423,9 @@ static void test_a_prompt_that_is_held_whole_needs_no_push(void) {
         reserve_named(serial, 128, 2);
         uint64_t lease = lease_of(serial);
         commit(serial, lease, 128, 50);
-        CHECK(find(DEC_LEASE_CLOSE, 0)->lease_close.n_pushes == LAYERS * (2 - n_held), "what is awaited");
+        CHECK(find(WRK_LEASE_CLOSE, 0)->lease_close.n_pushes == LAYERS * (2 - n_held), "what is awaited");
         closed(lease, LAYERS * (2 - n_held), 77);
-        CHECK(find(DEC_SEND_PREFILL, WIRE_COMMITTED) != NULL, "taken");
+        CHECK(find(WRK_SEND_PEER, WIRE_COMMITTED) != NULL, "taken");
         CHECK(begin() && step.n_sequences == serial && step.sequences[serial - 1].position == 128, "decodes");
         end(50);
         n_held = 2;
@@ -442,8 +439,7 @@ static void test_a_prompt_that_is_held_whole_needs_no_push(void) {
 static void test_names_that_do_not_fit_are_refused(void) {
     start(4);
     reserve_named(1, 127, 2);
-    CHECK(find(DEC_SEND_PREFILL, WIRE_REFUSED)->message.refused.status == BT_BAD_REQUEST,
-          "more names than full blocks");
+    CHECK(find(WRK_SEND_PEER, WIRE_REFUSED)->message.refused.status == BT_BAD_REQUEST, "more names than full blocks");
     reserve_named(1, 192, 3);
     uint64_t lease = lease_of(1);
     clear();
@@ -457,7 +453,7 @@ static void test_names_that_do_not_fit_are_refused(void) {
                                   .n_prompt = 191,
                                   .tokens = tokens,
                                   .n_tokens = 193}});
-    CHECK(find(DEC_SEND_PREFILL, WIRE_COMMIT_FAILED)->message.commit_failed.status == BT_BAD_REQUEST,
+    CHECK(find(WRK_SEND_PEER, WIRE_COMMIT_FAILED)->message.commit_failed.status == BT_BAD_REQUEST,
           "a block with output was named");
     closed(lease, 0, 0);
     stop();

@@ -41,56 +41,63 @@ static bool find_block(dec_sched *sched, dec_slot *slot, int64_t now_ns) {
         if (newest == slot) return false;
     }
     slot->n_blocks++;
-    dec_status_changed(sched, now_ns);
+    wrk_status_changed(&sched->base, now_ns);
     return true;
 }
 
 static void add_row(dec_sched *sched, dec_slot *slot) {
-    uint32_t i = sched->n_step++, n_output = slot->n_tokens - slot->n_prompt;
+    uint32_t i = sched->base.n_step++, n_output = slot->n_tokens - slot->n_prompt;
     bool is_banned = wire_end_is_banned(&slot->end, n_output + 1);
     slot->in_step = true;
-    sched->step_slots[i] = dec_slot_index(sched, slot);
-    sched->sequences[i] = (krn_sequence){.token_ids = &slot->tokens[slot->n_tokens - 1],
-                                         .blocks = slot->blocks,
-                                         .n_rows = 1,
-                                         .position = slot->n_tokens - 1,
-                                         .form = KRN_ABSORBED,
-                                         .n_logits = 1};
-    sched->samples[i] = (dec_sample){.draw = {.sampling = &slot->sampling,
-                                              .constraint = &slot->constraint,
-                                              .tokens = slot->tokens,
-                                              .n_prompt = slot->n_prompt,
-                                              .n_tokens = slot->n_tokens,
-                                              .banned = slot->end.ids,
-                                              .n_banned = is_banned ? slot->end.n_ids : 0},
-                                     .prefix_id = slot->request.serial};
+    sched->base.step_slots[i] = dec_slot_index(sched, slot);
+    sched->base.sequences[i] = (krn_sequence){.token_ids = &slot->tokens[slot->n_tokens - 1],
+                                              .blocks = slot->blocks,
+                                              .n_rows = 1,
+                                              .position = slot->n_tokens - 1,
+                                              .form = KRN_ABSORBED,
+                                              .n_logits = 1};
+    sched->base.samples[i] = (wrk_sample){.draw = {.sampling = &slot->sampling,
+                                                   .constraint = &slot->constraint,
+                                                   .tokens = slot->tokens,
+                                                   .n_prompt = slot->n_prompt,
+                                                   .n_tokens = slot->n_tokens,
+                                                   .banned = slot->end.ids,
+                                                   .n_banned = is_banned ? slot->end.n_ids : 0},
+                                          .prefix_id = slot->request.serial};
 }
 
-bool dec_sched_step_begin(dec_sched *sched, int64_t now_ns, dec_step *out) {
-    BT_ASSERT(!sched->is_stepping && sched->n_actions == 0);
-    sched->n_step = 0;
-    for (uint32_t at = 0; at < sched->n_running + sched->n_waiting && sched->n_step < sched->options.max_num_seqs;) {
+bool dec_step_begin(wrk_sched *base, int64_t now_ns, wrk_step *out) {
+    wrk_begin_event(base);
+    dec_sched *sched = dec_of(base);
+    BT_ASSERT(!sched->base.is_stepping);
+    sched->base.n_step = 0;
+    for (uint32_t at = 0;
+         at < sched->n_running + sched->n_waiting && sched->base.n_step < sched->options.max_num_seqs;) {
         dec_slot *slot = &sched->slots[sched->order[at]];
         if (slot->state == DEC_WAITING) {
             slot->state = DEC_RUNNING;
             sched->n_waiting--;
             sched->n_running++;
-            dec_status_changed(sched, now_ns);
+            wrk_status_changed(&sched->base, now_ns);
         }
         if (find_block(sched, slot, now_ns)) add_row(sched, slot);
         if (slot->state == DEC_RUNNING) at++; /* else it gave way, and the next one moved up */
     }
-    if (sched->n_step == 0) return false;
-    sched->is_stepping = true;
-    *out = (dec_step){sched->sequences, sched->n_step, sched->samples};
+    if (sched->base.n_step == 0) return false;
+    sched->base.is_stepping = true;
+    *out = (wrk_step){.sequences = sched->base.sequences,
+                      .n_sequences = sched->base.n_step,
+                      .n_rows = sched->base.n_step,
+                      .samples = sched->base.samples,
+                      .n_samples = sched->base.n_step};
     return true;
 }
 
 /* Every living sequence's token in one TOKENS per gateway: counted, then placed. */
 static void send_tokens(dec_sched *sched, const uint32_t *tokens, const wire_ranked *logprobs) {
     for (uint32_t g = 0; g < sched->cap_gateways; g++) sched->gateways[g].n_tokens = 0;
-    for (uint32_t i = 0; i < sched->n_step; i++) {
-        const dec_slot *slot = &sched->slots[sched->step_slots[i]];
+    for (uint32_t i = 0; i < sched->base.n_step; i++) {
+        const dec_slot *slot = &sched->slots[sched->base.step_slots[i]];
         if (slot->state != DEC_DEAD) sched->gateways[slot->gateway].n_tokens++;
     }
     uint32_t at = 0;
@@ -103,8 +110,8 @@ static void send_tokens(dec_sched *sched, const uint32_t *tokens, const wire_ran
                 &(wire_message){.type = WIRE_TOKENS, .tokens = {.tokens = &sched->step_tokens[at], .n_tokens = n}});
         at += n;
     }
-    for (uint32_t i = 0; i < sched->n_step; i++) {
-        const dec_slot *slot = &sched->slots[sched->step_slots[i]];
+    for (uint32_t i = 0; i < sched->base.n_step; i++) {
+        const dec_slot *slot = &sched->slots[sched->base.step_slots[i]];
         if (slot->state == DEC_DEAD) continue;
         sched->step_tokens[sched->gateways[slot->gateway].n_tokens++] =
             (wire_token){.request = slot->request,
@@ -116,29 +123,27 @@ static void send_tokens(dec_sched *sched, const uint32_t *tokens, const wire_ran
 }
 
 static void take_token(dec_sched *sched, dec_slot *slot, uint32_t token, int64_t now_ns) {
-    BT_ASSERT(token < sched->options.vocab_size);
+    BT_ASSERT(token < sched->base.options.vocab_size);
     slot->tokens[slot->n_tokens++] = token;
     uint32_t n_output = slot->n_tokens - slot->n_prompt;
     uint8_t reason = wire_end_reason(&slot->end, token, n_output);
     if (reason == 0) return;
-    dec_send_gateway(sched, slot->request.gateway,
-                     &(wire_message){.type = WIRE_FINISHED,
-                                     .finished = {.request = slot->request,
-                                                  .reason = reason,
-                                                  .stop_token = reason == WIRE_FINISH_STOP_TOKEN ? token : 0,
-                                                  .n_output = n_output}});
+    const wire_message finished = wrk_finished(&slot->request, reason, token, n_output);
+    dec_send_gateway(sched, slot->request.gateway, &finished);
     sched->counters.n_finished++;
     dec_slot_end(sched, slot, now_ns);
 }
 
-void dec_sched_step_done(dec_sched *sched, const uint32_t *tokens, const wire_ranked *logprobs, int64_t now_ns) {
-    BT_ASSERT(sched->is_stepping && sched->n_actions == 0);
-    sched->is_stepping = false;
+void dec_step_done(wrk_sched *base, const uint32_t *tokens, const wire_ranked *logprobs, int64_t now_ns) {
+    wrk_begin_event(base);
+    dec_sched *sched = dec_of(base);
+    BT_ASSERT(sched->base.is_stepping);
+    sched->base.is_stepping = false;
     sched->counters.n_steps++;
-    sched->counters.n_sampled += sched->n_step;
+    sched->counters.n_sampled += sched->base.n_step;
     send_tokens(sched, tokens, logprobs);
-    for (uint32_t i = 0; i < sched->n_step; i++) {
-        dec_slot *slot = &sched->slots[sched->step_slots[i]];
+    for (uint32_t i = 0; i < sched->base.n_step; i++) {
+        dec_slot *slot = &sched->slots[sched->base.step_slots[i]];
         slot->in_step = false;
         if (slot->state == DEC_DEAD) {
             dec_slot_end(sched, slot, now_ns);

@@ -1,9 +1,9 @@
 /* What must hold between any two events; tests and the simulation ask after each. */
 #include "prefill/pre_internal.h"
 
-bool pre_sched_is_owner(const pre_sched *sched, const wire_request *request) {
-    uint32_t index = bt_map_get(&sched->by_request, pre_request_key(request));
-    return index != BT_MAP_NONE && sched->slots[index].bond != PRE_COMMITTING;
+bool pre_is_owner(const wrk_sched *base, const wire_request *request) {
+    uint32_t index = wrk_slot_find(base, request);
+    return index != BT_MAP_NONE && ((const pre_sched *)base)->slots[index].bond != PRE_COMMITTING;
 }
 
 static void check_slot(const pre_sched *sched, const pre_slot *slot) {
@@ -19,21 +19,22 @@ static void check_slot(const pre_sched *sched, const pre_slot *slot) {
     BT_ASSERT((slot->phase == PRE_COMPUTED) <= (slot->n_computed == slot->n_tokens));
     if (slot->phase == PRE_CLOSING) {
         BT_ASSERT(slot->n_step_rows > 0 || slot->n_pushing > 0);
-        BT_ASSERT(slot->bond == PRE_UNBOUND && !bt_timers_is_set(&sched->timers, index));
+        BT_ASSERT(slot->bond == PRE_UNBOUND && !bt_timers_is_set(&sched->base.timers, index));
         return;
     }
-    BT_ASSERT(bt_map_get(&sched->by_request, pre_request_key(&slot->request)) == index);
+    BT_ASSERT(bt_map_get(&sched->base.by_request, wrk_request_key(&slot->request)) == index);
     BT_ASSERT(!is_queued || slot->bond == PRE_UNBOUND);
     BT_ASSERT(slot->bond != PRE_COMMITTING || slot->phase == PRE_COMPUTED);
     /* Every wait has a deadline; a lease waits for our own steps, a queued request for room. */
     bool waits = !is_queued && slot->bond != PRE_LEASED;
-    BT_ASSERT(bt_timers_is_set(&sched->timers, index) == waits);
+    BT_ASSERT(bt_timers_is_set(&sched->base.timers, index) == waits);
 }
 
-void pre_sched_check(const pre_sched *sched) {
-    uint32_t n[PRE_CLOSING + 1] = {0}, n_held = 0;
-    uint64_t n_left = 0, n_blocks = 0, n_holders = 0;
-    for (uint32_t i = 0; i < sched->n_slots; i++) {
+void pre_check(const wrk_sched *base) {
+    const pre_sched *sched = (const pre_sched *)base;
+    uint32_t n[PRE_CLOSING + 1] = {0};
+    uint64_t n_left = 0, n_blocks = 0;
+    for (uint32_t i = 0; i < sched->base.n_slots; i++) {
         const pre_slot *slot = &sched->slots[i];
         n[slot->phase]++;
         n_blocks += slot->n_blocks;
@@ -42,17 +43,11 @@ void pre_sched_check(const pre_sched *sched) {
         if (slot->phase != PRE_QUEUED && slot->phase != PRE_COMPUTING) continue;
         n_left += slot->n_tokens - slot->n_computed;
     }
-    BT_ASSERT(n[PRE_FREE] == sched->n_free_slots && n[PRE_QUEUED] == sched->n_queued);
+    BT_ASSERT(n[PRE_FREE] == sched->base.n_free_slots && n[PRE_QUEUED] == sched->n_queued);
     BT_ASSERT(n[PRE_COMPUTING] == sched->n_computing && n[PRE_COMPUTED] == sched->n_computed);
     BT_ASSERT(n_left == sched->n_tokens_left);
-    for (uint32_t i = 0; i < kv_pool_n_blocks(sched->pool); i++) {
-        n_holders += kv_pool_n_holders(sched->pool, i);
-        n_held += kv_pool_n_holders(sched->pool, i) > 0;
-    }
-    BT_ASSERT(n_blocks == n_holders); /* each slot holds what it names, nobody else holds anything */
-    BT_ASSERT(n_held == kv_pool_n_blocks(sched->pool) - kv_pool_n_free(sched->pool));
-    kv_prefix_check(sched->prefix);
-    BT_ASSERT(sched->by_request.n_used == sched->n_queued + sched->n_computing + sched->n_computed);
+    wrk_sched_check_pool(base, n_blocks);
+    BT_ASSERT(sched->base.by_request.n_used == sched->n_queued + sched->n_computing + sched->n_computed);
     for (uint32_t i = 0; i < sched->n_computing + sched->n_queued; i++) {
         pre_phase phase = sched->slots[sched->order[i]].phase;
         BT_ASSERT(phase == PRE_COMPUTING || phase == PRE_QUEUED);

@@ -8,7 +8,7 @@
 #include "prefill/pre_internal.h"
 
 static void set_timer(pre_sched *sched, const pre_slot *slot, int64_t now_ns, uint32_t ms) {
-    bt_timers_set(&sched->timers, pre_slot_index(sched, slot), pre_after_ms(now_ns, ms));
+    bt_timers_set(&sched->base.timers, pre_slot_index(sched, slot), wrk_after_ms(now_ns, ms));
 }
 
 static uint64_t decode_of(const pre_slot *slot) { return slot->candidates[slot->candidate].incarnation; }
@@ -38,7 +38,7 @@ static void send_reserve(pre_sched *sched, pre_slot *slot, int64_t now_ns) {
 static void try_candidate(pre_sched *sched, pre_slot *slot, uint32_t candidate, int64_t now_ns) {
     slot->candidate = candidate;
     uint64_t decode = decode_of(slot);
-    uint32_t peer = bt_map_get(&sched->by_decode, pre_u64_key(decode));
+    uint32_t peer = bt_map_get(&sched->by_decode, wrk_u64_key(decode));
     if (peer == PRE_PEER_UP) {
         send_reserve(sched, slot, now_ns);
         return;
@@ -46,8 +46,8 @@ static void try_candidate(pre_sched *sched, pre_slot *slot, uint32_t candidate, 
     slot->bond = PRE_CONNECTING;
     set_timer(sched, slot, now_ns, sched->options.connect_ms);
     if (peer == PRE_PEER_CONNECTING) return; /* on behalf of another request */
-    bt_map_put(&sched->by_decode, pre_u64_key(decode), PRE_PEER_CONNECTING);
-    pre_act(sched, PRE_CONNECT, decode)->candidate = slot->candidates[candidate];
+    bt_map_put(&sched->by_decode, wrk_u64_key(decode), PRE_PEER_CONNECTING);
+    wrk_act(&sched->base, WRK_CONNECT, decode)->candidate = slot->candidates[candidate];
 }
 
 /* The next one of this round; after the last a pause and a new round, until it has lasted too long. The slot is
@@ -59,7 +59,7 @@ static void try_next(pre_sched *sched, pre_slot *slot, int64_t now_ns) {
         try_candidate(sched, slot, i, now_ns);
         return;
     }
-    if (slot->give_up_ns == 0) slot->give_up_ns = pre_after_ms(now_ns, sched->options.no_decode_ms);
+    if (slot->give_up_ns == 0) slot->give_up_ns = wrk_after_ms(now_ns, sched->options.no_decode_ms);
     if (slot->hopeless == (1u << slot->n_candidates) - 1) {
         if (slot->has_lost_candidate) {
             pre_slot_fail(sched, slot, BT_PEER_LOST, "No decode worker of the request is left.", now_ns);
@@ -101,7 +101,7 @@ void pre_handoff_abort(pre_sched *sched, pre_slot *slot) {
         break;
     }
     slot->bond = PRE_UNBOUND;
-    bt_timers_clear(&sched->timers, pre_slot_index(sched, slot));
+    bt_timers_clear(&sched->base.timers, pre_slot_index(sched, slot));
 }
 
 void pre_handoff_late(pre_sched *sched, pre_slot *slot, int64_t now_ns) {
@@ -138,22 +138,25 @@ static uint32_t n_ready_blocks(const pre_sched *sched, const pre_slot *slot, uin
 void pre_handoff_push(pre_sched *sched, pre_slot *slot, uint32_t layer, int64_t now_ns) {
     uint32_t first = slot->n_pushed[layer], n = n_ready_blocks(sched, slot, layer);
     if (slot->bond != PRE_LEASED || n <= first) return;
-    uint32_t n_last_rows = n * KV_BLOCK_TOKENS <= slot->n_tokens ? KV_BLOCK_TOKENS : slot->n_tokens % KV_BLOCK_TOKENS;
-    pre_act(sched, PRE_PUSH, decode_of(slot))->push = (pre_push){.id = pre_slot_index(sched, slot),
-                                                                 .lease = slot->lease,
-                                                                 .layer = layer,
-                                                                 .first_block = first,
-                                                                 .blocks = slot->blocks + first,
-                                                                 .n_blocks = n - first,
-                                                                 .n_last_rows = n_last_rows};
+    uint32_t n_rows_last = n * KV_BLOCK_TOKENS <= slot->n_tokens ? KV_BLOCK_TOKENS : slot->n_tokens % KV_BLOCK_TOKENS;
+    wrk_action *action = wrk_act(&sched->base, WRK_PUSH, decode_of(slot));
+    action->push_id = pre_slot_index(sched, slot);
+    action->push = (kvt_push_args){.lease = slot->lease,
+                                   .layer = layer,
+                                   .first_block = first,
+                                   .blocks = slot->blocks + first,
+                                   .n_blocks = n - first,
+                                   .n_rows_last = n_rows_last};
     slot->n_pushed[layer] = n;
     slot->n_pushing++; /* rule 3 */
     if (slot->first_push_ns == 0) slot->first_push_ns = now_ns;
     sched->counters.n_pushes += n - first;
 }
 
-void pre_sched_push_done(pre_sched *sched, uint64_t push_id, uint64_t n_bytes, int64_t now_ns) {
-    BT_ASSERT(sched->n_actions == 0 && push_id < sched->n_slots);
+void pre_push_done(wrk_sched *base, uint64_t push_id, uint64_t n_bytes, int64_t now_ns) {
+    wrk_begin_event(base);
+    BT_ASSERT(push_id < base->n_slots);
+    pre_sched *sched = pre_of(base);
     pre_slot *slot = &sched->slots[push_id];
     BT_ASSERT(slot->n_pushing > 0);
     slot->n_pushing--;
@@ -167,19 +170,20 @@ void pre_handoff_commit_if_ready(pre_sched *sched, pre_slot *slot, int64_t now_n
     uint32_t n_blocks = kv_blocks_for(slot->n_tokens);
     slot->bond = PRE_COMMITTING;
     slot->n_commits++;
-    pre_send_decode(sched, slot,
-                    &(wire_message){.type = WIRE_COMMIT,
-                                    .commit = {.request = slot->request,
-                                               .lease = slot->lease,
-                                               .n_pushes = sched->options.n_layers * (n_blocks - slot->n_held_blocks),
-                                               .sampling = slot->sampling,
-                                               .constraint = slot->constraint,
-                                               .max_tokens = slot->max_tokens,
-                                               .n_prompt = slot->n_prompt,
-                                               .tokens = slot->tokens,
-                                               .n_tokens = slot->n_tokens + 1,
-                                               .stop_token_ids = slot->end.ids + (slot->end.n_ids - slot->n_stop_ids),
-                                               .n_stop_token_ids = slot->n_stop_ids}});
+    pre_send_decode(
+        sched, slot,
+        &(wire_message){.type = WIRE_COMMIT,
+                        .commit = {.request = slot->request,
+                                   .lease = slot->lease,
+                                   .n_pushes = sched->base.options.n_layers * (n_blocks - slot->n_held_blocks),
+                                   .sampling = slot->sampling,
+                                   .constraint = slot->constraint,
+                                   .max_tokens = slot->max_tokens,
+                                   .n_prompt = slot->n_prompt,
+                                   .tokens = slot->tokens,
+                                   .n_tokens = slot->n_tokens + 1,
+                                   .stop_token_ids = slot->end.ids + (slot->end.n_ids - slot->n_stop_ids),
+                                   .n_stop_token_ids = slot->n_stop_ids}});
     set_timer(sched, slot, now_ns, sched->options.commit_ms);
 }
 
@@ -200,7 +204,7 @@ static bool is_awaited(pre_sched *sched, pre_slot *slot, uint64_t decode) {
 static void take_reserved(pre_sched *sched, pre_slot *slot, uint64_t decode, const wire_reserved *reserved,
                           int64_t now_ns) {
     if (!is_awaited(sched, slot, decode)) return;
-    bt_timers_clear(&sched->timers, pre_slot_index(sched, slot));
+    bt_timers_clear(&sched->base.timers, pre_slot_index(sched, slot));
     slot->bond = PRE_LEASED;
     slot->lease = reserved->lease;
     slot->n_held_blocks = reserved->held_tokens / KV_BLOCK_TOKENS;
@@ -211,11 +215,11 @@ static void take_reserved(pre_sched *sched, pre_slot *slot, uint64_t decode, con
         return;
     }
     slot->give_up_ns = 0;
-    uint32_t ms = reserved->ttl_ms / 3, timer = sched->n_slots + PRE_TIMER_RENEW;
+    uint32_t ms = reserved->ttl_ms / 3, timer = sched->base.n_slots + WRK_TIMER_ROLE;
     if (ms < sched->renew_ms) sched->renew_ms = ms < 10 ? 10 : ms; /* 10: a peer cannot make us spin */
-    if (!bt_timers_is_set(&sched->timers, timer))
-        bt_timers_set(&sched->timers, timer, pre_after_ms(now_ns, sched->renew_ms));
-    for (uint32_t layer = 0; layer < sched->options.n_layers; layer++) {
+    if (!bt_timers_is_set(&sched->base.timers, timer))
+        bt_timers_set(&sched->base.timers, timer, wrk_after_ms(now_ns, sched->renew_ms));
+    for (uint32_t layer = 0; layer < sched->base.options.n_layers; layer++) {
         slot->n_pushed[layer] = slot->n_held_blocks;
         pre_handoff_push(sched, slot, layer, now_ns);
     }
@@ -265,8 +269,9 @@ static void take_commit_failed(pre_sched *sched, pre_slot *slot, const wire_comm
     }
 }
 
-void pre_sched_decode_message(pre_sched *sched, uint64_t decode, const wire_message *message, int64_t now_ns) {
-    BT_ASSERT(sched->n_actions == 0); /* the actions of the event before have been carried out */
+void pre_decode_message(wrk_sched *base, uint64_t decode, const wire_message *message, int64_t now_ns) {
+    wrk_begin_event(base);
+    pre_sched *sched = pre_of(base);
     pre_slot *slot = NULL;
     switch (message->type) {
     case WIRE_RESERVED:
@@ -296,20 +301,22 @@ void pre_sched_decode_message(pre_sched *sched, uint64_t decode, const wire_mess
 
 /* ---- decode's connection ---------------------------------------------------------------------------------------- */
 
-void pre_sched_decode_up(pre_sched *sched, uint64_t decode, int64_t now_ns) {
-    BT_ASSERT(sched->n_actions == 0); /* the actions of the event before have been carried out */
-    bt_map_put(&sched->by_decode, pre_u64_key(decode), PRE_PEER_UP);
-    for (uint32_t i = 0; i < sched->n_slots; i++) {
+void pre_decode_up(wrk_sched *base, uint64_t decode, int64_t now_ns) {
+    wrk_begin_event(base);
+    pre_sched *sched = pre_of(base);
+    bt_map_put(&sched->by_decode, wrk_u64_key(decode), PRE_PEER_UP);
+    for (uint32_t i = 0; i < sched->base.n_slots; i++) {
         pre_slot *slot = &sched->slots[i];
         if (pre_is_living(slot) && slot->bond == PRE_CONNECTING && decode_of(slot) == decode)
             send_reserve(sched, slot, now_ns);
     }
 }
 
-void pre_sched_decode_gone(pre_sched *sched, uint64_t decode, int64_t now_ns) {
-    BT_ASSERT(sched->n_actions == 0); /* the actions of the event before have been carried out */
-    bt_map_remove(&sched->by_decode, pre_u64_key(decode));
-    for (uint32_t i = 0; i < sched->n_slots; i++) {
+void pre_decode_gone(wrk_sched *base, uint64_t decode, int64_t now_ns) {
+    wrk_begin_event(base);
+    pre_sched *sched = pre_of(base);
+    bt_map_remove(&sched->by_decode, wrk_u64_key(decode));
+    for (uint32_t i = 0; i < sched->base.n_slots; i++) {
         pre_slot *slot = &sched->slots[i];
         uint32_t candidate = pre_is_living(slot) ? candidate_of(slot, decode) : UINT32_MAX;
         if (candidate == UINT32_MAX) continue;
@@ -329,18 +336,18 @@ void pre_sched_decode_gone(pre_sched *sched, uint64_t decode, int64_t now_ns) {
 /* One RENEW per decode worker, for all its leases. */
 uint32_t pre_handoff_renew(pre_sched *sched) {
     uint32_t n_leases = 0;
-    for (uint32_t i = 0; i < sched->n_slots; i++) sched->slots[i].is_renewed = sched->slots[i].bond != PRE_LEASED;
-    for (uint32_t i = 0; i < sched->n_slots; i++) {
+    for (uint32_t i = 0; i < sched->base.n_slots; i++) sched->slots[i].is_renewed = sched->slots[i].bond != PRE_LEASED;
+    for (uint32_t i = 0; i < sched->base.n_slots; i++) {
         if (sched->slots[i].is_renewed) continue;
         uint64_t decode = decode_of(&sched->slots[i]), *leases = &sched->leases[n_leases];
         uint32_t n = 0;
-        for (uint32_t j = i; j < sched->n_slots; j++) {
+        for (uint32_t j = i; j < sched->base.n_slots; j++) {
             pre_slot *slot = &sched->slots[j];
             if (slot->is_renewed || decode_of(slot) != decode) continue;
             slot->is_renewed = true;
             leases[n++] = slot->lease;
         }
-        pre_act(sched, PRE_SEND_DECODE, decode)->message =
+        wrk_act(&sched->base, WRK_SEND_PEER, decode)->message =
             (wire_message){.type = WIRE_RENEW, .renew = {.leases = leases, .n_leases = n}};
         n_leases += n;
     }

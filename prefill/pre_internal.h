@@ -5,10 +5,6 @@
 
 #include "common/core/alloc.h"
 #include "common/core/clock.h"
-#include "common/core/map.h"
-#include "common/core/timers.h"
-#include "common/kv/kv_prefix.h"
-#include "common/wire/end_rule.h"
 #include "common/wire/sampling.h"
 #include "prefill/pre_sched.h"
 
@@ -72,56 +68,36 @@ typedef struct {
 
 enum { PRE_PEER_CONNECTING, PRE_PEER_UP }; /* values of by_decode */
 
-struct pre_sched {
-    pre_sched_options options; /* defaults filled in; eos_ids owned */
-    kv_pool *pool;
-    kv_prefix *prefix; /* on top of it, owned */
+typedef struct {
+    wrk_sched base;            /* first: what the caller holds */
+    pre_sched_options options; /* defaults filled in */
+    kv_pool *pool;             /* borrowed */
     pre_counters counters;
 
-    pre_slot *slots; /* [max_requests] */
-    uint32_t n_slots;
-    uint32_t *free_slots, n_free_slots;
-    bt_map by_request; /* -> slot, living ones only */
-    bt_map by_gateway; /* gateways that are up */
-    bt_map by_decode;  /* -> PRE_PEER_* */
-    uint32_t *pushed;  /* [n_slots][n_layers], the slots' n_pushed */
+    pre_slot *slots;  /* [max_requests] */
+    bt_map by_decode; /* -> PRE_PEER_* */
+    uint32_t *pushed; /* [n_slots][n_layers], the slots' n_pushed */
 
     uint32_t *order; /* slots, first come first: n_computing COMPUTING and n_queued QUEUED ones, mixed */
     uint32_t n_computing, n_queued, n_computed;
     uint64_t n_tokens_left; /* positions not computed, of QUEUED and COMPUTING */
 
-    /* The step. */
-    bool is_stepping;
-    uint32_t n_layers_done, n_step, n_step_samples, n_step_logits, n_step_rows;
-    uint32_t *step_slots;    /* [max_batched_seqs]; filled by pre_pick.c */
-    krn_sequence *sequences; /* [max_batched_seqs] */
-    pre_sample *samples;     /* [max_batched_seqs] */
+    uint32_t n_layers_done, n_step_samples, n_step_logits, n_step_rows; /* of the step */
 
     uint64_t *leases; /* [n_slots] scratch of RENEW */
     uint32_t renew_ms;
 
-    bt_timers timers; /* ids: slots, then PRE_TIMER_* */
-    int64_t next_status_ns;
-    bool is_draining, is_drained;
-
-    pre_action *actions; /* [cap_actions]; walked up to next_action */
-    uint32_t n_actions, cap_actions, next_action;
     char handed_off_to[WIRE_MAX_NAME]; /* the name in a HANDED_OFF: its slot is gone when the action is carried out */
-};
+} pre_sched;
 
-enum { PRE_TIMER_STATUS, PRE_TIMER_RENEW, PRE_TIMER_GRACE, PRE_N_TIMERS };
+static inline pre_sched *pre_of(wrk_sched *base) { return (pre_sched *)base; }
 
-pre_action *pre_act(pre_sched *sched, pre_action_kind kind, uint64_t peer);
 void pre_send_gateway(pre_sched *sched, const pre_slot *slot, const wire_message *message);
 void pre_send_decode(pre_sched *sched, const pre_slot *slot, const wire_message *message); /* its candidate */
-void pre_status_changed(pre_sched *sched, int64_t now_ns);
 
-static inline bt_key pre_request_key(const wire_request *r) { return (bt_key){r->gateway, r->serial, r->attempt}; }
-static inline bt_key pre_u64_key(uint64_t v) { return (bt_key){v, 0, 0}; }
 static inline uint32_t pre_slot_index(const pre_sched *sched, const pre_slot *slot) {
     return (uint32_t)(slot - sched->slots);
 }
-static inline int64_t pre_after_ms(int64_t now_ns, uint32_t ms) { return now_ns + (int64_t)ms * BT_NS_PER_MS; }
 static inline bool pre_is_living(const pre_slot *slot) { return slot->phase != PRE_FREE && slot->phase != PRE_CLOSING; }
 
 /* The prompt's logprobs are wanted: every row of it has logits. Not in a replay: the gateway has them. */
@@ -147,6 +123,17 @@ static inline uint32_t pre_n_left(const pre_slot *slot) {
 void pre_queue_admit(pre_sched *sched, int64_t now_ns);        /* lets queued requests take blocks, as far as they go */
 void pre_queue_remove(pre_sched *sched, const pre_slot *slot); /* from order[] */
 void pre_pick_rows(pre_sched *sched);                          /* fills step_slots[n_step], n_step_rows of each */
+
+/* pre_step.c, pre_check.c, pre_handoff.c: events of wrk_sched.h */
+bool pre_step_begin(wrk_sched *base, int64_t now_ns, wrk_step *out);
+void pre_layer_done(wrk_sched *base, uint32_t layer, int64_t now_ns);
+void pre_step_done(wrk_sched *base, const uint32_t *tokens, const wire_ranked *logprobs, int64_t now_ns);
+bool pre_is_owner(const wrk_sched *base, const wire_request *request);
+void pre_check(const wrk_sched *base);
+void pre_decode_up(wrk_sched *base, uint64_t decode, int64_t now_ns);
+void pre_decode_gone(wrk_sched *base, uint64_t decode, int64_t now_ns);
+void pre_decode_message(wrk_sched *base, uint64_t decode, const wire_message *message, int64_t now_ns);
+void pre_push_done(wrk_sched *base, uint64_t push_id, uint64_t n_bytes, int64_t now_ns);
 
 /* pre_handoff.c */
 void pre_handoff_start(pre_sched *sched, pre_slot *slot, int64_t now_ns);                /* to the first candidate */

@@ -1,57 +1,67 @@
 /* baton-prefill: computes prompts and the first token, pushes the KV to a decode worker. */
-#include "common/core/log.h"
-#include "prefill/pre_engine.h"
+#include "prefill/pre_sched.h"
+#include "worker/wrk_program.h"
 
-#define CFG(type, name, default_text, help) CFG_ENTRY(pre_config, type, name, default_text, help)
+#define CFG(type, name, default_text, help) cfg_##type name;
+static struct {
+    wrk_config shared;
+#include "prefill/config.def"
+} config;
+#undef CFG
+
+#define CFG(type, name, default_text, help) CFG_ENTRY(typeof(config), type, name, default_text, help)
 static const cfg_flag flags[] = {
 #include "prefill/config.def"
 };
 #undef CFG
 
-#define CFG(type, name, default_text, help) .name = config->name,
-static wrk_config shared_flags(const pre_config *config) {
-    return (wrk_config){
-#include "worker/config.def"
-    };
+static void node_options(wrk_node_options *options) {
+    options->name = config.name;
+    options->role = WIRE_ROLE_PREFILL;
+    options->max_rows = config.max_num_batched_tokens;
+    options->max_logits = options->capacity = config.max_num_seqs;
 }
-#undef CFG
+
+static bt_status sched_open(const wrk_sched_options *shared, wrk_sched **out, bt_error *err) {
+    const pre_sched_options options = {
+        .max_requests = config.max_requests,
+        .max_batched_tokens = config.max_num_batched_tokens,
+        .max_batched_seqs = config.max_num_seqs,
+    };
+    return pre_sched_open(shared, &options, out, err);
+}
+
+#define COUNT(id, labels, field)                                                                                       \
+    { BT_METRIC_##id, labels, offsetof(pre_counters, field) }
+static const wrk_metric metrics[] = {
+    COUNT(STEPS, "", n_steps),
+    COUNT(WORKER_PROMPT_TOKENS, "", n_prompt_tokens),
+    COUNT(PREFIX_QUERIES, "", n_prefix_queries),
+    COUNT(PREFIX_HITS, "", n_prefix_hits),
+    COUNT(WORKER_OUTPUT_TOKENS, "", n_sampled),
+    COUNT(TRANSFER_BYTES, "", n_push_bytes),
+    COUNT(TRANSFER_FAILURES, "reason=\"commit_failed\"", n_commit_failed),
+    COUNT(TRANSFER_FAILURES, "reason=\"decode_lost\"", n_decode_lost),
+    COUNT(TRANSFER_FAILURES, "reason=\"timeout\"", n_timeouts),
+    COUNT(CANCELS, "phase=\"queued\"", n_canceled_queued),
+    COUNT(CANCELS, "phase=\"computing\"", n_canceled_computing),
+    COUNT(CANCELS, "phase=\"computed\"", n_canceled_computed),
+    COUNT(CANCELS, "phase=\"committing\"", n_canceled_committing),
+};
+#undef COUNT
 
 int main(int argc, char **argv) {
-    pre_config config;
-    bt_error err = {0};
-    bt_log_level level;
-    bt_status status = cfg_parse("baton-prefill", "computes prompts and hands their KV to decode workers", flags,
-                                 sizeof(flags) / sizeof(flags[0]), argc, argv, &config, &err);
-    if (status == BT_CANCELED) return 0;
-    if (status == BT_OK) status = bt_log_parse_level(config.log_level, &level, &err);
-    if (status != BT_OK) {
-        bt_log_error("pre", "bad flags", &err);
-        return 2;
-    }
-    bt_log_set_level(level);
-
-    wrk_config shared = shared_flags(&config);
-    wrk_node_options options = {
-        .config = &shared,
-        .name = config.name,
-        .role = WIRE_ROLE_PREFILL,
-        .max_rows = config.max_num_batched_tokens,
-        .max_logits = config.max_num_seqs,
-        .capacity = config.max_num_seqs,
+    const wrk_program program = {
+        .name = "baton-prefill",
+        .purpose = "computes prompts and hands their KV to decode workers",
+        .module = "pre",
+        .flags = flags,
+        .n_flags = sizeof(flags) / sizeof(flags[0]),
+        .config = &config.shared,
+        .node_options = node_options,
+        .sched_open = sched_open,
+        .metrics = metrics,
+        .n_metrics = sizeof(metrics) / sizeof(metrics[0]),
     };
-    wrk_node node = {0};       /* model, KV memory, fabric, links, announcement */
-    pre_engine *engine = NULL; /* the scheduler and the loop around it */
-
-    status = wrk_node_open(&node, &options, &err);
-    if (status == BT_OK) status = pre_engine_open(&node, &config, &engine, &err);
-    if (status == BT_OK) status = wrk_node_announce(&node, &err);
-    if (status == BT_OK) pre_engine_run(engine); /* until SIGTERM, then drains */
-    if (status != BT_OK)
-        bt_log_error("pre", "cannot start", &err);
-    else
-        bt_log(BT_LOG_INFO, "pre", "stopped", "worker=%s", config.name);
-
-    wrk_node_close(&node);
-    pre_engine_close(engine);
-    return status == BT_OK ? 0 : 1;
+    return wrk_program_run(&program, argc, argv);
 }

@@ -26,7 +26,7 @@ static bool take_blocks(pre_sched *sched, pre_slot *slot) {
     uint32_t n_blocks = kv_blocks_for(slot->n_tokens), n_most = (slot->n_tokens - 1) / KV_BLOCK_TOKENS;
     if (n_most > slot->n_prefix) n_most = slot->n_prefix; /* the last position is computed in any case */
     if (pre_is_scored(slot)) n_most = 0;                  /* and here every one */
-    uint32_t n_cached = kv_prefix_take(sched->prefix, slot->prefix, n_most, slot->blocks);
+    uint32_t n_cached = kv_prefix_take(sched->base.prefix, slot->prefix, n_most, slot->blocks);
     if (kv_pool_acquire(sched->pool, n_blocks - n_cached, slot->blocks + n_cached) != BT_OK) {
         kv_pool_release(sched->pool, slot->blocks, n_cached); /* rule 5 */
         return false;
@@ -35,7 +35,7 @@ static bool take_blocks(pre_sched *sched, pre_slot *slot) {
     slot->n_cached_blocks = n_cached;
     slot->n_computed = slot->n_cached_tokens = n_cached * KV_BLOCK_TOKENS;
     sched->n_tokens_left -= slot->n_cached_tokens;
-    if (sched->options.has_prefix_cache) sched->counters.n_prefix_queries += slot->n_prompt;
+    if (sched->base.options.has_prefix_cache) sched->counters.n_prefix_queries += slot->n_prompt;
     sched->counters.n_prefix_hits += slot->n_cached_tokens;
     return true;
 }
@@ -45,7 +45,7 @@ static bool admit(pre_sched *sched, pre_slot *slot, int64_t now_ns) {
     slot->phase = PRE_COMPUTING;
     sched->n_queued--;
     sched->n_computing++;
-    pre_status_changed(sched, now_ns);
+    wrk_status_changed(&sched->base, now_ns);
     pre_handoff_start(sched, slot, now_ns);
     return true;
 }
@@ -101,7 +101,7 @@ static uint32_t add_rows(pre_sched *sched, pre_slot *slot, uint32_t n_max_rows) 
     uint32_t n_rows = n_left < n_max_rows ? n_left : n_max_rows;
     if (n_rows == 0 || (is_new && n_free_logits == 0)) return 0;
     sched->n_step_logits += is_scored ? n_rows : is_new; /* one is kept for the row that may be its last */
-    if (slot->n_step_rows == 0) sched->step_slots[sched->n_step++] = pre_slot_index(sched, slot);
+    if (slot->n_step_rows == 0) sched->base.step_slots[sched->base.n_step++] = pre_slot_index(sched, slot);
     slot->n_step_rows += n_rows;
     sched->n_step_rows += n_rows;
     return n_rows;
@@ -120,14 +120,15 @@ static pre_slot *find_shortest(pre_sched *sched) {
 
 void pre_pick_rows(pre_sched *sched) {
     const pre_sched_options *o = &sched->options;
-    sched->n_step = sched->n_step_rows = sched->n_step_logits = 0;
-    while (sched->n_step_rows < half_rows(sched) && sched->n_step < half_seqs(sched)) {
+    sched->base.n_step = sched->n_step_rows = sched->n_step_logits = 0;
+    while (sched->n_step_rows < half_rows(sched) && sched->base.n_step < half_seqs(sched)) {
         pre_slot *slot = find_shortest(sched);
         if (slot == NULL || add_rows(sched, slot, half_rows(sched) - sched->n_step_rows) == 0) break;
     }
     for (uint32_t at = 0; at < sched->n_computing + sched->n_queued; at++) {
         pre_slot *slot = &sched->slots[sched->order[at]];
-        if (slot->phase != PRE_COMPUTING || (slot->n_step_rows == 0 && sched->n_step == o->max_batched_seqs)) continue;
+        if (slot->phase != PRE_COMPUTING || (slot->n_step_rows == 0 && sched->base.n_step == o->max_batched_seqs))
+            continue;
         add_rows(sched, slot, o->max_batched_tokens - sched->n_step_rows);
     }
 }

@@ -9,16 +9,16 @@
 enum { GATEWAY = 7, DECODE = 200, EOS = 1, LAYERS = 2, BLOCKS = 16, MS = 1000000 };
 
 static kv_pool *pool;
-static pre_sched *sched;
-static pre_step step;
+static wrk_sched *sched;
+static wrk_step step;
 static int64_t now_ns;
-static pre_action done[64]; /* since the last clear() */
+static wrk_action done[64]; /* since the last clear() */
 static uint32_t n_done;
 static bool is_alike; /* do the prompts of submit() share their blocks? */
 
 static void walk(void) {
-    while (pre_sched_next(sched, &done[n_done])) BT_ASSERT(++n_done < 64);
-    pre_sched_check(sched);
+    while (wrk_sched_next(sched, &done[n_done])) BT_ASSERT(++n_done < 64);
+    sched->check(sched);
 }
 
 static void clear(void) { n_done = 0; }
@@ -27,27 +27,25 @@ static void start(void) {
     is_alike = false;
     static const uint32_t eos[] = {EOS};
     pool = kv_pool_open(BLOCKS);
-    pre_sched_options options = {.pool = pool,
-                                 .vocab_size = 1000,
-                                 .max_model_len = 1000,
-                                 .n_layers = LAYERS,
-                                 .max_requests = 4,
-                                 .max_batched_tokens = 256,
-                                 .max_batched_seqs = 8,
-                                 .eos_ids = eos,
-                                 .n_eos_ids = 1,
-                                 .has_prefix_cache = true};
-    CHECK(pre_sched_open(&options, &sched, NULL) == BT_OK, "open");
-    pre_sched_gateway_up(sched, GATEWAY, now_ns);
+    const wrk_sched_options shared = {.pool = pool,
+                                      .vocab_size = 1000,
+                                      .max_model_len = 1000,
+                                      .n_layers = LAYERS,
+                                      .eos_ids = eos,
+                                      .n_eos_ids = 1,
+                                      .has_prefix_cache = true};
+    const pre_sched_options options = {.max_requests = 4, .max_batched_tokens = 256, .max_batched_seqs = 8};
+    CHECK(pre_sched_open(&shared, &options, &sched, NULL) == BT_OK, "open");
+    sched->gateway_up(sched, GATEWAY, now_ns);
     walk();
     clear();
 }
 
 static void stop(void) {
-    pre_sched_gateway_gone(sched, GATEWAY, now_ns);
+    sched->gateway_gone(sched, GATEWAY, now_ns);
     walk();
     CHECK(kv_pool_n_free(pool) == BLOCKS, "%u blocks are free", kv_pool_n_free(pool));
-    pre_sched_close(sched);
+    sched->close(sched);
     kv_pool_close(pool);
 }
 
@@ -73,13 +71,13 @@ static void submit(uint64_t serial, uint32_t n_prompt, uint32_t n_tokens, uint32
                                        .n_tokens = n_tokens,
                                        .candidates = candidates,
                                        .n_candidates = n_candidates}};
-    pre_sched_gateway_message(sched, GATEWAY, &message, now_ns);
+    sched->gateway_message(sched, GATEWAY, &message, now_ns);
     walk();
 }
 
-static const pre_action *find(pre_action_kind kind, wire_type type) {
+static const wrk_action *find(wrk_action_kind kind, wire_type type) {
     for (uint32_t i = n_done; i-- > 0;)
-        if (done[i].kind == kind && (kind == PRE_CONNECT || kind == PRE_PUSH || done[i].message.type == type))
+        if (done[i].kind == kind && (kind == WRK_CONNECT || kind == WRK_PUSH || done[i].message.type == type))
             return &done[i];
     return NULL;
 }
@@ -87,27 +85,27 @@ static const pre_action *find(pre_action_kind kind, wire_type type) {
 static uint32_t count_pushes(uint32_t layer) {
     uint32_t n = 0;
     for (uint32_t i = 0; i < n_done; i++)
-        if (done[i].kind == PRE_PUSH && done[i].push.layer == layer) n += done[i].push.n_blocks;
+        if (done[i].kind == WRK_PUSH && done[i].push.layer == layer) n += done[i].push.n_blocks;
     return n;
 }
 
 static void finish_pushes(void) {
     uint32_t n = n_done;
     for (uint32_t i = 0; i < n; i++) {
-        if (done[i].kind != PRE_PUSH) continue;
-        done[i].kind = PRE_BROADCAST; /* done once */
-        pre_sched_push_done(sched, done[i].push.id, 1, now_ns);
+        if (done[i].kind != WRK_PUSH) continue;
+        done[i].kind = WRK_BROADCAST; /* done once */
+        sched->push_done(sched, done[i].push_id, 1, now_ns);
         walk();
     }
 }
 
 static void decode_up(uint64_t decode) {
-    pre_sched_decode_up(sched, decode, now_ns);
+    sched->peer_up(sched, decode, now_ns);
     walk();
 }
 
 static void say(uint64_t decode, wire_message message) {
-    pre_sched_decode_message(sched, decode, &message, now_ns);
+    sched->peer_message(sched, decode, &message, now_ns);
     walk();
 }
 
@@ -121,13 +119,13 @@ static void say_refused(uint64_t decode, uint64_t serial, bt_status status) {
 }
 
 static bool begin(void) {
-    bool has_step = pre_sched_step_begin(sched, now_ns, &step);
+    bool has_step = sched->step_begin(sched, now_ns, &step);
     walk();
     return has_step;
 }
 
 static void layer_done(uint32_t layer) {
-    pre_sched_layer_done(sched, layer, now_ns);
+    sched->layer_done(sched, layer, now_ns);
     walk();
 }
 
@@ -135,7 +133,7 @@ static void end(uint32_t token) {
     uint32_t tokens[8];
     wire_ranked logprobs[8] = {0};
     for (int i = 0; i < 8; i++) tokens[i] = token;
-    pre_sched_step_done(sched, tokens, logprobs, now_ns);
+    sched->step_done(sched, tokens, logprobs, now_ns);
     walk();
 }
 
@@ -168,7 +166,7 @@ static bool step_answers(uint64_t serial) {
     clear();
     run_step(50);
     for (uint32_t i = 0; i < n_done; i++)
-        if (done[i].kind == PRE_SEND_GATEWAY && done[i].message.type == WIRE_FIRST_TOKEN &&
+        if (done[i].kind == WRK_SEND_GATEWAY && done[i].message.type == WIRE_FIRST_TOKEN &&
             done[i].message.first_token.request.serial == serial)
             return true;
     return false;
@@ -185,7 +183,7 @@ static void test_a_short_prompt_does_not_wait_for_a_long_one(void) {
 
 static void cancel(uint64_t serial) {
     wire_message message = {.type = WIRE_CANCEL, .cancel = {request(serial)}};
-    pre_sched_gateway_message(sched, GATEWAY, &message, now_ns);
+    sched->gateway_message(sched, GATEWAY, &message, now_ns);
     walk();
 }
 
@@ -214,16 +212,16 @@ static void test_a_known_beginning_is_not_computed_but_pushed_at_once(void) {
     clear();
     submit(2, 300, 300, 1);
     decode_up(DECODE);
-    const wire_reserve *reserve = &find(PRE_SEND_DECODE, WIRE_RESERVE)->message.reserve;
+    const wire_reserve *reserve = &find(WRK_SEND_PEER, WIRE_RESERVE)->message.reserve;
     CHECK(reserve->n_prefix == 4, "decode hears the names");
     say(DECODE, (wire_message){.type = WIRE_RESERVED, .reserved = {request(2), 5, 128, 60000}});
-    CHECK(count_pushes(0) == 2 && count_pushes(1) == 2 && find(PRE_PUSH, 0)->push.first_block == 2,
+    CHECK(count_pushes(0) == 2 && count_pushes(1) == 2 && find(WRK_PUSH, 0)->push.first_block == 2,
           "what decode does not have is pushed before any step");
     CHECK(begin() && step.n_rows == 44 && step.sequences[0].position == 256, "the rest is computed");
     for (uint32_t layer = 0; layer < LAYERS; layer++) layer_done(layer);
     end(50);
-    CHECK(find(PRE_SEND_GATEWAY, WIRE_FIRST_TOKEN)->message.first_token.cached_tokens == 256, "and the client is told");
-    CHECK(find(PRE_SEND_DECODE, WIRE_COMMIT)->message.commit.n_pushes == LAYERS * 3, "two of five blocks were held");
+    CHECK(find(WRK_SEND_GATEWAY, WIRE_FIRST_TOKEN)->message.first_token.cached_tokens == 256, "and the client is told");
+    CHECK(find(WRK_SEND_PEER, WIRE_COMMIT)->message.commit.n_pushes == LAYERS * 3, "two of five blocks were held");
     CHECK(pre_sched_counters(sched)->n_prefix_hits == 256 && pre_sched_counters(sched)->n_prefix_queries == 600,
           "counted");
     finish_pushes();
@@ -259,7 +257,7 @@ static void test_a_replayed_request_keeps_its_forms(void) {
     CHECK(step.n_samples == 1 && step.samples[0].draw.n_tokens == 90, "and the next token");
     for (uint32_t layer = 0; layer < LAYERS; layer++) layer_done(layer);
     end(50);
-    CHECK(find(PRE_SEND_GATEWAY, WIRE_FIRST_TOKEN)->message.first_token.index == 20, "its index counts the replayed");
+    CHECK(find(WRK_SEND_GATEWAY, WIRE_FIRST_TOKEN)->message.first_token.index == 20, "its index counts the replayed");
     stop();
 }
 
@@ -281,21 +279,21 @@ static void test_a_scored_prompt_has_logits_at_every_row(void) {
         n_done = 0;
         for (uint32_t layer = 0; layer < LAYERS; layer++) layer_done(layer);
         end(50);
-        const wire_message *said = &find(PRE_SEND_GATEWAY, WIRE_PROMPT_LOGPROBS)->message;
+        const wire_message *said = &find(WRK_SEND_GATEWAY, WIRE_PROMPT_LOGPROBS)->message;
         CHECK(said->prompt_logprobs.position == position + 1, "of the tokens behind the rows");
         CHECK(said->prompt_logprobs.n_logprobs == n - (position + n == 20), "the last row has the first token");
         position += n;
     }
-    CHECK(find(PRE_SEND_GATEWAY, WIRE_FIRST_TOKEN)->message.first_token.token == 50, "which comes as always");
+    CHECK(find(WRK_SEND_GATEWAY, WIRE_FIRST_TOKEN)->message.first_token.token == 50, "which comes as always");
     stop();
 }
 
 static void test_layers_are_pushed_as_they_are_done_and_parts_of_blocks_last(void) {
     start();
     submit(1, 300, 300, 1);
-    CHECK(find(PRE_CONNECT, 0) != NULL, "a decode worker is looked for at once");
+    CHECK(find(WRK_CONNECT, 0) != NULL, "a decode worker is looked for at once");
     decode_up(DECODE);
-    CHECK(find(PRE_SEND_DECODE, WIRE_RESERVE)->message.reserve.n_tokens == 300, "and asked");
+    CHECK(find(WRK_SEND_PEER, WIRE_RESERVE)->message.reserve.n_tokens == 300, "and asked");
     CHECK(begin() && step.n_rows == 256, "the first part");
     layer_done(0);
     CHECK(count_pushes(0) == 0, "no lease, no push");
@@ -307,18 +305,18 @@ static void test_layers_are_pushed_as_they_are_done_and_parts_of_blocks_last(voi
     clear();
     run_step(50);
     CHECK(count_pushes(0) == 1 && count_pushes(1) == 1, "the last block is not full, but last");
-    CHECK(find(PRE_PUSH, 0)->push.n_last_rows == 300 - 256 && find(PRE_PUSH, 0)->push.first_block == 4, "44 rows");
-    const wire_commit *commit = &find(PRE_SEND_DECODE, WIRE_COMMIT)->message.commit;
+    CHECK(find(WRK_PUSH, 0)->push.n_rows_last == 300 - 256 && find(WRK_PUSH, 0)->push.first_block == 4, "44 rows");
+    const wire_commit *commit = &find(WRK_SEND_PEER, WIRE_COMMIT)->message.commit;
     CHECK(commit->lease == 5 && commit->n_pushes == 10 && commit->n_tokens == 301 && commit->tokens[300] == 50,
           "COMMIT follows the pushes");
-    CHECK(done[0].push.layer == 0 && find(PRE_SEND_GATEWAY, WIRE_FIRST_TOKEN) < find(PRE_SEND_DECODE, WIRE_COMMIT),
+    CHECK(done[0].push.layer == 0 && find(WRK_SEND_GATEWAY, WIRE_FIRST_TOKEN) < find(WRK_SEND_PEER, WIRE_COMMIT),
           "the first token does not wait for it");
     say(DECODE, (wire_message){.type = WIRE_COMMITTED, .committed = {request(1), 5}});
-    CHECK(find(PRE_SEND_GATEWAY, WIRE_HANDED_OFF) != NULL, "handed off");
+    CHECK(find(WRK_SEND_GATEWAY, WIRE_HANDED_OFF) != NULL, "handed off");
     CHECK(kv_pool_n_free(pool) == BLOCKS - 5, "the pushes still read the blocks");
     pre_counters counters = *pre_sched_counters(sched);
     for (int i = 0; i < 2; i++) { /* those of the first part, which clear() has forgotten */
-        pre_sched_push_done(sched, find(PRE_PUSH, 0)->push.id, 1, now_ns);
+        sched->push_done(sched, find(WRK_PUSH, 0)->push_id, 1, now_ns);
         walk();
     }
     finish_pushes();
@@ -331,21 +329,21 @@ static void test_a_refused_request_tries_the_next_then_waits_then_gives_up(void)
     submit(1, 10, 10, 2);
     decode_up(DECODE);
     say_refused(DECODE, 1, BT_NO_CAPACITY);
-    CHECK(find(PRE_CONNECT, 0)->peer == DECODE + 1, "the next candidate");
+    CHECK(find(WRK_CONNECT, 0)->peer == DECODE + 1, "the next candidate");
     decode_up(DECODE + 1);
     say_refused(DECODE + 1, 1, BT_NO_CAPACITY);
     int64_t begin_ns = now_ns;
-    for (int i = 0; i < 100000 && find(PRE_SEND_GATEWAY, WIRE_FAILED) == NULL; i++) {
+    for (int i = 0; i < 100000 && find(WRK_SEND_GATEWAY, WIRE_FAILED) == NULL; i++) {
         clear();
-        now_ns = pre_sched_deadline_ns(sched);
-        pre_sched_tick(sched, now_ns);
+        now_ns = wrk_sched_deadline_ns(sched);
+        wrk_sched_tick(sched, now_ns);
         walk();
-        const pre_action *asked = find(PRE_SEND_DECODE, WIRE_RESERVE);
+        const wrk_action *asked = find(WRK_SEND_PEER, WIRE_RESERVE);
         if (asked != NULL) say_refused(asked->peer, 1, BT_NO_CAPACITY);
-        asked = find(PRE_SEND_DECODE, WIRE_RESERVE);
+        asked = find(WRK_SEND_PEER, WIRE_RESERVE);
         if (asked != NULL && asked->peer == DECODE + 1) say_refused(asked->peer, 1, BT_NO_CAPACITY);
     }
-    CHECK(find(PRE_SEND_GATEWAY, WIRE_FAILED)->message.failed.status == BT_NO_CAPACITY, "given up");
+    CHECK(find(WRK_SEND_GATEWAY, WIRE_FAILED)->message.failed.status == BT_NO_CAPACITY, "given up");
     CHECK(now_ns - begin_ns >= 30000ll * MS && now_ns - begin_ns < 31000ll * MS, "after thirty seconds");
     stop();
 }
@@ -357,13 +355,13 @@ static void test_candidates_that_cannot_ever_are_told_apart(void) {
     say_refused(DECODE, 1, BT_BAD_REQUEST);
     decode_up(DECODE + 1);
     say_refused(DECODE + 1, 1, BT_BAD_REQUEST);
-    CHECK(find(PRE_SEND_GATEWAY, WIRE_FAILED)->message.failed.status == BT_BAD_REQUEST, "it fits nowhere");
+    CHECK(find(WRK_SEND_GATEWAY, WIRE_FAILED)->message.failed.status == BT_BAD_REQUEST, "it fits nowhere");
     submit(2, 10, 10, 2);
     say_refused(DECODE, 2, BT_AGAIN);
     clear();
-    pre_sched_decode_gone(sched, DECODE + 1, now_ns);
+    sched->peer_gone(sched, DECODE + 1, now_ns);
     walk();
-    CHECK(find(PRE_SEND_GATEWAY, WIRE_FAILED)->message.failed.status == BT_PEER_LOST, "one drains, one is gone");
+    CHECK(find(WRK_SEND_GATEWAY, WIRE_FAILED)->message.failed.status == BT_PEER_LOST, "one drains, one is gone");
     stop();
 }
 
@@ -376,15 +374,15 @@ static void test_a_failed_commit_is_tried_once_more(void) {
     wire_message failed = {.type = WIRE_COMMIT_FAILED,
                            .commit_failed = {request(1), 5, BT_INTERNAL, wire_str_from("checksum")}};
     say(DECODE, failed);
-    CHECK(find(PRE_SEND_DECODE, WIRE_RESERVE) > find(PRE_SEND_DECODE, WIRE_COMMIT), "a new lease");
+    CHECK(find(WRK_SEND_PEER, WIRE_RESERVE) > find(WRK_SEND_PEER, WIRE_COMMIT), "a new lease");
     finish_pushes();
     clear();
     say_reserved(DECODE, 1, 6);
     CHECK(count_pushes(0) == 1 && count_pushes(1) == 1, "everything is pushed again");
-    CHECK(find(PRE_SEND_DECODE, WIRE_COMMIT)->message.commit.lease == 6, "and committed");
+    CHECK(find(WRK_SEND_PEER, WIRE_COMMIT)->message.commit.lease == 6, "and committed");
     failed.commit_failed.lease = 6;
     say(DECODE, failed);
-    CHECK(find(PRE_SEND_GATEWAY, WIRE_FAILED)->message.failed.status == BT_INTERNAL, "twice is enough");
+    CHECK(find(WRK_SEND_GATEWAY, WIRE_FAILED)->message.failed.status == BT_INTERNAL, "twice is enough");
     finish_pushes();
     stop();
 }
@@ -399,16 +397,16 @@ static void test_a_baton_in_the_air_is_never_given_to_a_second(void) {
         finish_pushes();
         clear();
         if (is_lost) {
-            pre_sched_decode_gone(sched, DECODE, now_ns);
+            sched->peer_gone(sched, DECODE, now_ns);
         } else {
             now_ns += 10000ll * MS;
-            pre_sched_tick(sched, now_ns);
+            wrk_sched_tick(sched, now_ns);
         }
         walk();
-        CHECK(find(PRE_SEND_GATEWAY, WIRE_FAILED) != NULL && find(PRE_SEND_DECODE, WIRE_RESERVE) == NULL &&
-                  find(PRE_CONNECT, 0) == NULL,
+        CHECK(find(WRK_SEND_GATEWAY, WIRE_FAILED) != NULL && find(WRK_SEND_PEER, WIRE_RESERVE) == NULL &&
+                  find(WRK_CONNECT, 0) == NULL,
               "the gateway starts anew, prefill does not");
-        CHECK(is_lost || find(PRE_SEND_DECODE, WIRE_ABORT)->message.abort.lease == 5, "decode is told");
+        CHECK(is_lost || find(WRK_SEND_PEER, WIRE_ABORT)->message.abort.lease == 5, "decode is told");
         stop();
     }
 }
@@ -419,19 +417,19 @@ static void test_an_answer_to_an_old_question_is_not_taken_for_a_new_one(void) {
     decode_up(DECODE);
     clear();
     now_ns += 3000ll * MS; /* no answer */
-    pre_sched_tick(sched, now_ns);
+    wrk_sched_tick(sched, now_ns);
     walk();
-    CHECK(find(PRE_SEND_DECODE, WIRE_ABORT)->message.abort.lease == 0, "the lease that may come is given back");
+    CHECK(find(WRK_SEND_PEER, WIRE_ABORT)->message.abort.lease == 0, "the lease that may come is given back");
     now_ns += 25ll * MS;
-    pre_sched_tick(sched, now_ns);
+    wrk_sched_tick(sched, now_ns);
     walk();
-    CHECK(find(PRE_SEND_DECODE, WIRE_RESERVE) != NULL, "asked again");
+    CHECK(find(WRK_SEND_PEER, WIRE_RESERVE) != NULL, "asked again");
     run_step(50);
     clear();
     say_reserved(DECODE, 1, 5); /* of the first question: aborted by now */
     CHECK(count_pushes(0) == 0, "ignored");
     say_reserved(DECODE, 1, 6);
-    CHECK(count_pushes(0) == 1 && find(PRE_PUSH, 0)->push.lease == 6, "this one counts");
+    CHECK(count_pushes(0) == 1 && find(WRK_PUSH, 0)->push.lease == 6, "this one counts");
     finish_pushes();
     stop();
 }
@@ -444,9 +442,9 @@ static void test_a_cancel_keeps_what_a_step_or_a_push_reads(void) {
     CHECK(begin(), "a step");
     layer_done(0);
     wire_message cancel = {.type = WIRE_CANCEL, .cancel = {request(1)}};
-    pre_sched_gateway_message(sched, GATEWAY, &cancel, now_ns);
+    sched->gateway_message(sched, GATEWAY, &cancel, now_ns);
     walk();
-    CHECK(find(PRE_SEND_DECODE, WIRE_ABORT)->message.abort.lease == 5, "decode is told");
+    CHECK(find(WRK_SEND_PEER, WIRE_ABORT)->message.abort.lease == 5, "decode is told");
     CHECK(kv_pool_n_free(pool) == BLOCKS - 5, "the step runs");
     layer_done(1);
     CHECK(count_pushes(1) == 0, "nothing more is pushed");
@@ -464,9 +462,9 @@ static void test_a_token_that_ends_the_request_is_not_handed_on(void) {
     decode_up(DECODE);
     say_reserved(DECODE, 1, 5);
     run_step(EOS);
-    const wire_finished *finished = &find(PRE_SEND_GATEWAY, WIRE_FINISHED)->message.finished;
+    const wire_finished *finished = &find(WRK_SEND_GATEWAY, WIRE_FINISHED)->message.finished;
     CHECK(finished->reason == WIRE_FINISH_EOS && finished->n_output == 1, "finished here");
-    CHECK(find(PRE_SEND_DECODE, WIRE_COMMIT) == NULL && find(PRE_SEND_DECODE, WIRE_ABORT) != NULL, "no hand-off");
+    CHECK(find(WRK_SEND_PEER, WIRE_COMMIT) == NULL && find(WRK_SEND_PEER, WIRE_ABORT) != NULL, "no hand-off");
     finish_pushes();
     stop();
 }
@@ -474,24 +472,24 @@ static void test_a_token_that_ends_the_request_is_not_handed_on(void) {
 static void test_bad_submits_are_refused_in_a_sentence(void) {
     start();
     submit(1, 0, 10, 1);
-    CHECK(find(PRE_SEND_GATEWAY, WIRE_FAILED)->message.failed.status == BT_BAD_REQUEST, "no prompt");
+    CHECK(find(WRK_SEND_GATEWAY, WIRE_FAILED)->message.failed.status == BT_BAD_REQUEST, "no prompt");
     submit(2, 11, 10, 1);
-    CHECK(find(PRE_SEND_GATEWAY, WIRE_FAILED)->message.failed.request.serial == 2, "more prompt than tokens");
+    CHECK(find(WRK_SEND_GATEWAY, WIRE_FAILED)->message.failed.request.serial == 2, "more prompt than tokens");
     submit(3, 10, 10, 0);
-    CHECK(find(PRE_SEND_GATEWAY, WIRE_FAILED)->message.failed.request.serial == 3, "no decode worker");
+    CHECK(find(WRK_SEND_GATEWAY, WIRE_FAILED)->message.failed.request.serial == 3, "no decode worker");
     submit(4, 10, 60, 1);
-    CHECK(find(PRE_SEND_GATEWAY, WIRE_FAILED)->message.failed.request.serial == 4, "has all its tokens");
+    CHECK(find(WRK_SEND_GATEWAY, WIRE_FAILED)->message.failed.request.serial == 4, "has all its tokens");
     clear();
     for (uint64_t i = 5; i < 10; i++) submit(i, 10, 10, 1);
-    CHECK(find(PRE_SEND_GATEWAY, WIRE_FAILED)->message.failed.status == BT_NO_CAPACITY, "the fifth of four");
+    CHECK(find(WRK_SEND_GATEWAY, WIRE_FAILED)->message.failed.status == BT_NO_CAPACITY, "the fifth of four");
     clear();
-    pre_sched_drain(sched, 0, now_ns);
+    wrk_sched_drain(sched, 0, now_ns);
     walk();
     submit(10, 10, 10, 1);
-    CHECK(find(PRE_SEND_GATEWAY, WIRE_FAILED)->message.failed.status == BT_AGAIN, "draining");
-    pre_sched_gateway_gone(sched, GATEWAY, now_ns);
+    CHECK(find(WRK_SEND_GATEWAY, WIRE_FAILED)->message.failed.status == BT_AGAIN, "draining");
+    sched->gateway_gone(sched, GATEWAY, now_ns);
     walk();
-    CHECK(done[n_done - 1].kind == PRE_DRAINED, "and then it may exit");
+    CHECK(done[n_done - 1].kind == WRK_DRAINED, "and then it may exit");
     stop();
 }
 

@@ -5,54 +5,58 @@
 static void add_sample(pre_sched *sched, const pre_slot *slot, uint32_t position) {
     bool is_last = position + 1 == slot->n_tokens;
     bool is_banned = wire_end_is_banned(&slot->end, slot->n_tokens - slot->n_prompt + 1);
-    sched->samples[sched->n_step_samples++] = (pre_sample){.is_given = !is_last,
-                                                           .given = is_last ? 0 : slot->tokens[position + 1],
-                                                           .draw = {.sampling = &slot->sampling,
-                                                                    .constraint = &slot->constraint,
-                                                                    .tokens = slot->tokens,
-                                                                    .n_prompt = slot->n_prompt,
-                                                                    .n_tokens = slot->n_tokens,
-                                                                    .banned = slot->end.ids,
-                                                                    .n_banned = is_banned ? slot->end.n_ids : 0},
-                                                           .prefix_id = slot->request.serial};
+    sched->base.samples[sched->n_step_samples++] = (wrk_sample){.is_given = !is_last,
+                                                                .given = is_last ? 0 : slot->tokens[position + 1],
+                                                                .draw = {.sampling = &slot->sampling,
+                                                                         .constraint = &slot->constraint,
+                                                                         .tokens = slot->tokens,
+                                                                         .n_prompt = slot->n_prompt,
+                                                                         .n_tokens = slot->n_tokens,
+                                                                         .banned = slot->end.ids,
+                                                                         .n_banned = is_banned ? slot->end.n_ids : 0},
+                                                                .prefix_id = slot->request.serial};
 }
 
 static void add_sequence(pre_sched *sched, uint32_t i, int64_t now_ns) {
-    pre_slot *slot = &sched->slots[sched->step_slots[i]];
+    pre_slot *slot = &sched->slots[sched->base.step_slots[i]];
     bool is_prompt = slot->n_computed < slot->n_prompt;
     uint32_t end = slot->n_computed + slot->n_step_rows;
     uint32_t n_logits = pre_is_scored(slot) ? slot->n_step_rows : end == slot->n_tokens;
-    sched->sequences[i] = (krn_sequence){.token_ids = &slot->tokens[slot->n_computed],
-                                         .blocks = slot->blocks,
-                                         .n_rows = slot->n_step_rows,
-                                         .position = slot->n_computed,
-                                         .form = is_prompt ? KRN_EXPANDED : KRN_ABSORBED,
-                                         .n_logits = n_logits};
+    sched->base.sequences[i] = (krn_sequence){.token_ids = &slot->tokens[slot->n_computed],
+                                              .blocks = slot->blocks,
+                                              .n_rows = slot->n_step_rows,
+                                              .position = slot->n_computed,
+                                              .form = is_prompt ? KRN_EXPANDED : KRN_ABSORBED,
+                                              .n_logits = n_logits};
     for (uint32_t position = end - n_logits; position < end; position++) add_sample(sched, slot, position);
     if (slot->first_step_ns == 0) slot->first_step_ns = now_ns;
 }
 
-bool pre_sched_step_begin(pre_sched *sched, int64_t now_ns, pre_step *out) {
-    BT_ASSERT(!sched->is_stepping && sched->n_actions == 0);
+bool pre_step_begin(wrk_sched *base, int64_t now_ns, wrk_step *out) {
+    wrk_begin_event(base);
+    pre_sched *sched = pre_of(base);
+    BT_ASSERT(!sched->base.is_stepping);
     sched->n_step_samples = sched->n_layers_done = 0;
     pre_pick_rows(sched);
-    for (uint32_t i = 0; i < sched->n_step; i++) add_sequence(sched, i, now_ns);
-    if (sched->n_step == 0) return false;
-    sched->is_stepping = true;
+    for (uint32_t i = 0; i < sched->base.n_step; i++) add_sequence(sched, i, now_ns);
+    if (sched->base.n_step == 0) return false;
+    sched->base.is_stepping = true;
     pre_queue_admit(sched, now_ns); /* looks for decode workers while this step runs */
-    *out = (pre_step){.sequences = sched->sequences,
-                      .n_sequences = sched->n_step,
+    *out = (wrk_step){.sequences = sched->base.sequences,
+                      .n_sequences = sched->base.n_step,
                       .n_rows = sched->n_step_rows,
-                      .samples = sched->samples,
+                      .samples = sched->base.samples,
                       .n_samples = sched->n_step_samples};
     return true;
 }
 
-void pre_sched_layer_done(pre_sched *sched, uint32_t layer, int64_t now_ns) {
-    BT_ASSERT(sched->is_stepping && layer == sched->n_layers_done && sched->n_actions == 0);
+void pre_layer_done(wrk_sched *base, uint32_t layer, int64_t now_ns) {
+    wrk_begin_event(base);
+    pre_sched *sched = pre_of(base);
+    BT_ASSERT(sched->base.is_stepping && layer == sched->n_layers_done);
     sched->n_layers_done++;
-    for (uint32_t i = 0; i < sched->n_step; i++) {
-        pre_slot *slot = &sched->slots[sched->step_slots[i]];
+    for (uint32_t i = 0; i < sched->base.n_step; i++) {
+        pre_slot *slot = &sched->slots[sched->base.step_slots[i]];
         if (slot->phase == PRE_COMPUTING) pre_handoff_push(sched, slot, layer, now_ns);
     }
 }
@@ -62,13 +66,13 @@ static void offer_blocks(pre_sched *sched, pre_slot *slot) {
     uint32_t n = slot->n_computed / KV_BLOCK_TOKENS, first = slot->n_cached_blocks;
     if (n > slot->n_prefix) n = slot->n_prefix;
     if (n <= first) return;
-    kv_prefix_put(sched->prefix, slot->prefix + first, slot->blocks + first, n - first);
+    kv_prefix_put(sched->base.prefix, slot->prefix + first, slot->blocks + first, n - first);
     slot->n_cached_blocks = n;
 }
 
 /* The last position is computed, and `token` follows it. */
 static void take_token(pre_sched *sched, pre_slot *slot, uint32_t token, const wire_ranked *logprobs, int64_t now_ns) {
-    BT_ASSERT(token < sched->options.vocab_size);
+    BT_ASSERT(token < sched->base.options.vocab_size);
     uint32_t index = slot->n_tokens - slot->n_prompt;
     slot->tokens[slot->n_tokens] = token;
     slot->computed_ns = now_ns;
@@ -93,12 +97,8 @@ static void take_token(pre_sched *sched, pre_slot *slot, uint32_t token, const w
         pre_handoff_commit_if_ready(sched, slot, now_ns);
         return;
     }
-    pre_send_gateway(sched, slot,
-                     &(wire_message){.type = WIRE_FINISHED,
-                                     .finished = {.request = slot->request,
-                                                  .reason = reason,
-                                                  .stop_token = reason == WIRE_FINISH_STOP_TOKEN ? token : 0,
-                                                  .n_output = index + 1}});
+    const wire_message finished = wrk_finished(&slot->request, reason, token, index + 1);
+    pre_send_gateway(sched, slot, &finished);
     sched->counters.n_finished++;
     pre_slot_end(sched, slot, now_ns);
 }
@@ -112,19 +112,21 @@ static void send_scores(pre_sched *sched, const pre_slot *slot, uint32_t positio
                             .request = slot->request, .position = position, .logprobs = logprobs, .n_logprobs = n}});
 }
 
-void pre_sched_step_done(pre_sched *sched, const uint32_t *tokens, const wire_ranked *logprobs, int64_t now_ns) {
-    BT_ASSERT(sched->is_stepping && sched->n_layers_done == sched->options.n_layers && sched->n_actions == 0);
-    sched->is_stepping = false;
+void pre_step_done(wrk_sched *base, const uint32_t *tokens, const wire_ranked *logprobs, int64_t now_ns) {
+    wrk_begin_event(base);
+    pre_sched *sched = pre_of(base);
+    BT_ASSERT(sched->base.is_stepping && sched->n_layers_done == base->options.n_layers);
+    sched->base.is_stepping = false;
     sched->n_layers_done = 0; /* "done" of the next step's rows: none */
     sched->counters.n_steps++;
     sched->counters.n_rows += sched->n_step_rows;
-    for (uint32_t i = 0, sample = 0; i < sched->n_step; i++) {
-        pre_slot *slot = &sched->slots[sched->step_slots[i]];
+    for (uint32_t i = 0, sample = 0; i < sched->base.n_step; i++) {
+        pre_slot *slot = &sched->slots[sched->base.step_slots[i]];
         uint32_t n_rows = slot->n_step_rows;
         slot->n_step_rows = 0;
         slot->n_computed += n_rows;
         bool is_last = slot->n_computed == slot->n_tokens;
-        uint32_t n_scored = sched->sequences[i].n_logits - is_last;
+        uint32_t n_scored = sched->base.sequences[i].n_logits - is_last;
         offer_blocks(sched, slot);
         if (slot->phase == PRE_CLOSING) {
             pre_slot_release_if_quiet(sched, slot, now_ns);
@@ -134,8 +136,8 @@ void pre_sched_step_done(pre_sched *sched, const uint32_t *tokens, const wire_ra
             if (n_scored > 0) send_scores(sched, slot, slot->n_computed - n_rows + 1, &logprobs[sample], n_scored);
             if (is_last) take_token(sched, slot, tokens[sample + n_scored], &logprobs[sample + n_scored], now_ns);
         }
-        sample += sched->sequences[i].n_logits;
+        sample += sched->base.sequences[i].n_logits;
     }
     pre_queue_admit(sched, now_ns);
-    pre_status_changed(sched, now_ns);
+    wrk_status_changed(&sched->base, now_ns);
 }

@@ -1,5 +1,5 @@
 /* Opening and closing what both kinds of worker need, in the one order that is right: what can fail for a wrong flag or
- * file first, the announcement last. What to do with requests is pre_engine.c's and dec_engine.c's business. */
+ * file first, the announcement last. What becomes of requests is the scheduler's business. */
 #include "worker/wrk_node.h"
 
 #include <math.h>
@@ -284,53 +284,10 @@ void wrk_node_score(wrk_node *node, uint32_t row, uint32_t token, uint32_t n_top
                  node->top + (size_t)row * WIRE_MAX_TOP_LOGPROBS, &node->logprobs[row]);
 }
 
-void wrk_counter_export(wrk_node *node, wrk_counter *counter, bt_metric_id id, const char *labels, uint64_t count) {
-    if (counter->series == NULL) counter->series = bt_metrics_series(node->metrics, id, labels);
-    if (count > counter->exported) bt_series_add(counter->series, (double)(count - counter->exported));
-    counter->exported = count;
-}
-
-void wrk_load_export(wrk_node *node, const wire_load *load, uint32_t n_cached_blocks) {
+void wrk_node_export(wrk_node *node, const wire_load *load, uint32_t n_cached_blocks) {
     bt_series_set(node->running, load->running);
     bt_series_set(node->waiting, load->waiting);
     bt_series_set(node->kv_total, load->kv_blocks_total);
     bt_series_set(node->kv_used, load->kv_blocks_used);
     bt_series_set(node->kv_cached, n_cached_blocks);
-}
-
-int wrk_timeout_ms(int64_t deadline_ns, int64_t now_ns) {
-    enum { MAX_SLEEP_MS = 60000 };
-    if (deadline_ns == INT64_MAX) return -1;
-    if (deadline_ns <= now_ns) return 0;
-    int64_t ms = (deadline_ns - now_ns) / 1000000 + 1;
-    return ms < MAX_SLEEP_MS ? (int)ms : MAX_SLEEP_MS;
-}
-
-void wrk_log_message(const wrk_node *node, const wire_message *message) {
-    const char *name = node->options.name;
-    switch (message->type) {
-    case WIRE_FINISHED:
-        bt_log(BT_LOG_INFO, "worker", "request finished",
-               "req=" WIRE_REQ_FORMAT " worker=%s attempt=%u reason=%u output=%u",
-               WIRE_REQ_ARGS(message->finished.request), name, message->finished.request.attempt,
-               message->finished.reason, message->finished.n_output);
-        break;
-    case WIRE_HANDED_OFF:
-        bt_log(BT_LOG_INFO, "worker", "request handed off",
-               "req=" WIRE_REQ_FORMAT " worker=%s attempt=%u to=%.*s bytes=%llu transfer_us=%u exposed_us=%u",
-               WIRE_REQ_ARGS(message->handed_off.request), name, message->handed_off.request.attempt,
-               (int)message->handed_off.decode.n_bytes, message->handed_off.decode.bytes,
-               (unsigned long long)message->handed_off.transfer_bytes, message->handed_off.transfer_us,
-               message->handed_off.exposed_us);
-        break;
-    case WIRE_FAILED:
-        bt_log(message->failed.status == BT_BAD_REQUEST ? BT_LOG_INFO : BT_LOG_WARN, "worker", "request failed",
-               "req=" WIRE_REQ_FORMAT " worker=%s attempt=%u status=%s text=\"%.*s\"",
-               WIRE_REQ_ARGS(message->failed.request), name, message->failed.request.attempt,
-               bt_status_name((bt_status)message->failed.status), (int)message->failed.text.n_bytes,
-               message->failed.text.bytes);
-        break;
-    default:
-        break;
-    }
 }

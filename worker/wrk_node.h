@@ -93,20 +93,7 @@ uint32_t wrk_node_draw(wrk_node *node, uint32_t row, const krn_draw_args *args);
  * it. */
 void wrk_node_score(wrk_node *node, uint32_t row, uint32_t token, uint32_t n_top);
 
-/* A counter of a core, exported: the series grows by what the core's own count grew since the last time. */
-typedef struct {
-    bt_series *series; /* NULL: not opened yet */
-    uint64_t exported;
-} wrk_counter;
-void wrk_counter_export(wrk_node *node, wrk_counter *counter, bt_metric_id id, const char *labels, uint64_t count);
-
 /* Gauges that both roles have: running, waiting, KV blocks. */
-void wrk_load_export(wrk_node *node, const wire_load *load, uint32_t n_cached_blocks);
-
-/* How long the engine may sleep, for bt_queue_wait(). */
-int wrk_timeout_ms(int64_t deadline_ns, int64_t now_ns);
-
-/* "info req=... worker=..." once, when a message to a gateway ends a request; other messages are debug. */
-void wrk_log_message(const wrk_node *node, const wire_message *message);
+void wrk_node_export(wrk_node *node, const wire_load *load, uint32_t n_cached_blocks);
 
 #endif

@@ -85,6 +85,38 @@ wrk_news wrk_peers_on_link(wrk_peers *peers, const link_event *event, uint64_t *
     return WRK_IGNORE;
 }
 
+static wrk_news on_kv_up(wrk_peers *peers, kvt_fabric *fabric, const kvt_event *event, uint64_t *peer) {
+    if (event->tag == 0) { /* came to us */
+        kvt_peer old = wrk_peers_kv(peers, *peer = event->incarnation);
+        wrk_peers_put_kv(peers, *peer, event->peer);
+        if (old != 0) kvt_disconnect(fabric, old); /* its KVT_DOWN will find itself replaced */
+        return WRK_UP;
+    }
+    *peer = event->tag; /* whom we wanted */
+    if (wrk_peers_kv(peers, *peer) != event->peer) return WRK_IGNORE;
+    if (event->incarnation == *peer) return WRK_UP;
+    bt_log(BT_LOG_WARN, "worker", "another incarnation answers", "peer=%s", event->name);
+    wrk_peers_remove_kv(peers, event->peer, peer);
+    kvt_disconnect(fabric, event->peer);
+    return WRK_GONE;
+}
+
+wrk_news wrk_peers_on_kv(wrk_peers *peers, kvt_fabric *fabric, const kvt_event *event, uint64_t *peer) {
+    *peer = event->incarnation;
+    switch (event->kind) {
+    case KVT_UP:
+        return on_kv_up(peers, fabric, event, peer);
+    case KVT_DOWN:
+        return wrk_peers_remove_kv(peers, event->peer, peer) ? WRK_GONE : WRK_IGNORE;
+    case KVT_MESSAGE:
+        return wrk_peers_kv(peers, *peer) == event->peer ? WRK_MESSAGE : WRK_IGNORE;
+    case KVT_PUSHED:
+    case KVT_LEASE_CLOSED:
+        break;
+    }
+    return WRK_IGNORE;
+}
+
 void wrk_peers_broadcast(const wrk_peers *peers, const wire_message *message) {
     for (uint32_t i = 0; i < peers->n_items; i++) {
         if (peers->items[i].link != NULL) link_send(peers->items[i].link, message); /* a lost one says so itself */

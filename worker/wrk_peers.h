@@ -28,9 +28,11 @@ kvt_peer wrk_peers_kv(const wrk_peers *peers, uint64_t incarnation);     /* 0: g
 bool wrk_peers_remove_link(wrk_peers *peers, const link_conn *link, uint64_t *incarnation);
 bool wrk_peers_remove_kv(wrk_peers *peers, kvt_peer kv, uint64_t *incarnation);
 
-/* What a link's event means for the core, after the list was brought up to date. *gateway is whose. */
+/* What an event of a link or of the fabric means for the core, after the list was brought up to date, and whose it is.
+ * A connection that turns out to be another's, or that a newer one replaces, is closed. */
 typedef enum { WRK_IGNORE, WRK_UP, WRK_MESSAGE, WRK_GONE } wrk_news;
 wrk_news wrk_peers_on_link(wrk_peers *peers, const link_event *event, uint64_t *gateway);
+wrk_news wrk_peers_on_kv(wrk_peers *peers, kvt_fabric *fabric, const kvt_event *event, uint64_t *peer);
 
 /* To every gateway. */
 void wrk_peers_broadcast(const wrk_peers *peers, const wire_message *message);

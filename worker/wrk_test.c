@@ -93,8 +93,32 @@ static void a_newer_connection_replaces_the_older(void) {
     wrk_peers_fini(&peers);
 }
 
+static wrk_news on_kv(wrk_peers *peers, kvt_event_kind kind, kvt_peer kv, uint64_t tag, uint64_t incarnation,
+                      uint64_t *peer) {
+    const kvt_event event = {.kind = kind, .peer = kv, .tag = tag, .incarnation = incarnation};
+    return wrk_peers_on_kv(peers, NULL, &event, peer); /* without a fabric: none of these closes a connection */
+}
+
+static void events_of_kv_connections_name_the_peer(void) {
+    enum { DIALED = 20, CAME = 30 };
+    wrk_peers peers = {0};
+    uint64_t peer = 0;
+    wrk_peers_put_kv(&peers, 7, DIALED);
+    CHECK(on_kv(&peers, KVT_UP, DIALED, 7, 7, &peer) == WRK_UP && peer == 7, "whom we wanted answers");
+    CHECK(on_kv(&peers, KVT_UP, DIALED - 1, 7, 7, &peer) == WRK_IGNORE, "a connection that was given up");
+    CHECK(on_kv(&peers, KVT_UP, CAME, 0, 8, &peer) == WRK_UP && peer == 8, "somebody came");
+    CHECK(on_kv(&peers, KVT_MESSAGE, CAME, 0, 8, &peer) == WRK_MESSAGE && peer == 8, "its message");
+    CHECK(on_kv(&peers, KVT_MESSAGE, CAME, 0, 7, &peer) == WRK_IGNORE, "a message over another's connection");
+    CHECK(on_kv(&peers, KVT_PUSHED, DIALED, 3, 0, &peer) == WRK_IGNORE, "no news of the peer");
+    CHECK(on_kv(&peers, KVT_DOWN, DIALED - 1, 7, 0, &peer) == WRK_IGNORE, "what is gone was not current");
+    CHECK(on_kv(&peers, KVT_DOWN, DIALED, 7, 0, &peer) == WRK_GONE && peer == 7, "a DOWN need not say whose");
+    CHECK(wrk_peers_kv(&peers, 7) == 0 && wrk_peers_kv(&peers, 8) == CAME, "only that one is gone");
+    wrk_peers_fini(&peers);
+}
+
 int main(void) {
     metrics_and_health_are_served();
     a_newer_connection_replaces_the_older();
+    events_of_kv_connections_name_the_peer();
     TEST_END();
 }

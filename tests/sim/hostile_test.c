@@ -169,6 +169,17 @@ static wire_message random_message(uint64_t gateway) {
     return m;
 }
 
+static wrk_sched_options worker_options(kv_pool *pool) {
+    static const uint32_t eos = SIM_EOS;
+    return (wrk_sched_options){.pool = pool,
+                               .vocab_size = SIM_VOCAB,
+                               .max_model_len = 256,
+                               .n_layers = SIM_LAYERS,
+                               .eos_ids = &eos,
+                               .n_eos_ids = 1,
+                               .has_prefix_cache = true};
+}
+
 /* ---- prefill ---------------------------------------------------------------------------------------------------- */
 
 typedef struct {
@@ -179,7 +190,7 @@ typedef struct {
     bool has_answer;
 } pushes;
 
-static void note_answer(pushes *open, const pre_action *action) {
+static void note_answer(pushes *open, const wrk_action *action) {
     open->decode = action->peer;
     open->has_answer = true;
     if (action->message.type == WIRE_RESERVE) {
@@ -197,40 +208,31 @@ static void note_answer(pushes *open, const pre_action *action) {
     }
 }
 
-static void walk_prefill(pre_sched *sched, pushes *open) {
-    pre_action action;
+static void walk_prefill(wrk_sched *sched, pushes *open) {
+    wrk_action action;
     bt_buf bytes = {0};
-    while (pre_sched_next(sched, &action)) {
-        if (action.kind == PRE_PUSH) {
+    while (wrk_sched_next(sched, &action)) {
+        if (action.kind == WRK_PUSH) {
             BT_ASSERT(open->n < 4096);
-            open->ids[open->n++] = action.push.id;
-        } else if (action.kind == PRE_SEND_DECODE || action.kind == PRE_SEND_GATEWAY) {
+            open->ids[open->n++] = action.push_id;
+        } else if (action.kind == WRK_SEND_PEER || action.kind == WRK_SEND_GATEWAY) {
             bt_buf_clear(&bytes);
             wire_encode(&action.message, &bytes); /* what it points to is there */
-            if (action.kind == PRE_SEND_DECODE) note_answer(open, &action);
+            if (action.kind == WRK_SEND_PEER) note_answer(open, &action);
         }
     }
     bt_buf_fini(&bytes);
-    pre_sched_check(sched);
+    sched->check(sched);
 }
 
 static void test_prefill_survives_any_peer(void) {
-    static const uint32_t eos = SIM_EOS;
     kv_pool *pool = kv_pool_open(N_BLOCKS);
-    pre_sched_options options = {.pool = pool,
-                                 .vocab_size = SIM_VOCAB,
-                                 .max_model_len = 256,
-                                 .n_layers = SIM_LAYERS,
-                                 .max_requests = 10,
-                                 .max_batched_tokens = 100,
-                                 .max_batched_seqs = 4,
-                                 .has_prefix_cache = true,
-                                 .eos_ids = &eos,
-                                 .n_eos_ids = 1};
-    pre_sched *sched;
-    CHECK(pre_sched_open(&options, &sched, NULL) == BT_OK, "open");
+    const wrk_sched_options shared = worker_options(pool);
+    const pre_sched_options options = {.max_requests = 10, .max_batched_tokens = 100, .max_batched_seqs = 4};
+    wrk_sched *sched;
+    CHECK(pre_sched_open(&shared, &options, &sched, NULL) == BT_OK, "open");
     pushes open = {.n = 0};
-    pre_step step;
+    wrk_step step;
     uint32_t n_layers = SIM_LAYERS + 1, drawn[4] = {0}; /* n_layers done; more than all: no step */
     int64_t now_ns = 0;
     for (uint32_t event = 0; event < N_EVENTS; event++) {
@@ -240,57 +242,57 @@ static void test_prefill_survives_any_peer(void) {
         uint32_t what = below(28);
         if (what >= 24 && open.has_answer) {
             open.has_answer = false;
-            pre_sched_decode_message(sched, open.decode, &open.answer, now_ns);
+            sched->peer_message(sched, open.decode, &open.answer, now_ns);
         } else if (what < 7) {
-            pre_sched_gateway_message(sched, gateway, &message, now_ns);
+            sched->gateway_message(sched, gateway, &message, now_ns);
         } else if (what < 14) {
-            pre_sched_decode_message(sched, decode, &message, now_ns);
+            sched->peer_message(sched, decode, &message, now_ns);
         } else if (what < 16) {
-            pre_sched_decode_up(sched, decode, now_ns);
+            sched->peer_up(sched, decode, now_ns);
         } else if (what == 16 && below(3) == 0) {
-            pre_sched_decode_gone(sched, decode, now_ns);
+            sched->peer_gone(sched, decode, now_ns);
         } else if (what == 17) {
             if (below(8) == 0)
-                pre_sched_gateway_gone(sched, gateway, now_ns);
+                sched->gateway_gone(sched, gateway, now_ns);
             else
-                pre_sched_gateway_up(sched, gateway, now_ns);
+                sched->gateway_up(sched, gateway, now_ns);
         } else if (what == 18) {
-            pre_sched_tick(sched, now_ns);
+            wrk_sched_tick(sched, now_ns);
         } else if (what == 19 && open.n > 0) {
-            pre_sched_push_done(sched, open.ids[--open.n], 64, now_ns);
+            sched->push_done(sched, open.ids[--open.n], 64, now_ns);
         } else if (n_layers > SIM_LAYERS) {
-            if (pre_sched_step_begin(sched, now_ns, &step)) n_layers = 0;
+            if (sched->step_begin(sched, now_ns, &step)) n_layers = 0;
         } else if (n_layers < SIM_LAYERS) {
-            pre_sched_layer_done(sched, n_layers++, now_ns);
+            sched->layer_done(sched, n_layers++, now_ns);
         } else {
             for (uint32_t i = 0; i < 4; i++) drawn[i] = below(SIM_VOCAB);
-            pre_sched_step_done(sched, drawn, no_logprobs, now_ns);
+            sched->step_done(sched, drawn, no_logprobs, now_ns);
             n_layers = SIM_LAYERS + 1;
         }
         walk_prefill(sched, &open);
     }
     for (uint64_t gateway = 100; gateway < 100 + N_PEERS; gateway++) {
-        pre_sched_gateway_gone(sched, gateway, now_ns);
+        sched->gateway_gone(sched, gateway, now_ns);
         walk_prefill(sched, &open);
     }
     while (n_layers < SIM_LAYERS) {
-        pre_sched_layer_done(sched, n_layers++, now_ns);
+        sched->layer_done(sched, n_layers++, now_ns);
         walk_prefill(sched, &open);
     }
-    if (n_layers == SIM_LAYERS) pre_sched_step_done(sched, drawn, no_logprobs, now_ns);
+    if (n_layers == SIM_LAYERS) sched->step_done(sched, drawn, no_logprobs, now_ns);
     walk_prefill(sched, &open);
     while (open.n > 0) {
-        pre_sched_push_done(sched, open.ids[--open.n], 64, now_ns);
+        sched->push_done(sched, open.ids[--open.n], 64, now_ns);
         walk_prefill(sched, &open);
     }
-    const pre_counters *counters = pre_sched_counters(sched);
+    const pre_counters *counters = sched->counters;
     CHECK(kv_pool_n_free(pool) == N_BLOCKS, "nothing is left: %u blocks free", kv_pool_n_free(pool));
     CHECK(counters->n_prefix_hits > 0, "cached blocks were met");
     CHECK(counters->n_strange > 100 && counters->n_handed_off > 5 && counters->n_finished > 0 && counters->n_failed > 0,
           "strange %llu handed off %llu finished %llu failed %llu", (unsigned long long)counters->n_strange,
           (unsigned long long)counters->n_handed_off, (unsigned long long)counters->n_finished,
           (unsigned long long)counters->n_failed);
-    pre_sched_close(sched);
+    sched->close(sched);
     kv_pool_close(pool);
 }
 
@@ -305,7 +307,7 @@ typedef struct {
     bool has_commit;
 } closing;
 
-static void note_grant(closing *list, const dec_action *action) {
+static void note_grant(closing *list, const wrk_action *action) {
     const wire_reserved *reserved = &action->message.reserved;
     list->prefill = action->peer;
     list->has_commit = true;
@@ -325,51 +327,43 @@ static wire_message right_commit(const closing *list) {
     return m;
 }
 
-static void walk_decode(dec_sched *sched, closing *list) {
-    dec_action action;
+static void walk_decode(wrk_sched *sched, closing *list) {
+    wrk_action action;
     bt_buf bytes = {0};
-    while (dec_sched_next(sched, &action)) {
-        if (action.kind == DEC_LEASE_OPEN) {
+    while (wrk_sched_next(sched, &action)) {
+        if (action.kind == WRK_LEASE_OPEN) {
             list->commit = (wire_commit){.n_tokens = action.lease_open.n_tokens + 1};
             list->n_held = action.lease_open.first_block;
-        } else if (action.kind == DEC_LEASE_CLOSE) {
+        } else if (action.kind == WRK_LEASE_CLOSE) {
             bool is_there = false;
             for (uint32_t i = 0; i < list->n; i++) is_there |= list->ids[i] == action.lease_close.lease;
             BT_ASSERT(is_there || list->n < 256);
             if (!is_there) list->ids[list->n++] = action.lease_close.lease;
-        } else if (action.kind == DEC_SEND_PREFILL || action.kind == DEC_SEND_GATEWAY) {
+        } else if (action.kind == WRK_SEND_PEER || action.kind == WRK_SEND_GATEWAY) {
             bt_buf_clear(&bytes);
             wire_encode(&action.message, &bytes);
             if (action.message.type == WIRE_RESERVED) note_grant(list, &action);
         }
     }
     bt_buf_fini(&bytes);
-    dec_sched_check(sched);
+    sched->check(sched);
 }
 
-static void close_one(dec_sched *sched, closing *list, int64_t now_ns) {
+static void close_one(wrk_sched *sched, closing *list, int64_t now_ns) {
     uint32_t at = below(list->n);
     uint64_t lease = list->ids[at];
     list->ids[at] = list->ids[--list->n];
-    dec_sched_lease_closed(sched, lease, below(4) ? SIM_LAYERS * (1 + below(2)) : 0, below(4) == 0, now_ns);
+    sched->lease_closed(sched, lease, below(4) ? SIM_LAYERS * (1 + below(2)) : 0, below(4) == 0, now_ns);
 }
 
 static void test_decode_survives_any_peer(void) {
-    static const uint32_t eos = SIM_EOS;
     kv_pool *pool = kv_pool_open(N_BLOCKS);
-    dec_sched_options options = {.pool = pool,
-                                 .vocab_size = SIM_VOCAB,
-                                 .max_model_len = 256,
-                                 .n_layers = SIM_LAYERS,
-                                 .max_num_seqs = 4,
-                                 .max_leases = 6,
-                                 .has_prefix_cache = true,
-                                 .eos_ids = &eos,
-                                 .n_eos_ids = 1};
-    dec_sched *sched;
-    CHECK(dec_sched_open(&options, &sched, NULL) == BT_OK, "open");
+    const wrk_sched_options shared = worker_options(pool);
+    const dec_sched_options options = {.max_num_seqs = 4, .max_leases = 6};
+    wrk_sched *sched;
+    CHECK(dec_sched_open(&shared, &options, &sched, NULL) == BT_OK, "open");
     closing list = {.n = 0};
-    dec_step step;
+    wrk_step step;
     bool is_stepping = false;
     uint32_t drawn[4] = {0};
     int64_t now_ns = 0;
@@ -381,46 +375,46 @@ static void test_decode_survives_any_peer(void) {
         if (what >= 24 && list.has_commit) {
             list.has_commit = false;
             message = right_commit(&list);
-            dec_sched_prefill_message(sched, list.prefill, &message, now_ns);
+            sched->peer_message(sched, list.prefill, &message, now_ns);
         } else if (what < 4) {
-            dec_sched_gateway_message(sched, gateway, &message, now_ns);
+            sched->gateway_message(sched, gateway, &message, now_ns);
         } else if (what < 14) {
-            dec_sched_prefill_message(sched, prefill, &message, now_ns);
+            sched->peer_message(sched, prefill, &message, now_ns);
         } else if (what == 14 && below(8) == 0) {
-            dec_sched_prefill_gone(sched, prefill, now_ns);
+            (event % 2 ? sched->peer_up : sched->peer_gone)(sched, prefill, now_ns);
         } else if (what == 15) {
             if (below(16) == 0)
-                dec_sched_gateway_gone(sched, gateway, now_ns);
+                sched->gateway_gone(sched, gateway, now_ns);
             else if (below(4) == 0)
-                dec_sched_gateway_up(sched, gateway, now_ns);
+                sched->gateway_up(sched, gateway, now_ns);
         } else if (what == 16) {
-            dec_sched_tick(sched, now_ns);
+            wrk_sched_tick(sched, now_ns);
         } else if (what < 20 && list.n > 0) {
             close_one(sched, &list, now_ns);
         } else if (!is_stepping) {
-            is_stepping = dec_sched_step_begin(sched, now_ns, &step);
+            is_stepping = sched->step_begin(sched, now_ns, &step);
         } else {
             for (uint32_t i = 0; i < 4; i++) drawn[i] = below(SIM_VOCAB);
-            dec_sched_step_done(sched, drawn, no_logprobs, now_ns);
+            sched->step_done(sched, drawn, no_logprobs, now_ns);
             is_stepping = false;
         }
         walk_decode(sched, &list);
     }
     for (uint64_t peer = 100; peer < 100 + N_PEERS; peer++) {
-        dec_sched_gateway_gone(sched, peer, now_ns);
+        sched->gateway_gone(sched, peer, now_ns);
         walk_decode(sched, &list);
     }
     for (uint64_t prefill = 300; prefill < 302; prefill++) {
-        dec_sched_prefill_gone(sched, prefill, now_ns);
+        sched->peer_gone(sched, prefill, now_ns);
         walk_decode(sched, &list);
     }
-    if (is_stepping) dec_sched_step_done(sched, drawn, no_logprobs, now_ns);
+    if (is_stepping) sched->step_done(sched, drawn, no_logprobs, now_ns);
     walk_decode(sched, &list);
     while (list.n > 0) {
         close_one(sched, &list, now_ns);
         walk_decode(sched, &list);
     }
-    const dec_counters *counters = dec_sched_counters(sched);
+    const dec_counters *counters = sched->counters;
     CHECK(kv_pool_n_free(pool) == N_BLOCKS, "nothing is left: %u blocks free", kv_pool_n_free(pool));
     CHECK(counters->n_prefix_hits > 0, "cached blocks were met");
     CHECK(counters->n_committed > 20 && counters->n_finished > 5 && counters->n_commit_failed > 20 &&
@@ -428,7 +422,7 @@ static void test_decode_survives_any_peer(void) {
           "committed %llu finished %llu commits failed %llu expired %llu", (unsigned long long)counters->n_committed,
           (unsigned long long)counters->n_finished, (unsigned long long)counters->n_commit_failed,
           (unsigned long long)counters->n_lease_expired);
-    dec_sched_close(sched);
+    sched->close(sched);
     kv_pool_close(pool);
 }
 

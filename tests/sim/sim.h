@@ -5,7 +5,7 @@
  * messages are encoded and decoded; pushes read prefill's memory some time after they are asked for, land in decode's
  * some time after that, may be damaged or lost; processes die and come back as new incarnations. What is asserted:
  *
- *   - After every event the books of the core that it touched balance (pre_sched_check() and its siblings).
+ *   - After every event the books of the core that it touched balance (wrk_sched.check and gw_core_check()).
  *   - The baton rule: of one attempt, at most one process may finish the request (check_baton).
  *   - No block that a landing or a lease may touch is given to anyone else (kv_owner).
  *   - KV is content: a cell holds a hash of all tokens before it. A token drawn from cells that were not written, not
@@ -129,7 +129,7 @@ typedef struct {
 typedef struct {
     uint32_t link, epoch, from;
     uint64_t push_id, lease;
-    uint32_t layer, first_block, n_blocks, n_last_rows;
+    uint32_t layer, first_block, n_blocks, n_rows_last;
     uint32_t *blocks; /* numbers in prefill's pool */
     uint64_t *cells;  /* [n_blocks][64], from SIM_KV_READ on */
     uint32_t n_refs;  /* each block arrives by itself */
@@ -174,8 +174,7 @@ typedef struct {
     bool is_draining;
     int64_t tick_ns; /* when the next SIM_TICK is planned */
     gw_core *gateway;
-    pre_sched *prefill;
-    dec_sched *decode;
+    wrk_sched *worker; /* prefill's or decode's scheduler */
 
     kv_pool *pool;
     uint64_t *cells;    /* [layer][block][64] */
@@ -187,8 +186,7 @@ typedef struct {
     uint32_t n_sums, cap_sums;
 
     bool is_stepping;
-    pre_step pre_step;
-    dec_step dec_step;
+    wrk_step step;
     wire_ranked logprobs[64]; /* of the last step's tokens */
 } sim_node;
 
@@ -251,12 +249,12 @@ int64_t sim_arrival_ns(sim_world *world, sim_link *link, int side); /* of what l
 
 /* ---- sim_kv.c --------------------------------------------------------------------------------------------------- */
 
-void sim_kv_push(sim_world *world, uint32_t node, uint64_t peer, const pre_push *push);
+void sim_kv_push(sim_world *world, uint32_t node, uint64_t peer, const kvt_push_args *push, uint64_t push_id);
 void sim_kv_send(sim_world *world, uint32_t node, uint64_t peer, const wire_message *message);
 void sim_kv_connect(sim_world *world, uint32_t node, uint64_t incarnation);
 void sim_kv_event(sim_world *world, const sim_event *event);
-void sim_lease_open(sim_world *world, uint32_t node, uint64_t peer, const dec_lease_open *open);
-void sim_lease_close(sim_world *world, uint32_t node, const dec_lease_close *close);
+void sim_lease_open(sim_world *world, uint32_t node, uint64_t peer, const kvt_lease_args *open);
+void sim_lease_close(sim_world *world, uint32_t node, uint64_t lease, uint32_t n_pushes);
 void sim_node_forget_kv(sim_world *world, sim_node *node);
 void sim_transfer_release(sim_transfer *transfer);
 

@@ -49,16 +49,16 @@ static int64_t send_slot_ns(sim_world *world, sim_link *link, uint32_t n_blocks)
     return link->busy_ns += 1000 + (int64_t)n_blocks * PUSH_NS_PER_BLOCK;
 }
 
-void sim_kv_push(sim_world *world, uint32_t node, uint64_t peer, const pre_push *push) {
+void sim_kv_push(sim_world *world, uint32_t node, uint64_t peer, const kvt_push_args *push, uint64_t push_id) {
     sim_transfer *transfer = bt_calloc(1, sizeof(*transfer));
     *transfer = (sim_transfer){.link = UINT32_MAX,
                                .from = node,
-                               .push_id = push->id,
+                               .push_id = push_id,
                                .lease = push->lease,
                                .layer = push->layer,
                                .first_block = push->first_block,
                                .n_blocks = push->n_blocks,
-                               .n_last_rows = push->n_last_rows,
+                               .n_rows_last = push->n_rows_last,
                                .blocks = bt_calloc(push->n_blocks, sizeof(uint32_t)),
                                .n_refs = 1};
     memcpy(transfer->blocks, push->blocks, push->n_blocks * sizeof(uint32_t));
@@ -82,7 +82,7 @@ static void read_event(sim_world *world, const sim_event *event) {
     if (link != NULL && link->epoch == transfer->epoch) {
         transfer->cells = bt_calloc((size_t)transfer->n_blocks * ROWS, sizeof(uint64_t));
         for (uint32_t i = 0; i < transfer->n_blocks; i++) {
-            uint32_t n_rows = i + 1 == transfer->n_blocks ? transfer->n_last_rows : ROWS;
+            uint32_t n_rows = i + 1 == transfer->n_blocks ? transfer->n_rows_last : ROWS;
             uint64_t *cells = &transfer->cells[(size_t)i * ROWS];
             BT_ASSERT(kv_pool_n_holders(node->pool, transfer->blocks[i]) > 0); /* rule 3 */
             memcpy(cells, cells_of(node, transfer->layer, transfer->blocks[i]), n_rows * sizeof(uint64_t));
@@ -105,7 +105,7 @@ static void read_event(sim_world *world, const sim_event *event) {
             sim_plan(world, at_ns, SIM_KV_ARRIVE, link->node[1], i, transfer);
         }
     }
-    pre_sched_push_done(node->prefill, transfer->push_id, n_bytes, world->now_ns);
+    node->worker->push_done(node->worker, transfer->push_id, n_bytes, world->now_ns);
     sim_node_after(world, event->node);
 }
 
@@ -141,9 +141,9 @@ void sim_kv_connect(sim_world *world, uint32_t node, uint64_t incarnation) {
 static void connect_event(sim_world *world, const sim_event *event) {
     uint32_t to = sim_node_of(world, event->a);
     sim_link *link = to == UINT32_MAX ? NULL : sim_link_between(world, event->node, to);
-    pre_sched *prefill = world->nodes[event->node].prefill;
+    wrk_sched *prefill = world->nodes[event->node].worker;
     if (link == NULL) {
-        pre_sched_decode_gone(prefill, event->a, world->now_ns);
+        prefill->peer_gone(prefill, event->a, world->now_ns);
     } else if (link->state == SIM_LINK_DOWN) {
         link->state = SIM_LINK_OPEN;
         link->epoch++;
@@ -151,7 +151,7 @@ static void connect_event(sim_world *world, const sim_event *event) {
         link->peer[0] = event->a;
         link->peer[1] = event->incarnation;
         link->last_ns[0] = link->last_ns[1] = link->busy_ns = world->now_ns;
-        pre_sched_decode_up(prefill, event->a, world->now_ns);
+        prefill->peer_up(prefill, event->a, world->now_ns);
     } else { /* a side has not noticed yet that the last one broke */
         sim_plan(world, world->now_ns + 5000000, SIM_KV_CONNECT, event->node, event->a, NULL);
         return;
@@ -167,7 +167,7 @@ static sim_lease *find_lease(const sim_node *node, uint64_t lease) {
     return NULL;
 }
 
-void sim_lease_open(sim_world *world, uint32_t index, uint64_t peer, const dec_lease_open *open) {
+void sim_lease_open(sim_world *world, uint32_t index, uint64_t peer, const kvt_lease_args *open) {
     (void)world;
     sim_node *node = &world->nodes[index];
     sim_lease *lease = bt_calloc(1, sizeof(*lease));
@@ -196,11 +196,11 @@ static void close_if_done(sim_world *world, uint32_t index, sim_lease *lease) {
     sim_plan(world, world->now_ns + 1000 + sim_below(world, 50000), SIM_LEASE_CLOSED, index, lease->lease, NULL);
 }
 
-void sim_lease_close(sim_world *world, uint32_t index, const dec_lease_close *close) {
-    sim_lease *lease = find_lease(&world->nodes[index], close->lease);
+void sim_lease_close(sim_world *world, uint32_t index, uint64_t id, uint32_t n_pushes) {
+    sim_lease *lease = find_lease(&world->nodes[index], id);
     BT_ASSERT(lease != NULL);
     lease->is_closing = true;
-    lease->n_wanted = close->n_pushes;
+    lease->n_wanted = n_pushes;
     close_if_done(world, index, lease);
 }
 
@@ -214,13 +214,13 @@ static void closed_event(sim_world *world, const sim_event *event) {
         BT_ASSERT(node->kv_owner[lease->blocks[i]] == lease->lease);
         node->kv_owner[lease->blocks[i]] = 0;
     }
-    dec_sched_lease_closed(node->decode, lease->lease, lease->n_landed, lease->checksum, world->now_ns);
+    node->worker->lease_closed(node->worker, lease->lease, lease->n_landed, lease->checksum, world->now_ns);
     free(lease);
     sim_node_after(world, event->node);
 }
 
 static uint32_t n_rows_of(const sim_transfer *transfer, uint32_t i) {
-    return i + 1 == transfer->n_blocks ? transfer->n_last_rows : ROWS;
+    return i + 1 == transfer->n_blocks ? transfer->n_rows_last : ROWS;
 }
 
 /* A push has come: refused, or it begins to land. The check is the one that DEC_LEASE_OPEN asks for. */

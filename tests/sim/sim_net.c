@@ -103,12 +103,10 @@ static void tell_up(sim_world *world, const sim_link *link, int side) {
         snprintf(known.name, sizeof(known.name), "%s", peer->name);
         snprintf(known.kv_address, sizeof(known.kv_address), "%s:1", peer->name);
         gw_core_worker_up(node->gateway, &known, world->now_ns);
-    } else if (link->is_kv && side == 0) {
-        pre_sched_decode_up(node->prefill, peer->incarnation, world->now_ns);
-    } else if (node->role == WIRE_ROLE_PREFILL) {
-        pre_sched_gateway_up(node->prefill, peer->incarnation, world->now_ns);
-    } else if (!link->is_kv) {
-        dec_sched_gateway_up(node->decode, peer->incarnation, world->now_ns);
+    } else if (link->is_kv) {
+        node->worker->peer_up(node->worker, peer->incarnation, world->now_ns);
+    } else {
+        node->worker->gateway_up(node->worker, peer->incarnation, world->now_ns);
     }
 }
 
@@ -118,14 +116,10 @@ static void tell_gone(sim_world *world, const sim_link *link, int side, uint64_t
     sim_trace(world, "%s link gone %s", node->name, world->nodes[link->node[1 - side]].name);
     if (node->role == WIRE_ROLE_GATEWAY) {
         gw_core_worker_gone(node->gateway, peer, world->now_ns);
-    } else if (link->is_kv && side == 0) {
-        pre_sched_decode_gone(node->prefill, peer, world->now_ns);
-    } else if (node->role == WIRE_ROLE_PREFILL) {
-        pre_sched_gateway_gone(node->prefill, peer, world->now_ns);
     } else if (link->is_kv) {
-        dec_sched_prefill_gone(node->decode, peer, world->now_ns);
+        node->worker->peer_gone(node->worker, peer, world->now_ns);
     } else {
-        dec_sched_gateway_gone(node->decode, peer, world->now_ns);
+        node->worker->gateway_gone(node->worker, peer, world->now_ns);
     }
 }
 
@@ -195,14 +189,10 @@ void sim_message_event(sim_world *world, const sim_event *event) {
         world->result.history_hash = (world->result.history_hash ^ frame->bytes[i]) * 0x100000001b3u;
     if (node->role == WIRE_ROLE_GATEWAY) {
         gw_core_message(node->gateway, peer, &message, world->now_ns);
-    } else if (node->role == WIRE_ROLE_PREFILL && link->is_kv) {
-        pre_sched_decode_message(node->prefill, peer, &message, world->now_ns);
-    } else if (node->role == WIRE_ROLE_PREFILL) {
-        pre_sched_gateway_message(node->prefill, peer, &message, world->now_ns);
     } else if (link->is_kv) {
-        dec_sched_prefill_message(node->decode, peer, &message, world->now_ns);
+        node->worker->peer_message(node->worker, peer, &message, world->now_ns);
     } else {
-        dec_sched_gateway_message(node->decode, peer, &message, world->now_ns);
+        node->worker->gateway_message(node->worker, peer, &message, world->now_ns);
     }
     sim_node_after(world, event->node);
     if (request_of(&message) != NULL) sim_check_baton(world, request_of(&message));

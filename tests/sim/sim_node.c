@@ -78,7 +78,7 @@ static void check_step(const krn_sequence *sequences, uint32_t n_sequences, uint
 
 static void finish_prefill_step(sim_world *world, uint32_t index) {
     sim_node *node = &world->nodes[index];
-    const pre_step *step = &node->pre_step;
+    const wrk_step *step = &node->step;
     uint32_t *tokens = bt_calloc(step->n_samples, sizeof(uint32_t)), n = 0;
     BT_ASSERT(step->n_samples <= 64);
     for (uint32_t i = 0; i < step->n_sequences; i++) {
@@ -89,13 +89,13 @@ static void finish_prefill_step(sim_world *world, uint32_t index) {
     }
     BT_ASSERT(n == step->n_samples);
     node->is_stepping = false;
-    pre_sched_step_done(node->prefill, tokens, node->logprobs, world->now_ns);
+    node->worker->step_done(node->worker, tokens, node->logprobs, world->now_ns);
     free(tokens);
 }
 
 static void finish_decode_step(sim_world *world, uint32_t index) {
     sim_node *node = &world->nodes[index];
-    const dec_step *step = &node->dec_step;
+    const wrk_step *step = &node->step;
     uint32_t tokens[64];
     BT_ASSERT(step->n_sequences <= 64);
     for (uint32_t i = 0; i < step->n_sequences; i++) {
@@ -108,15 +108,15 @@ static void finish_decode_step(sim_world *world, uint32_t index) {
         node->logprobs[i].rank = tokens[i];
     }
     node->is_stepping = false;
-    dec_sched_step_done(node->decode, tokens, node->logprobs, world->now_ns);
+    node->worker->step_done(node->worker, tokens, node->logprobs, world->now_ns);
 }
 
 void sim_node_step_event(sim_world *world, const sim_event *event) {
     sim_node *node = &world->nodes[event->node];
     if (event->kind == SIM_LAYER) {
         uint32_t layer = (uint32_t)event->a;
-        for (uint32_t i = 0; i < node->pre_step.n_sequences; i++) compute(node, &node->pre_step.sequences[i], layer);
-        pre_sched_layer_done(node->prefill, layer, world->now_ns);
+        for (uint32_t i = 0; i < node->step.n_sequences; i++) compute(node, &node->step.sequences[i], layer);
+        node->worker->layer_done(node->worker, layer, world->now_ns);
     } else if (node->role == WIRE_ROLE_PREFILL) {
         finish_prefill_step(world, event->node);
     } else {
@@ -127,11 +127,11 @@ void sim_node_step_event(sim_world *world, const sim_event *event) {
 
 static void begin_prefill_step(sim_world *world, uint32_t index) {
     sim_node *node = &world->nodes[index];
-    check_step(node->pre_step.sequences, node->pre_step.n_sequences, world->config.max_batched_tokens);
-    for (uint32_t i = 0; i < node->pre_step.n_sequences; i++)
-        check_cells(node, &node->pre_step.sequences[i], node->pre_step.sequences[i].position);
+    check_step(node->step.sequences, node->step.n_sequences, world->config.max_batched_tokens);
+    for (uint32_t i = 0; i < node->step.n_sequences; i++)
+        check_cells(node, &node->step.sequences[i], node->step.sequences[i].position);
     node->is_stepping = true;
-    int64_t layer_ns = 200000 + (int64_t)node->pre_step.n_rows * 2000 + sim_below(world, 100000);
+    int64_t layer_ns = 200000 + (int64_t)node->step.n_rows * 2000 + sim_below(world, 100000);
     for (uint32_t layer = 0; layer < SIM_LAYERS; layer++)
         sim_plan(world, world->now_ns + layer_ns * (layer + 1), SIM_LAYER, index, layer, NULL);
     sim_plan(world, world->now_ns + layer_ns * SIM_LAYERS + 50000, SIM_STEP_DONE, index, 0, NULL);
@@ -139,9 +139,9 @@ static void begin_prefill_step(sim_world *world, uint32_t index) {
 
 static void begin_decode_step(sim_world *world, uint32_t index) {
     sim_node *node = &world->nodes[index];
-    check_step(node->dec_step.sequences, node->dec_step.n_sequences, world->config.max_num_seqs);
+    check_step(node->step.sequences, node->step.n_sequences, world->config.max_num_seqs);
     node->is_stepping = true;
-    int64_t step_ns = 500000 + (int64_t)node->dec_step.n_sequences * 20000 + sim_below(world, 200000);
+    int64_t step_ns = 500000 + (int64_t)node->step.n_sequences * 20000 + sim_below(world, 200000);
     sim_plan(world, world->now_ns + step_ns, SIM_STEP_DONE, index, 0, NULL);
 }
 
@@ -165,52 +165,37 @@ static void walk_gateway(sim_world *world, uint32_t index) {
 }
 
 /* true: the process has ended. */
-static bool walk_prefill(sim_world *world, uint32_t index) {
-    pre_action action;
+static bool walk_worker(sim_world *world, uint32_t index) {
+    const sim_node *node = &world->nodes[index];
+    wrk_action action;
     bool is_drained = false;
-    while (pre_sched_next(world->nodes[index].prefill, &action)) {
+    while (wrk_sched_next(node->worker, &action)) {
         switch (action.kind) {
-        case PRE_SEND_GATEWAY:
+        case WRK_SEND_GATEWAY:
             sim_send(world, index, action.peer, &action.message);
             break;
-        case PRE_BROADCAST:
+        case WRK_BROADCAST:
             broadcast(world, index, &action.message);
             break;
-        case PRE_CONNECT:
+        case WRK_SEND_PEER:
+            if (node->role == WIRE_ROLE_PREFILL)
+                sim_kv_send(world, index, action.peer, &action.message);
+            else
+                sim_send(world, index, action.peer, &action.message);
+            break;
+        case WRK_CONNECT:
             sim_kv_connect(world, index, action.peer);
             break;
-        case PRE_SEND_DECODE:
-            sim_kv_send(world, index, action.peer, &action.message);
+        case WRK_PUSH:
+            sim_kv_push(world, index, action.peer, &action.push, action.push_id);
             break;
-        case PRE_PUSH:
-            sim_kv_push(world, index, action.peer, &action.push);
-            break;
-        case PRE_DRAINED:
-            is_drained = true;
-        }
-    }
-    return is_drained;
-}
-
-static bool walk_decode(sim_world *world, uint32_t index) {
-    dec_action action;
-    bool is_drained = false;
-    while (dec_sched_next(world->nodes[index].decode, &action)) {
-        switch (action.kind) {
-        case DEC_SEND_GATEWAY:
-        case DEC_SEND_PREFILL:
-            sim_send(world, index, action.peer, &action.message);
-            break;
-        case DEC_BROADCAST:
-            broadcast(world, index, &action.message);
-            break;
-        case DEC_LEASE_OPEN:
+        case WRK_LEASE_OPEN:
             sim_lease_open(world, index, action.peer, &action.lease_open);
             break;
-        case DEC_LEASE_CLOSE:
-            sim_lease_close(world, index, &action.lease_close);
+        case WRK_LEASE_CLOSE:
+            sim_lease_close(world, index, action.lease_close.lease, action.lease_close.n_pushes);
             break;
-        case DEC_DRAINED:
+        case WRK_DRAINED:
             is_drained = true;
         }
     }
@@ -241,26 +226,16 @@ void sim_node_after(sim_world *world, uint32_t index) {
         plan_tick(world, index, gw_core_deadline_ns(node->gateway));
         return;
     }
-    bool is_drained, has_step = false;
-    if (node->role == WIRE_ROLE_PREFILL) {
-        is_drained = walk_prefill(world, index);
-        pre_sched_check(node->prefill);
-        if (!is_drained && !node->is_stepping) {
-            has_step = pre_sched_step_begin(node->prefill, world->now_ns, &node->pre_step);
-            is_drained = walk_prefill(world, index);
-        }
-        if (has_step) begin_prefill_step(world, index);
-        plan_tick(world, index, pre_sched_deadline_ns(node->prefill));
-    } else {
-        is_drained = walk_decode(world, index);
-        dec_sched_check(node->decode);
-        if (!is_drained && !node->is_stepping) {
-            has_step = dec_sched_step_begin(node->decode, world->now_ns, &node->dec_step);
-            is_drained = walk_decode(world, index);
-        }
-        if (has_step) begin_decode_step(world, index);
-        plan_tick(world, index, dec_sched_deadline_ns(node->decode));
+    wrk_sched *worker = node->worker;
+    bool is_drained = walk_worker(world, index), has_step = false;
+    worker->check(worker);
+    if (!is_drained && !node->is_stepping) {
+        has_step = worker->step_begin(worker, world->now_ns, &node->step);
+        is_drained = walk_worker(world, index);
     }
+    if (has_step && node->role == WIRE_ROLE_PREFILL) begin_prefill_step(world, index);
+    if (has_step && node->role == WIRE_ROLE_DECODE) begin_decode_step(world, index);
+    plan_tick(world, index, wrk_sched_deadline_ns(worker));
     if (is_drained) exit_drained(world, index);
 }
 
@@ -294,39 +269,27 @@ static void start_worker(sim_world *world, sim_node *node) {
     node->pool = kv_pool_open(n_blocks);
     node->cells = bt_calloc((size_t)SIM_LAYERS * n_blocks * ROWS, sizeof(uint64_t));
     node->kv_owner = bt_calloc(n_blocks, sizeof(uint64_t));
-    pre_sched_options prefill = {.pool = node->pool,
-                                 .vocab_size = SIM_VOCAB,
-                                 .max_model_len = SIM_MAX_MODEL_LEN,
-                                 .n_layers = SIM_LAYERS,
-                                 .max_requests = c->max_requests,
-                                 .max_batched_tokens = c->max_batched_tokens,
-                                 .max_batched_seqs = c->max_batched_seqs,
-                                 .eos_ids = eos_ids,
-                                 .n_eos_ids = 1,
-                                 .has_prefix_cache = c->has_prefix_cache,
-                                 .connect_ms = 200,
-                                 .reserve_ms = 150,
-                                 .retry_ms = 5,
-                                 .no_decode_ms = 2000,
-                                 .commit_ms = 80,
-                                 .renew_ms = 40};
-    dec_sched_options decode = {.pool = node->pool,
-                                .vocab_size = SIM_VOCAB,
-                                .max_model_len = SIM_MAX_MODEL_LEN,
-                                .n_layers = SIM_LAYERS,
-                                .max_num_seqs = c->max_num_seqs,
-                                .max_leases = c->max_leases,
-                                .eos_ids = eos_ids,
-                                .n_eos_ids = 1,
-                                .has_prefix_cache = c->has_prefix_cache,
-                                .lease_ms = 200,
-                                .settle_ms = 40};
-    bt_error err;
-    if (is_prefill) {
-        BT_ASSERT(pre_sched_open(&prefill, &node->prefill, &err) == BT_OK);
-    } else {
-        BT_ASSERT(dec_sched_open(&decode, &node->decode, &err) == BT_OK);
-    }
+    const wrk_sched_options shared = {.pool = node->pool,
+                                      .vocab_size = SIM_VOCAB,
+                                      .max_model_len = SIM_MAX_MODEL_LEN,
+                                      .n_layers = SIM_LAYERS,
+                                      .eos_ids = eos_ids,
+                                      .n_eos_ids = 1,
+                                      .has_prefix_cache = c->has_prefix_cache};
+    const pre_sched_options prefill = {.max_requests = c->max_requests,
+                                       .max_batched_tokens = c->max_batched_tokens,
+                                       .max_batched_seqs = c->max_batched_seqs,
+                                       .connect_ms = 200,
+                                       .reserve_ms = 150,
+                                       .retry_ms = 5,
+                                       .no_decode_ms = 2000,
+                                       .commit_ms = 80,
+                                       .renew_ms = 40};
+    const dec_sched_options decode = {
+        .max_num_seqs = c->max_num_seqs, .max_leases = c->max_leases, .lease_ms = 200, .settle_ms = 40};
+    bt_status status = is_prefill ? pre_sched_open(&shared, &prefill, &node->worker, NULL)
+                                  : dec_sched_open(&shared, &decode, &node->worker, NULL);
+    BT_ASSERT(status == BT_OK);
 }
 
 void sim_node_start(sim_world *world, uint32_t index) {
@@ -361,12 +324,12 @@ void sim_node_kill(sim_world *world, uint32_t index) {
         sim_clients_die(world, index);
         ADD(world->result.gateway, gw_core_counters(node->gateway));
         gw_core_close(node->gateway);
-    } else if (node->role == WIRE_ROLE_PREFILL) {
-        ADD(world->result.prefill, pre_sched_counters(node->prefill));
-        pre_sched_close(node->prefill);
     } else {
-        ADD(world->result.decode, dec_sched_counters(node->decode));
-        dec_sched_close(node->decode);
+        if (node->role == WIRE_ROLE_PREFILL)
+            ADD(world->result.prefill, pre_sched_counters(node->worker));
+        else
+            ADD(world->result.decode, dec_sched_counters(node->worker));
+        node->worker->close(node->worker);
     }
     kv_pool_close(node->pool);
     sim_node_forget_kv(world, node);
@@ -384,8 +347,7 @@ void sim_check_baton(sim_world *world, const wire_request *request) {
     uint32_t n_owners = 0;
     for (uint32_t i = 0; i < world->n_nodes; i++) {
         const sim_node *node = &world->nodes[i];
-        if (node->prefill != NULL) n_owners += pre_sched_is_owner(node->prefill, request);
-        if (node->decode != NULL) n_owners += dec_sched_is_owner(node->decode, request);
+        if (node->worker != NULL) n_owners += node->worker->is_owner(node->worker, request);
     }
     BT_ASSERT(n_owners <= 1);
 }

@@ -64,11 +64,7 @@ static void drain(sim_world *world, uint32_t index) {
     sim_trace(world, "%s drains, grace %u ms", node->name, grace_ms);
     world->result.n_drains++;
     node->is_draining = true;
-    if (node->role == WIRE_ROLE_PREFILL) {
-        pre_sched_drain(node->prefill, grace_ms, world->now_ns);
-    } else {
-        dec_sched_drain(node->decode, grace_ms, world->now_ns);
-    }
+    wrk_sched_drain(node->worker, grace_ms, world->now_ns);
     sim_node_after(world, index);
 }
 
@@ -92,8 +88,7 @@ static void tick(sim_world *world, uint32_t index) {
     if (world->now_ns < node->tick_ns) return; /* an earlier one was planned since, and has come */
     node->tick_ns = INT64_MAX;
     if (node->gateway != NULL) gw_core_tick(node->gateway, world->now_ns);
-    if (node->prefill != NULL) pre_sched_tick(node->prefill, world->now_ns);
-    if (node->decode != NULL) dec_sched_tick(node->decode, world->now_ns);
+    if (node->worker != NULL) wrk_sched_tick(node->worker, world->now_ns);
     sim_node_after(world, index);
 }
 
@@ -170,8 +165,7 @@ static void check_end(sim_world *world) {
         wire_load load = {0};
         BT_ASSERT(node->incarnation != 0 && !node->is_stepping && node->n_leases == 0);
         if (node->gateway != NULL) BT_ASSERT(gw_core_n_alive(node->gateway) == 0);
-        if (node->prefill != NULL) pre_sched_load(node->prefill, &load);
-        if (node->decode != NULL) dec_sched_load(node->decode, &load);
+        if (node->worker != NULL) node->worker->load(node->worker, &load);
         BT_ASSERT(load.running == 0 && load.waiting == 0 && load.waiting_tokens == 0 && load.kv_blocks_used == 0);
     }
     for (uint32_t i = 0; i < world->n_nodes; i++) sim_node_kill(world, i);

@@ -1,0 +1,171 @@
+/* What both schedulers do alike. Decides nothing about requests: that is pre_sched.c's and dec_sched.c's business. */
+#include "worker/wrk_sched.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/core/alloc.h"
+
+bt_status wrk_sched_options_check(const wrk_sched_options *options, bt_error *err) {
+    if (options->vocab_size == 0 || options->max_model_len == 0 || options->max_model_len > WIRE_MAX_TOKENS ||
+        options->n_layers == 0)
+        return bt_fail(err, BT_BAD_REQUEST, "a worker needs a vocabulary, layers and 1 to %d positions",
+                       WIRE_MAX_TOKENS);
+    if (kv_pool_n_blocks(options->pool) == 0) return bt_fail(err, BT_BAD_REQUEST, "the KV pool has no block");
+    return BT_OK;
+}
+
+void wrk_sched_init(wrk_sched *sched, const wrk_sched_options *options, uint32_t n_slots, uint32_t max_step_seqs) {
+    wrk_sched_options *o = &sched->options;
+    *o = *options;
+    o->status_ms = wrk_or_default(o->status_ms, 5);
+    uint32_t *eos_ids = bt_calloc(o->n_eos_ids, sizeof(uint32_t));
+    if (o->n_eos_ids > 0) memcpy(eos_ids, options->eos_ids, o->n_eos_ids * sizeof(uint32_t));
+    o->eos_ids = eos_ids;
+    sched->prefix = kv_prefix_open(o->pool);
+    sched->n_slots = sched->n_free_slots = n_slots;
+    sched->free_slots = bt_calloc(n_slots, sizeof(uint32_t));
+    for (uint32_t i = 0; i < n_slots; i++) sched->free_slots[i] = n_slots - 1 - i;
+    sched->step_slots = bt_calloc(max_step_seqs, sizeof(uint32_t));
+    sched->sequences = bt_calloc(max_step_seqs, sizeof(krn_sequence));
+    sched->samples = bt_calloc(max_step_seqs, sizeof(wrk_sample));
+    bt_timers_init(&sched->timers, n_slots + WRK_N_TIMERS);
+}
+
+void wrk_sched_fini(wrk_sched *sched) {
+    kv_prefix_close(sched->prefix);
+    bt_map_fini(&sched->by_request);
+    bt_map_fini(&sched->by_gateway);
+    bt_timers_fini(&sched->timers);
+    free((void *)sched->options.eos_ids);
+    free(sched->free_slots);
+    free(sched->step_slots);
+    free(sched->sequences);
+    free(sched->samples);
+    free(sched->actions);
+}
+
+/* ---- actions ---------------------------------------------------------------------------------------------------- */
+
+void wrk_begin_event(const wrk_sched *sched) { BT_ASSERT(sched->n_actions == 0); }
+
+wrk_action *wrk_act(wrk_sched *sched, wrk_action_kind kind, uint64_t peer) {
+    if (sched->n_actions == sched->cap_actions) {
+        sched->cap_actions = sched->cap_actions * 2 + 16;
+        sched->actions = bt_realloc(sched->actions, sched->cap_actions, sizeof(wrk_action));
+    }
+    wrk_action *action = &sched->actions[sched->n_actions++];
+    action->kind = kind;
+    action->peer = peer;
+    return action;
+}
+
+bool wrk_sched_next(wrk_sched *sched, wrk_action *out) {
+    if (sched->next_action == sched->n_actions) {
+        sched->next_action = sched->n_actions = 0;
+        return false;
+    }
+    *out = sched->actions[sched->next_action++];
+    return true;
+}
+
+/* ---- slots ------------------------------------------------------------------------------------------------------ */
+
+static void drain_if_empty(wrk_sched *sched) {
+    if (!sched->is_draining || sched->is_drained || sched->n_free_slots < sched->n_slots) return;
+    sched->is_drained = true;
+    wrk_act(sched, WRK_DRAINED, 0);
+}
+
+uint32_t wrk_slot_take(wrk_sched *sched) {
+    BT_ASSERT(sched->n_free_slots > 0);
+    return sched->free_slots[--sched->n_free_slots];
+}
+
+void wrk_slot_put(wrk_sched *sched, uint32_t slot) {
+    sched->free_slots[sched->n_free_slots++] = slot;
+    drain_if_empty(sched);
+}
+
+uint32_t wrk_slot_find(const wrk_sched *sched, const wire_request *request) {
+    return bt_map_get(&sched->by_request, wrk_request_key(request));
+}
+
+/* ---- time, load, drain ------------------------------------------------------------------------------------------ */
+
+void wrk_status_changed(wrk_sched *sched, int64_t now_ns) {
+    uint32_t timer = sched->n_slots + WRK_TIMER_STATUS;
+    if (bt_timers_is_set(&sched->timers, timer)) return;
+    bt_timers_set(&sched->timers, timer, now_ns > sched->next_status_ns ? now_ns : sched->next_status_ns);
+}
+
+static void send_status(wrk_sched *sched, int64_t now_ns) {
+    sched->next_status_ns = wrk_after_ms(now_ns, sched->options.status_ms);
+    if (sched->by_gateway.n_used == 0) return;
+    wire_message message = {.type = WIRE_STATUS};
+    sched->load(sched, &message.status.load);
+    wrk_act(sched, WRK_BROADCAST, 0)->message = message;
+}
+
+void wrk_sched_drain(wrk_sched *sched, uint32_t grace_ms, int64_t now_ns) {
+    wrk_begin_event(sched);
+    if (grace_ms > 0) bt_timers_set(&sched->timers, sched->n_slots + WRK_TIMER_GRACE, wrk_after_ms(now_ns, grace_ms));
+    wrk_status_changed(sched, now_ns);
+    sched->is_draining = true;
+    drain_if_empty(sched);
+}
+
+int64_t wrk_sched_deadline_ns(const wrk_sched *sched) { return bt_timers_next_ns(&sched->timers); }
+
+void wrk_sched_tick(wrk_sched *sched, int64_t now_ns) {
+    wrk_begin_event(sched);
+    uint32_t id;
+    while (bt_timers_pop(&sched->timers, now_ns, &id)) {
+        if (id == sched->n_slots + WRK_TIMER_STATUS) {
+            send_status(sched, now_ns);
+        } else if (id != sched->n_slots + WRK_TIMER_GRACE) {
+            sched->late(sched, id, now_ns);
+        } else if (sched->n_actions > 0) { /* they may point to what give_back() frees: the next tick does it */
+            bt_timers_set(&sched->timers, id, now_ns);
+            return;
+        } else {
+            sched->give_back(sched, now_ns);
+        }
+    }
+}
+
+/* ---- requests --------------------------------------------------------------------------------------------------- */
+
+wire_end_rule wrk_end_rule(const wrk_sched *sched, const wire_sampling *sampling, const uint32_t *stop_ids,
+                           uint32_t n_stop_ids, uint32_t max_output) {
+    uint32_t n_eos = sampling->ignore_eos ? 0 : sched->options.n_eos_ids;
+    uint32_t *ids = bt_calloc(n_eos + n_stop_ids, sizeof(uint32_t));
+    if (n_eos > 0) memcpy(ids, sched->options.eos_ids, n_eos * sizeof(uint32_t));
+    if (n_stop_ids > 0) memcpy(ids + n_eos, stop_ids, n_stop_ids * sizeof(uint32_t));
+    return (wire_end_rule){.ids = ids,
+                           .n_ids = n_eos + n_stop_ids,
+                           .n_eos = n_eos,
+                           .min_tokens = sampling->min_tokens,
+                           .max_output = max_output};
+}
+
+wire_message wrk_finished(const wire_request *request, uint8_t reason, uint32_t token, uint32_t n_output) {
+    return (wire_message){.type = WIRE_FINISHED,
+                          .finished = {.request = *request,
+                                       .reason = reason,
+                                       .stop_token = reason == WIRE_FINISH_STOP_TOKEN ? token : 0,
+                                       .n_output = n_output}};
+}
+
+void wrk_sched_check_pool(const wrk_sched *sched, uint64_t n_held) {
+    const kv_pool *pool = sched->options.pool;
+    uint64_t n_holders = 0;
+    uint32_t n_used = 0;
+    for (uint32_t i = 0; i < kv_pool_n_blocks(pool); i++) {
+        n_holders += kv_pool_n_holders(pool, i);
+        n_used += kv_pool_n_holders(pool, i) > 0;
+    }
+    BT_ASSERT(n_held == n_holders); /* each slot holds what it names, nobody else holds anything */
+    BT_ASSERT(n_used == kv_pool_n_blocks(pool) - kv_pool_n_free(pool));
+    kv_prefix_check(sched->prefix);
+}
