@@ -223,7 +223,7 @@ static uint32_t n_rows_of(const sim_transfer *transfer, uint32_t i) {
     return i + 1 == transfer->n_blocks ? transfer->n_rows_last : ROWS;
 }
 
-/* A push has come: refused, or it begins to land. The check is the one that DEC_LEASE_OPEN asks for. */
+/* A push has come: refused, or it begins to land. The check is the one that WRK_LEASE_OPEN asks for. */
 static void arrive_event(sim_world *world, const sim_event *event) {
     sim_transfer *transfer = event->payload;
     uint32_t i = (uint32_t)event->a, block = transfer->first_block + i;
