@@ -13,13 +13,13 @@
 #include "kernels/cpu/cpu_pool.h"
 
 enum {
-    CPU_GROUP = 16,     /* rows that are packed together, and floats in the widest vector */
-    CPU_PACK_ROWS = 64, /* rows are packed in blocks of that many: parts of packed rows start at a multiple of it */
-    CPU_PACK_K = 256,   /* k that lie together in a packed block */
-    CPU_K_STEP = 32,    /* k is padded with zeros to a multiple of this in packed rows */
-    CPU_PIECE = 128,    /* elements of one FP8 scale block that are multiplied before the scale is applied */
-    CPU_PANEL = 32,     /* outputs that a kernel handles together: task boundaries are multiples of it */
-    CPU_ROW_BLOCK = 256 /* rows that a kernel handles together; a multiple of CPU_GROUP */
+    CPU_GROUP = 16,    /* rows that are packed together, and floats in the widest vector */
+    CPU_K_STEP = 32,   /* k is padded with zeros to a multiple of this in packed rows */
+    CPU_PIECE = 128,   /* elements of one FP8 scale block that are multiplied before the scale is applied */
+    CPU_PANEL = 32,    /* outputs that a kernel handles together: task boundaries are multiples of it */
+    CPU_FEW_ROWS = 32, /* up to here rows are packed once for all tasks; more are packed by the task that reads them */
+    CPU_ROW_BLOCK = 256,    /* rows of a task, at most; a multiple of CPU_GROUP */
+    CPU_L2_BYTES = 1 << 20, /* what a task's packed rows may take of L2 */
 };
 
 static inline uint32_t cpu_round_up(uint32_t n, uint32_t multiple) { return (n + multiple - 1) / multiple * multiple; }
@@ -50,6 +50,8 @@ typedef struct {
     float *out;             /* row r, output o: out[r * stride + o], or out[o * stride + r] if is_by_output */
     size_t out_stride;
     bool is_by_output, accumulate;
+    bool is_streamed;        /* the results are read much later: they need not stay in the cache */
+    const krn_pair *weights; /* row r's results are multiplied by weights[r].weight; NULL: by nothing */
 } cpu_dots;
 
 /* out[r] = (alpha ? out[r] * alpha[r] : 0) + sum over j of p[r][j] * v[j] */
@@ -66,12 +68,13 @@ typedef struct {
 } cpu_pairs;
 
 /* Memory of one thread inside a kernel. */
-enum { CPU_DOTS_SCRATCH_BYTES = 1 << 20 };
+enum { CPU_DOTS_SCRATCH_BYTES = 512 << 10 };
 enum { CPU_WIDE_PANEL = 4 }; /* outputs that dots_wide handles together */
 typedef struct {
-    void *dots; /* [CPU_DOTS_SCRATCH_BYTES]: the kernels' own; aligned to 64 bytes */
-    float *row; /* [CPU_WIDE_PANEL][longest row + CPU_GROUP]: decoded weights */
-    void *work; /* what the calling operation needs: experts and attention say how much */
+    void *dots;       /* [CPU_DOTS_SCRATCH_BYTES]: the kernels' own; aligned to 64 bytes */
+    float *row;       /* [CPU_WIDE_PANEL][longest row + CPU_GROUP]: decoded weights */
+    uint16_t *packed; /* as many rows as cpu_rows_each() says */
+    void *work;       /* what the calling operation needs: experts and attention say how much */
 } cpu_scratch;
 
 /* State of an online softmax over blocks of KV_BLOCK_TOKENS scores. Starts as {-INFINITY, 0}. */
@@ -104,7 +107,7 @@ typedef struct {
     const char *name;
     const cpu_vector *vector;
 
-    /* Rows begin..end of `rows` (begin a multiple of CPU_PACK_ROWS) into their place in `packed`. */
+    /* Rows begin..end of `rows` (begin a multiple of CPU_GROUP) into their place in `packed`. */
     void (*pack)(const cpu_rows *rows, uint32_t begin, uint32_t end, uint16_t *packed);
     /* Outputs begin..end. W is BF16, or F8_E4M3 with block_cols a multiple of CPU_K_STEP. */
     void (*dots)(const cpu_dots *job, uint32_t begin, uint32_t end, const cpu_scratch *scratch);
@@ -126,8 +129,7 @@ typedef struct {
     cpu_pool *pool;
     cpu_scratch *scratch; /* [n_threads] */
 
-    uint16_t *packed; /* rows of one linear */
-    size_t packed_elems;
+    uint16_t *packed;   /* up to CPU_FEW_ROWS rows of one linear */
     uint32_t cap_pairs; /* of experts, in one batch */
     uint16_t *expert_x; /* packed rows of cap_pairs pairs */
     uint16_t *expert_h; /* silu(gate) * up of the pairs, plain */
@@ -146,12 +148,14 @@ static inline size_t cpu_elem_bytes(mdl_dtype dtype) { return dtype == MDL_F8_E4
  */
 static inline uint32_t cpu_piece(const krn_matrix *w, uint32_t k) {
     uint32_t to_block_end = w->block_cols - k % w->block_cols;
-    uint32_t to_pack_end = CPU_PACK_K - k % CPU_PACK_K;
-    return cpu_min(cpu_min(CPU_PIECE, to_pack_end), cpu_min(to_block_end, w->n_in - k));
+    return cpu_min(CPU_PIECE, cpu_min(to_block_end, w->n_in - k));
 }
 
-/* Packs all rows, with the pool where that pays. */
-void cpu_pack(cpu_backend *backend, const cpu_rows *rows, uint16_t *packed);
+/* Rows of n elements that a task takes when there are many: packed they stay in L2 while all its weights pass. */
+static inline uint32_t cpu_rows_each(uint32_t n) {
+    uint32_t rows = CPU_L2_BYTES / (2 * cpu_round_up(n, CPU_K_STEP)) / 32 * 32;
+    return cpu_max(cpu_min(rows, CPU_ROW_BLOCK), 64);
+}
 
 /* The right one of dots and dots_wide. */
 static inline void cpu_dots_run(const cpu_backend *backend, const cpu_dots *job, uint32_t begin, uint32_t end,

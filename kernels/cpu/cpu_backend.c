@@ -175,6 +175,7 @@ static void cpu_close(krn_backend *api) {
     for (uint32_t i = 0; backend->scratch != NULL && i < backend->limits.n_threads; i++) {
         free(backend->scratch[i].dots);
         free(backend->scratch[i].row);
+        free(backend->scratch[i].packed);
         free(backend->scratch[i].work);
     }
     free(backend->scratch);
@@ -201,8 +202,7 @@ static void take_memory(cpu_backend *backend) {
     const krn_backend_limits *limits = &backend->limits;
     const mdl_config *c = limits->config;
     uint32_t longest = longest_row(c);
-    backend->packed_elems = cpu_packed_elems(limits->max_rows, longest);
-    backend->packed = bt_calloc_aligned(backend->packed_elems * sizeof(uint16_t), 64);
+    backend->packed = bt_calloc_aligned(cpu_packed_elems(CPU_FEW_ROWS, longest) * sizeof(uint16_t), 64);
     if (c->n_routed_experts > 0) {
         uint64_t n_pairs =
             (uint64_t)limits->max_rows * cpu_max(limits->n_ranks, 1) * cpu_max(c->num_experts_per_tok, 1);
@@ -215,10 +215,13 @@ static void take_memory(cpu_backend *backend) {
     }
     backend->attention = cpu_attention_open(limits);
     size_t experts_bytes = cpu_experts_work_bytes(), attention_bytes = cpu_attention_work_bytes(backend->attention);
+    size_t packed_bytes = cpu_packed_elems(cpu_rows_each(longest), longest) * sizeof(uint16_t);
+    if (packed_bytes < CPU_L2_BYTES) packed_bytes = CPU_L2_BYTES; /* of shorter rows there are more */
     backend->scratch = bt_calloc(limits->n_threads, sizeof(*backend->scratch));
     for (uint32_t i = 0; i < limits->n_threads; i++) {
         backend->scratch[i].dots = bt_calloc_aligned(CPU_DOTS_SCRATCH_BYTES, 64);
         backend->scratch[i].row = bt_calloc_aligned(CPU_WIDE_PANEL * (longest + CPU_GROUP) * sizeof(float), 64);
+        backend->scratch[i].packed = bt_calloc_aligned(packed_bytes, 64);
         backend->scratch[i].work =
             bt_calloc_aligned(experts_bytes > attention_bytes ? experts_bytes : attention_bytes, 64);
     }

@@ -1,24 +1,24 @@
 /* Routed experts: silu(x · Gᵀ) * (x · Uᵀ), then · Dᵀ, for pairs of (row, expert) that come grouped by expert.
  *
- * Pairs are worked off in batches of whole or cut experts that fit the scratch memory. In a batch all experts' gate and
- * up outputs are one list of tasks, all down outputs a second one, so the threads meet twice per batch, not per expert.
- * A task is some outputs of one expert for all its pairs: weights are read once, and with few pairs (decode) streamed.
- */
+ * Pairs are worked off in batches of runs: some pairs of one expert, as many as a task's packed rows may be. In a batch
+ * all gate and up outputs are one list of tasks, all down outputs a second one, so the threads meet twice per batch,
+ * not per expert. A task is some outputs of one run: weights are read once, and with few pairs (decode) streamed. */
 #include "common/core/alloc.h"
 #include "kernels/cpu/cpu.h"
 
-enum { OUTPUTS = 64, ROWS = 128 }; /* of a gate-and-up task: its float32 results, 2 x 32 KiB, stay in L2 */
-_Static_assert(ROWS % CPU_PACK_ROWS == 0 && OUTPUTS % CPU_PANEL == 0, "tasks are cut at panels and packed blocks");
+enum {
+    OUTPUTS = 128, /* of gate and up that are computed before silu: their float32 results stay in L2 */
+    MAX_RUNS = 1024,
+};
+_Static_assert(OUTPUTS % CPU_PANEL == 0, "tasks are cut at panels");
 
-size_t cpu_experts_work_bytes(void) { return (size_t)2 * OUTPUTS * ROWS * sizeof(float); }
+size_t cpu_experts_work_bytes(void) { return (size_t)2 * OUTPUTS * CPU_ROW_BLOCK * sizeof(float); }
 
-/* A run of pairs of one expert. */
+/* Pairs of one expert. */
 typedef struct {
     const krn_mlp *mlp;
     uint32_t first, n_pairs; /* in the batch */
 } run;
-
-enum { MAX_RUNS = 1024 };
 
 typedef struct {
     cpu_backend *backend;
@@ -50,7 +50,7 @@ static void pack_task(void *context, uint32_t task, uint32_t thread) {
     (void)thread;
     const run *r = &b->runs[task];
     cpu_rows rows = rows_of(b, r);
-    b->backend->isa->pack(&rows, 0, rows.n_rows, packed_of(b, r));
+    if (r->n_pairs <= CPU_FEW_ROWS) b->backend->isa->pack(&rows, 0, rows.n_rows, packed_of(b, r));
 }
 
 static void pack(batch *b) {
@@ -61,15 +61,13 @@ static void pack(batch *b) {
     }
 }
 
-/* `n` rows of a run from `first`, a multiple of CPU_PACK_ROWS. */
-static cpu_dots part_of(const batch *b, const run *r, const krn_matrix *w, uint32_t first, uint32_t n) {
-    cpu_dots dots = {.w = w, .n_out = w->n_out, .rows = rows_of(b, r)};
-    if (dots.rows.pairs != NULL)
-        dots.rows.pairs += first;
-    else
-        dots.rows.x += first * dots.rows.stride;
-    dots.rows.n_rows = n;
-    dots.packed = packed_of(b, r) + cpu_packed_elems(first, w->n_in);
+/* The run's rows, packed: before, if they are few, or now. */
+static cpu_dots dots_of(const batch *b, const run *r, uint32_t thread) {
+    cpu_dots dots = {.rows = rows_of(b, r), .packed = packed_of(b, r)};
+    if (r->n_pairs > CPU_FEW_ROWS) {
+        dots.packed = b->backend->scratch[thread].packed;
+        b->backend->isa->pack(&dots.rows, 0, r->n_pairs, b->backend->scratch[thread].packed);
+    }
     return dots;
 }
 
@@ -77,22 +75,23 @@ static void gate_up_task(void *context, uint32_t task, uint32_t thread) {
     const batch *b = context;
     const run *r = &b->runs[task / b->tasks_each];
     const cpu_vector *vector = b->backend->isa->vector;
-    float *gate = b->backend->scratch[thread].work, *up = gate + OUTPUTS * ROWS;
-    uint32_t begin = task % b->tasks_each * OUTPUTS, end = cpu_min(begin + OUTPUTS, b->inter);
-    for (uint32_t first = 0; first < r->n_pairs; first += ROWS) {
-        uint32_t n = cpu_min(ROWS, r->n_pairs - first);
-        cpu_dots dots = part_of(b, r, &r->mlp->gate, first, n);
+    float *gate = b->backend->scratch[thread].work, *up = gate + OUTPUTS * CPU_ROW_BLOCK;
+    uint32_t first = task % b->tasks_each * b->outputs_each, last = cpu_min(first + b->outputs_each, b->inter);
+    cpu_dots dots = dots_of(b, r, thread);
+    dots.out_stride = OUTPUTS;
+    for (uint32_t begin = first; begin < last; begin += OUTPUTS) {
+        uint32_t n = cpu_min(OUTPUTS, last - begin);
         dots.first_row = begin;
         dots.n_out = b->inter - begin;
-        dots.out_stride = OUTPUTS;
+        dots.w = &r->mlp->gate;
         dots.out = gate;
-        cpu_dots_run(b->backend, &dots, 0, end - begin, thread);
+        cpu_dots_run(b->backend, &dots, 0, n, thread);
         dots.w = &r->mlp->up;
         dots.out = up;
-        cpu_dots_run(b->backend, &dots, 0, end - begin, thread);
-        for (uint32_t i = 0; i < n; i++) {
-            uint16_t *h = b->backend->expert_h + (size_t)(r->first + first + i) * b->inter;
-            vector->silu_mul(gate + i * OUTPUTS, up + i * OUTPUTS, end - begin, h + begin);
+        cpu_dots_run(b->backend, &dots, 0, n, thread);
+        for (uint32_t i = 0; i < r->n_pairs; i++) {
+            uint16_t *h = b->backend->expert_h + (size_t)(r->first + i) * b->inter;
+            vector->silu_mul(gate + i * OUTPUTS, up + i * OUTPUTS, n, h + begin);
         }
     }
 }
@@ -101,38 +100,45 @@ static void down_task(void *context, uint32_t task, uint32_t thread) {
     const batch *b = context;
     const run *r = &b->runs[task / b->tasks_each];
     uint32_t begin = task % b->tasks_each * b->outputs_each, end = cpu_min(begin + b->outputs_each, b->hidden);
-    cpu_dots dots = part_of(b, r, &r->mlp->down, 0, r->n_pairs);
+    cpu_dots dots = dots_of(b, r, thread);
+    dots.w = &r->mlp->down;
+    dots.n_out = b->hidden;
     dots.out_stride = b->hidden;
     dots.out = b->args->y + (size_t)(b->first + r->first) * b->hidden;
+    dots.weights = b->args->pairs + b->first + r->first;
+    dots.is_streamed = r->n_pairs > CPU_FEW_ROWS;
     cpu_dots_run(b->backend, &dots, begin, end, thread);
-    const krn_pair *pairs = b->args->pairs + b->first + r->first;
-    for (uint32_t i = 0; i < r->n_pairs; i++) {
-        b->backend->isa->vector->scale(dots.out + (size_t)i * b->hidden + begin, end - begin, pairs[i].weight);
-    }
+}
+
+/* Cuts n_out outputs of every run into as few tasks as give every thread enough to do. */
+static uint32_t cut(batch *b, uint32_t n_out) {
+    enum { TASKS_PER_THREAD = 8, MIN_OUTPUTS = 64 };
+    uint32_t n_ranges = (cpu_pool_threads(b->backend->pool) * TASKS_PER_THREAD + b->n_runs - 1) / b->n_runs;
+    b->outputs_each = cpu_round_up(cpu_max((n_out + n_ranges - 1) / n_ranges, MIN_OUTPUTS), CPU_PANEL);
+    b->tasks_each = (n_out + b->outputs_each - 1) / b->outputs_each;
+    return b->n_runs * b->tasks_each;
 }
 
 static void batch_run(batch *b) {
     cpu_pool *pool = b->backend->pool;
     b->is_down = false;
     pack(b);
-    b->tasks_each = (b->inter + OUTPUTS - 1) / OUTPUTS;
-    cpu_pool_run(pool, b->n_runs * b->tasks_each, gate_up_task, b);
+    cpu_pool_run(pool, cut(b, b->inter), gate_up_task, b);
     b->is_down = true;
     pack(b);
-    b->outputs_each = 4 * OUTPUTS;
-    b->tasks_each = (b->hidden + b->outputs_each - 1) / b->outputs_each;
-    cpu_pool_run(pool, b->n_runs * b->tasks_each, down_task, b);
+    cpu_pool_run(pool, cut(b, b->hidden), down_task, b);
 }
 
 void cpu_experts(krn_backend *api, const krn_experts_args *args) {
     cpu_backend *backend = (cpu_backend *)api;
     const mdl_config *c = backend->limits.config;
     batch b = {.backend = backend, .args = args, .hidden = c->hidden_size, .inter = c->moe_intermediate_size};
+    uint32_t rows_each = cpu_rows_each(cpu_max(b.hidden, b.inter));
     for (uint32_t i = 0; i < args->n_pairs;) {
         b.first = i;
         b.n_runs = b.n_pairs = 0;
         while (i < args->n_pairs && b.n_pairs < backend->cap_pairs && b.n_runs < MAX_RUNS) {
-            uint32_t expert = args->pairs[i].expert, n = 0, room = backend->cap_pairs - b.n_pairs;
+            uint32_t expert = args->pairs[i].expert, n = 0, room = cpu_min(backend->cap_pairs - b.n_pairs, rows_each);
             while (i + n < args->n_pairs && n < room && args->pairs[i + n].expert == expert) n++;
             b.runs[b.n_runs++] = (run){.mlp = &args->experts[expert], .first = b.n_pairs, .n_pairs = n};
             b.n_pairs += n;

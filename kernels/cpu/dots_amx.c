@@ -1,29 +1,21 @@
 /* x · Wᵀ on AMX.
  *
  * A tile of 16 weight rows x 32 k is the left operand, read where it lies or from a buffer (amx_supply.h); 16 packed
- * rows x 32 k, k in pairs, are the right one; 2 x 2 tiles make a block of 32 outputs x 32 rows. Sums lie in memory
- * between pieces of k, so that a piece of weights stays in L1 while all rows pass. For bfloat16 they are tiles, loaded
- * and stored without a change; for FP8 a piece is (part of) one scale block and its tile is added times the scale. A
- * single row is a group of one column: its packed form is the plain row and the sequence of operations is the same. */
+ * rows x 32 k, k in pairs, are the right one; 2 x 2 tiles make a block of 32 outputs x 32 rows, summed over all of k
+ * and put in its place. Sums pause in memory between pieces of k: for FP8 a piece is (part of) one scale block, whose
+ * tile is added times the scale; bfloat16 rows are cut only when a panel of them would fill the caches, and their tiles
+ * are stored and loaded without a change. A single row is a group of one column: its packed form is the plain row and
+ * the sequence of operations is the same. */
 #include "kernels/cpu/amx_supply.h"
 
-enum {
-    BF16_PIECE = CPU_PACK_K,      /* k of a bfloat16 panel that stay in L1: 16 KiB */
-    WIDE_OUTPUTS = 8 * CPU_PANEL, /* outputs that share a pass over many rows */
-    COPY_ROWS = 128,              /* from here bfloat16 panels are copied: aligned, no two rows in one set of L1 */
-    L2_ELEMS = 512 << 10,         /* packed rows up to here stay in L2 from piece to piece */
-};
+enum { COPY_ROWS = 32, BF16_PIECE = 2048 }; /* k of a bfloat16 panel between two touches of the sums: 128 KiB */
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* Packed rows: blocks of CPU_PACK_ROWS rows; in a block pieces of CPU_PACK_K k; in a piece groups of 16 rows; in a
- * group pairs of k, [k / 2][row]. So what one pass over a piece reads lies together. Only the last block, and in it the
- * last group, have fewer rows. Where group `row / 16` of n_rows has its k, a multiple of 32: */
+/* Packed rows: groups of 16 rows, in a group pairs of k, [k / 2][row]; only the last group has fewer rows. Where the
+ * group that starts with `row` of n_rows has its k, a multiple of 32: */
 INLINE size_t packed_at(uint32_t n_rows, uint32_t n, uint32_t row, uint32_t k) {
-    uint32_t block = row / CPU_PACK_ROWS * CPU_PACK_ROWS, width = cpu_round_up(n, CPU_K_STEP);
-    uint32_t block_rows = cpu_min(CPU_PACK_ROWS, n_rows - block), columns = cpu_min(CPU_GROUP, n_rows - row);
-    uint32_t piece = k / CPU_PACK_K * CPU_PACK_K, piece_k = cpu_min(CPU_PACK_K, width - piece);
-    return (size_t)block * width + (size_t)piece * block_rows + (row - block) * piece_k + (k - piece) * columns;
+    return (size_t)row * cpu_round_up(n, CPU_K_STEP) + (size_t)k * cpu_min(CPU_GROUP, n_rows - row);
 }
 
 static void pack_one(const uint16_t *row, uint32_t n, uint16_t *out) {
@@ -67,25 +59,20 @@ typedef struct {
     uint32_t n_steps;
 } panel_piece;
 
-/* What a call works on, and where it is: a panel of a range of outputs, a piece of k. Sums of (panel, group, half) lie
- * at sums[((panel * n_groups + group) * 2 + half) * TILE]. */
+/* What a call works on, and where it is: a panel of outputs, a piece of k. */
 typedef struct {
     const cpu_dots *job;
-    uint32_t row, n_rows;      /* rows, at most CPU_ROW_BLOCK; row is a multiple of CPU_PACK_ROWS */
-    uint32_t n_groups, rest;   /* groups of rows; columns of the last one if it is not full, else 0 */
-    uint32_t begin, end, last; /* outputs of the range; where the last range ends */
-    bool is_far;               /* the packed rows are too many for L2 */
-    uint32_t panel, k, n_k;
-    float *sums;      /* in scratch */
-    uint8_t *left[2]; /* in scratch: buffers for a piece, in turn */
+    uint32_t row, n_rows;    /* rows, at most CPU_ROW_BLOCK; row is a multiple of CPU_GROUP */
+    uint32_t n_groups, rest; /* groups of rows; columns of the last one if it is not full, else 0 */
+    uint32_t first, end;     /* the panel's first output; where outputs end */
+    uint32_t k, n_k;
+    float *sums;      /* in scratch: [group][half] tiles, of sums that pause */
     float *tiles;     /* in scratch: four tiles */
+    uint8_t *left[2]; /* in scratch: buffers for a piece, in turn */
 } place;
 
-enum { LEFT_BYTES = CPU_PANEL * BF16_PIECE * 2 };
-_Static_assert(WIDE_OUTPUTS *CPU_ROW_BLOCK * 4 + 2 * LEFT_BYTES + 4 * TILE * 4 <= CPU_DOTS_SCRATCH_BYTES, "scratch");
-
-INLINE uint32_t first_of(const place *p) { return p->begin + p->panel * CPU_PANEL; }
-INLINE uint32_t panels_of(const place *p) { return (p->end - p->begin + CPU_PANEL - 1) / CPU_PANEL; }
+enum { LEFT_BYTES = CPU_PANEL * BF16_PIECE * 2, SUMS = CPU_ROW_BLOCK * CPU_PANEL };
+_Static_assert(SUMS * 4 + 4 * TILE * 4 + 2 * LEFT_BYTES <= CPU_DOTS_SCRATCH_BYTES, "scratch");
 
 static void set_piece(place *p, uint32_t k) {
     const krn_matrix *w = p->job->w;
@@ -93,30 +80,22 @@ static void set_piece(place *p, uint32_t k) {
     p->n_k = w->dtype == MDL_F8_E4M3 ? cpu_piece(w, k) : cpu_min(BF16_PIECE, w->n_in - k);
 }
 
-/* Within a range all k of a panel, then the next panel, so that weights are read in the order in which they lie; or, if
- * the rows do not stay in L2, all panels for a piece of k. Then the next range. Returns false behind the last one. */
+/* All k of a panel, then the next panel, so that weights are read in the order in which they lie. Returns false behind
+ * the last one. */
 static bool advance(place *p) {
-    bool has_panel = p->panel + 1 < panels_of(p), has_k = p->k + p->n_k < p->job->w->n_in;
-    if (has_k && !(p->is_far && has_panel)) {
-        if (p->is_far) p->panel = 0;
+    if (p->k + p->n_k < p->job->w->n_in) {
         set_piece(p, p->k + p->n_k);
-    } else if (has_panel) {
-        p->panel++;
-        if (!p->is_far) set_piece(p, 0);
-    } else {
-        if (p->end == p->last) return false;
-        p->begin = p->end;
-        p->end = cpu_min(p->begin + WIDE_OUTPUTS, p->last);
-        p->panel = 0;
-        set_piece(p, 0);
+        return true;
     }
-    return true;
+    p->first += CPU_PANEL;
+    set_piece(p, 0);
+    return p->first < p->end;
 }
 
-/* Whether the piece is read where it lies. */
+/* Whether the piece is read where it lies: that beats copying, aligned or not and whatever the stride. */
 static bool is_direct(const place *p) {
     return p->job->w->dtype == MDL_BF16 && p->n_rows < COPY_ROWS && p->n_k % CPU_K_STEP == 0 &&
-           p->end - first_of(p) >= CPU_PANEL;
+           p->end - p->first >= CPU_PANEL;
 }
 
 static const uint8_t *weights_at(const place *p, uint32_t output, uint32_t k) {
@@ -124,30 +103,25 @@ static const uint8_t *weights_at(const place *p, uint32_t output, uint32_t k) {
     return (const uint8_t *)w->data + ((size_t)(p->job->first_row + output) * w->n_in + k) * cpu_elem_bytes(w->dtype);
 }
 
-/* What to bring in while piece `now` is multiplied: the next piece, and the panel behind it from memory. */
+/* What to bring in while piece `now` is multiplied: the next piece, and from memory the panel behind it, in the order
+ * in which it lies: this piece's share of it. */
 static supply supply_after(const place *now, const place *next) {
     const krn_matrix *w = now->job->w;
-    size_t elem_bytes = cpu_elem_bytes(w->dtype), row_bytes = w->n_in * elem_bytes;
-    const place *of = next != NULL && !is_direct(next) ? next : now;
-    bool has_panel_behind = first_of(of) + 2 * CPU_PANEL <= of->job->n_out;
-    supply s = {.kind = SUPPLY_NOTHING, .n_rows = CPU_PANEL, .n_there = CPU_PANEL, .row_bytes = row_bytes};
-    if (has_panel_behind && of->is_far) {
-        s.ahead = weights_at(of, first_of(of) + CPU_PANEL, of->k);
-        s.ahead_stride = row_bytes;
-    } else if (has_panel_behind) { /* in the order in which it lies, this piece's share of it */
-        s.ahead = weights_at(of, first_of(of) + CPU_PANEL, 0) + of->k * CPU_PANEL * elem_bytes;
-        s.ahead_stride = of->n_k * elem_bytes;
+    bool is_fetched = next == NULL || is_direct(next);
+    const place *of = is_fetched ? now : next;
+    uint32_t elem_bytes = (uint32_t)cpu_elem_bytes(w->dtype);
+    supply s = {.n = of->n_k, .elem_bytes = elem_bytes, .row_bytes = (size_t)w->n_in * elem_bytes};
+    if (of->first + 2 * CPU_PANEL <= of->job->n_out) {
+        s.ahead = weights_at(of, of->first + CPU_PANEL, 0) + (size_t)of->k * CPU_PANEL * elem_bytes;
+        s.ahead_stride = (size_t)of->n_k * elem_bytes;
     }
-    if (of != next) {
-        if (!is_direct(now) || !has_panel_behind) return s;
-        s.kind = SUPPLY_FETCH;
-        s.n = now->n_k * 2;
+    if (is_fetched) {
+        s.kind = s.ahead != NULL ? SUPPLY_FETCH : SUPPLY_NOTHING;
         return s;
     }
     s.kind = w->dtype == MDL_BF16 ? SUPPLY_COPY : SUPPLY_DECODE;
-    s.from = weights_at(next, first_of(next), next->k);
-    s.n_there = cpu_min(CPU_PANEL, next->end - first_of(next));
-    s.n = next->n_k;
+    s.from = weights_at(next, next->first, next->k);
+    s.n_there = cpu_min(CPU_PANEL, next->end - next->first);
     s.to = next->left[0];
     s.n_steps = cpu_round_up(next->n_k, CPU_K_STEP) / CPU_K_STEP;
     return s;
@@ -157,11 +131,11 @@ static panel_piece piece_of(const place *p) {
     uint32_t n_steps = cpu_round_up(p->n_k, CPU_K_STEP) / CPU_K_STEP;
     panel_piece piece = {.n_steps = n_steps, .step_bytes = SIDE * 64, .stride = 64};
     piece.left[0] = p->left[0];
-    piece.left[1] = p->left[0] + n_steps * SIDE * 64;
+    piece.left[1] = p->left[0] + (size_t)n_steps * SIDE * 64;
     if (!is_direct(p)) return piece;
     piece.step_bytes = 64;
     piece.stride = (size_t)p->job->w->n_in * 2;
-    piece.left[0] = weights_at(p, first_of(p), p->k);
+    piece.left[0] = weights_at(p, p->first, p->k);
     piece.left[1] = piece.left[0] + SIDE * piece.stride;
     return piece;
 }
@@ -194,47 +168,58 @@ typedef struct {
     e4m3_table table;
 } panel_run;
 
-INLINE void put(float *out, __mmask16 mask, __m512 sums, bool accumulate) {
-    if (accumulate) sums = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), sums);
-    _mm512_mask_storeu_ps(out, mask, sums);
+INLINE void put(const cpu_dots *job, float *out, __mmask16 mask, __m512 sums, uint32_t row) {
+    if (job->weights != NULL) sums = _mm512_mul_ps(sums, _mm512_set1_ps(job->weights[row].weight));
+    if (job->accumulate) sums = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), sums);
+    if (job->is_streamed && mask == 0xffff && (uintptr_t)out % 64 == 0)
+        _mm512_stream_ps(out, sums);
+    else
+        _mm512_mask_storeu_ps(out, mask, sums);
 }
 
 /* A tile of sums, n_outputs x n_rows, to its place. */
-static void tile_put(const cpu_dots *job, const float *sums, uint32_t output, uint32_t n_outputs, uint32_t row,
+INLINE void tile_put(const cpu_dots *job, const float *sums, uint32_t output, uint32_t n_outputs, uint32_t row,
                      uint32_t n_rows) {
     size_t stride = sums_stride(n_rows) / sizeof(float);
     if (job->is_by_output) {
         __mmask16 mask = (__mmask16)((1u << n_rows) - 1);
         for (uint32_t o = 0; o < n_outputs; o++) {
+            float *out = job->out + (output + o) * job->out_stride + row;
             __m512 v = _mm512_maskz_loadu_ps(mask, sums + o * stride);
-            put(job->out + (output + o) * job->out_stride + row, mask, v, job->accumulate);
+            if (job->accumulate) v = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), v);
+            _mm512_mask_storeu_ps(out, mask, v);
         }
         return;
     }
     __mmask16 mask = (__mmask16)((1u << n_outputs) - 1);
     float *out = job->out + row * job->out_stride + output;
     if (n_rows == 1) {
-        put(out, mask, _mm512_load_ps(sums), job->accumulate);
+        put(job, out, mask, _mm512_load_ps(sums), row);
         return;
     }
     __m512i v[SIDE];
 #pragma GCC unroll 16
     for (uint32_t i = 0; i < SIDE; i++) v[i] = _mm512_load_si512(sums + i * SIDE);
     transpose16(v);
-    for (uint32_t r = 0; r < n_rows; r++) {
-        put(out + r * job->out_stride, mask, _mm512_castsi512_ps(v[r]), job->accumulate);
+    for (uint32_t r = 0; r < n_rows; r++) put(job, out + r * job->out_stride, mask, _mm512_castsi512_ps(v[r]), row + r);
+}
+
+/* The finished sums of n_right groups. */
+static void block_put(const place *p, const float *sums, uint32_t group, uint32_t n_right, uint32_t columns) {
+    for (uint32_t g = 0; g < n_right; g++) {
+        for (uint32_t o = p->first, half = 0; half < 2 && o < p->end; o += SIDE, half++) {
+            tile_put(p->job, sums + (2 * g + half) * TILE, o, cpu_min(SIDE, p->end - o),
+                     p->row + (group + g) * CPU_GROUP, columns);
+        }
     }
 }
 
-/* All sums of the range to their places: rows outside, so that a row's outputs are written side by side. */
-static void range_put(const place *p) {
-    for (uint32_t group = 0; group < p->n_groups; group++) {
-        uint32_t n_rows = p->rest != 0 && group == p->n_groups - 1 ? p->rest : CPU_GROUP;
-        for (uint32_t o = p->begin; o < p->end; o += SIDE) {
-            uint32_t panel = (o - p->begin) / CPU_PANEL, half = (o - p->begin) / SIDE % 2;
-            const float *sums = p->sums + ((size_t)(panel * p->n_groups + group) * 2 + half) * TILE;
-            tile_put(p->job, sums, o, cpu_min(SIDE, p->end - o), p->row + group * CPU_GROUP, n_rows);
-        }
+/* Fetches what the block's sums will be added to. */
+INLINE void fetch_outputs(const place *p, uint32_t group, uint32_t n_rows) {
+    const char *out = (const char *)(p->job->out + (p->row + group * CPU_GROUP) * p->job->out_stride + p->first);
+    for (uint32_t r = 0; r < n_rows; r++, out += p->job->out_stride * sizeof(float)) {
+        _mm_prefetch(out, _MM_HINT_T0);
+        _mm_prefetch(out + 64, _MM_HINT_T0);
     }
 }
 
@@ -242,17 +227,19 @@ static void range_put(const place *p) {
 INLINE void multiply(const place *p, panel_run *run, uint32_t group, uint32_t n_left, uint32_t n_right,
                      uint32_t columns) {
     uint32_t n_in = p->job->w->n_in, n_rows = p->job->rows.n_rows, row = p->row + group * CPU_GROUP;
+    bool is_first = p->k == 0, is_last = p->k + p->n_k == n_in, is_scaled = run->scale != NULL;
     const panel_piece *piece = &run->piece;
     const uint8_t *right0 = (const uint8_t *)(p->job->packed + packed_at(n_rows, n_in, row, p->k)), *right1 = right0;
     if (n_right > 1) right1 = (const uint8_t *)(p->job->packed + packed_at(n_rows, n_in, row + CPU_GROUP, p->k));
-    float *sums = p->sums + (size_t)(p->panel * p->n_groups + group) * 2 * TILE;
-    float *out = run->scale == NULL ? sums : p->tiles;
+    float *sums = is_first && is_last && !is_scaled ? p->tiles : p->sums + (size_t)group * 2 * TILE;
+    float *out = is_scaled ? p->tiles : sums;
     float *const at[4] = {out, out + TILE, out + 2 * TILE, out + 3 * TILE};
     size_t stride = sums_stride(columns), right_stride = 4 * (size_t)columns, right_step = SIDE * right_stride;
-    if (run->scale == NULL && p->k > 0)
-        tiles_load(n_left, n_right, (const float *const *)at, stride);
-    else
+    if (is_last && p->job->accumulate && columns > 1) fetch_outputs(p, group, n_right * columns);
+    if (is_first || is_scaled)
         tiles_zero(n_left, n_right);
+    else
+        tiles_load(n_left, n_right, (const float *const *)at, stride);
     for (uint32_t i = 0; i < piece->n_steps; i++) {
         size_t step = i * piece->step_bytes;
         tiles_multiply(n_left, piece->left[0] + step, piece->left[1] + step, piece->stride, n_right,
@@ -260,32 +247,15 @@ INLINE void multiply(const place *p, panel_run *run, uint32_t group, uint32_t n_
         supply_some(&run->supply, &run->table, run->units_each);
     }
     tiles_store(n_left, n_right, at, stride);
-    if (run->scale != NULL) add_tiles(sums, p->tiles, run->scale, n_left, n_right, columns, p->k == 0);
-}
-
-/* Many rows: fetches a panel's share of two groups' rows for the piece behind k, or for the start of the next outputs.
- * They were pushed out of L2 by the sums and the weights; without this the first panel of a piece waits for L3 at every
- * line. */
-static void prefetch_rows(const place *p, uint32_t group) {
-    uint32_t n_in = p->job->w->n_in, n_panels = panels_of(p), next = p->k + p->n_k < n_in ? p->k + p->n_k : 0;
-    uint32_t n_lines = cpu_min(p->n_k, n_in - next) * CPU_GROUP * 2 / 64;
-    for (uint32_t i = 0; i < 2; i++) {
-        size_t at = packed_at(p->job->rows.n_rows, n_in, p->row + (group + i) * CPU_GROUP, next);
-        const char *rows = (const char *)(p->job->packed + at);
-        for (uint32_t line = p->panel * n_lines / n_panels; line < (p->panel + 1) * n_lines / n_panels; line++) {
-            _mm_prefetch(rows + line * 64, _MM_HINT_T1);
-        }
-    }
+    if (is_scaled) add_tiles(sums, p->tiles, run->scale, n_left, n_right, columns, is_first);
+    if (is_last) block_put(p, sums, group, n_right, columns);
 }
 
 /* All groups of one panel and piece. Tiles are configured for full groups, if there are any, before and after. */
 static void groups_run(const place *p, panel_run *run) {
-    uint32_t n_outputs = cpu_min(CPU_PANEL, p->end - first_of(p)), n_full = p->n_groups - (p->rest != 0), group = 0;
+    uint32_t n_outputs = cpu_min(CPU_PANEL, p->end - p->first), n_full = p->n_groups - (p->rest != 0), group = 0;
     if (n_outputs > SIDE) {
-        for (; group + 2 <= n_full; group += 2) {
-            if (p->is_far) prefetch_rows(p, group);
-            multiply(p, run, group, 2, 2, SIDE);
-        }
+        for (; group + 2 <= n_full; group += 2) multiply(p, run, group, 2, 2, SIDE);
         if (group < n_full) multiply(p, run, group, 2, 1, SIDE);
     } else {
         for (; group < n_full; group++) multiply(p, run, group, 1, 1, SIDE);
@@ -305,21 +275,19 @@ static void place_run(const place *now, const place *next) {
     float scales[CPU_PANEL] = {0};
     if (w->dtype == MDL_F8_E4M3) {
         run.scale = scales;
-        for (uint32_t o = 0; o < cpu_min(CPU_PANEL, now->end - first_of(now)); o++) {
-            uint32_t row = now->job->first_row + first_of(now) + o;
+        for (uint32_t o = 0; o < cpu_min(CPU_PANEL, now->end - now->first); o++) {
+            uint32_t row = now->job->first_row + now->first + o;
             scales[o] = w->scale[(size_t)(row / w->block_rows) * w->n_scale_cols + now->k / w->block_cols];
         }
     }
     uint32_t n_steps = (now->n_groups + 1) / 2 * run.piece.n_steps;
-    run.units_each = (run.supply.n_rows + n_steps - 1) / n_steps;
+    uint32_t n_units = (run.supply.n + UNIT - 1) / UNIT * CPU_PANEL;
+    run.units_each = (n_units + n_steps - 1) / n_steps;
     groups_run(now, &run);
     supply_some(&run.supply, &run.table, UINT32_MAX); /* what rounding left over */
 }
 
-static void rows_run(place *p, uint32_t begin) {
-    p->begin = begin;
-    p->end = cpu_min(begin + WIDE_OUTPUTS, p->last);
-    p->panel = 0;
+static void rows_run(place *p) {
     set_piece(p, 0);
     if (!is_direct(p)) {
         supply first = supply_after(p, p);
@@ -332,7 +300,6 @@ static void rows_run(place *p, uint32_t begin) {
         next.left[1] = p->left[0];
         has_next = advance(&next);
         place_run(p, has_next ? &next : NULL);
-        if (!has_next || next.begin != p->begin) range_put(p);
         *p = next;
     }
 }
@@ -340,18 +307,20 @@ static void rows_run(place *p, uint32_t begin) {
 static void dots(const cpu_dots *job, uint32_t begin, uint32_t end, const cpu_scratch *scratch) {
     if (begin == end) return;
     for (uint32_t row = 0; row < job->rows.n_rows; row += CPU_ROW_BLOCK) {
-        place p = {.job = job, .row = row, .n_rows = cpu_min(CPU_ROW_BLOCK, job->rows.n_rows - row), .last = end};
+        place p = {.job = job, .row = row, .n_rows = cpu_min(CPU_ROW_BLOCK, job->rows.n_rows - row)};
         p.n_groups = (p.n_rows + CPU_GROUP - 1) / CPU_GROUP;
         p.rest = p.n_rows % CPU_GROUP;
-        p.is_far = p.n_rows * (size_t)job->w->n_in > L2_ELEMS;
+        p.first = begin;
+        p.end = end;
         p.sums = scratch->dots;
-        p.left[0] = (uint8_t *)(p.sums + WIDE_OUTPUTS * CPU_ROW_BLOCK);
+        p.tiles = p.sums + SUMS;
+        p.left[0] = (uint8_t *)(p.tiles + 4 * TILE);
         p.left[1] = p.left[0] + LEFT_BYTES;
-        p.tiles = (float *)(p.left[1] + LEFT_BYTES);
         tiles_configure(SIDE, p.n_rows < CPU_GROUP ? p.rest : SIDE);
-        rows_run(&p, begin);
+        rows_run(&p);
     }
     tiles_release();
+    if (job->is_streamed) _mm_sfence();
 }
 
 const cpu_isa cpu_isa_amx = {

@@ -60,6 +60,7 @@ INLINE __m128 sum4(__m256 a, __m256 b, __m256 c, __m256 d) {
 }
 
 INLINE void put(const cpu_dots *job, uint32_t output, uint32_t n_outputs, uint32_t row, __m128 sums) {
+    if (job->weights != NULL) sums = _mm_mul_ps(sums, _mm_set1_ps(job->weights[row].weight));
     float y[OUTPUTS];
     _mm_storeu_ps(y, sums);
     for (uint32_t o = 0; o < n_outputs; o++) {

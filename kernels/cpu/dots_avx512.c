@@ -66,6 +66,7 @@ INLINE __m128 sum4(const __m512 v[OUTPUTS]) {
 }
 
 INLINE void put(const cpu_dots *job, uint32_t output, uint32_t n_outputs, uint32_t row, __m128 sums) {
+    if (job->weights != NULL) sums = _mm_mul_ps(sums, _mm_set1_ps(job->weights[row].weight));
     if (job->is_by_output) {
         float y[OUTPUTS];
         _mm_storeu_ps(y, sums);

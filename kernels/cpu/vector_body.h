@@ -285,7 +285,9 @@ INLINE void wide_tile(const cpu_dots *job, const float *x_float, wide_operands *
     for (uint32_t r = row; r < row + n_rows; r++) {
         for (uint32_t o = begin; o < end; o++) {
             float *out = job->out + (job->is_by_output ? o * job->out_stride + r : r * job->out_stride + o);
-            *out = job->accumulate ? *out + y[r - row][o - begin] : y[r - row][o - begin];
+            float sum = y[r - row][o - begin];
+            if (job->weights != NULL) sum *= job->weights[r].weight;
+            *out = job->accumulate ? *out + sum : sum;
         }
     }
 }
