@@ -8,7 +8,10 @@
  * the sequence of operations is the same. */
 #include "kernels/cpu/amx_supply.h"
 
-enum { COPY_ROWS = 32, BF16_PIECE = 2048 }; /* k of a bfloat16 panel between two touches of the sums: 128 KiB */
+enum {
+    BF16_PIECE = 2048, /* k of a bfloat16 panel between two touches of the sums: 128 KiB */
+    COPY_ROWS = 128,   /* from here bfloat16 panels are copied: aligned, no two rows in one set of L1 */
+};
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -92,7 +95,7 @@ static bool advance(place *p) {
     return p->first < p->end;
 }
 
-/* Whether the piece is read where it lies: that beats copying, aligned or not and whatever the stride. */
+/* Whether the piece is read where it lies. */
 static bool is_direct(const place *p) {
     return p->job->w->dtype == MDL_BF16 && p->n_rows < COPY_ROWS && p->n_k % CPU_K_STEP == 0 &&
            p->end - p->first >= CPU_PANEL;

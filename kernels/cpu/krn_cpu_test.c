@@ -19,6 +19,7 @@ static const struct {
     {MDL_BF16, 33, 1100, 0, "several pieces of k"},
     {MDL_BF16, 700, 64, 0, "several tasks"},
     {MDL_BF16, 80, 8200, 0, "more rows times k than stay in L2"},
+    {MDL_BF16, 4000, 40, 0, "results that bypass the cache"},
     {MDL_F8_E4M3, 80, 8200, 128, "the same in FP8"},
     {MDL_F8_E4M3, 128, 256, 128, "whole blocks"},
     {MDL_F8_E4M3, 57, 192, 128, "a block cut by the edge"},
