@@ -41,8 +41,7 @@ struct krn_model {
     float *normed;                 /* [hidden]: the same, for the router */
     float *q_a, *q, *kv_a;         /* [q_lora_rank], [heads * (nope + rope)], [kv_lora_rank + rope] */
     void *q_a_act, *attended_act;  /* act [q_lora_rank], [heads * v] */
-    float *gate, *up;              /* [width of the dense or shared experts' MLP] */
-    void *gated_act;               /* act [the same] */
+    void *gated_act;               /* act [width of the dense or shared experts' MLP] */
     float *router_logits;          /* [n_routed_experts] */
     uint32_t *chosen, *first_pair; /* [num_experts_per_tok]; first_pair: one [n_routed_experts] */
     float *chosen_weights;         /* [num_experts_per_tok] */
@@ -77,8 +76,6 @@ static void scratch_open(krn_model *model) {
         {&model->q, heads * (c->qk_nope_head_dim + c->qk_rope_head_dim) * sizeof(float)},
         {&model->kv_a, mdl_kv_width(c) * sizeof(float)},
         {&model->attended_act, heads * c->v_head_dim * act},
-        {&model->gate, mlp_width(c) * sizeof(float)},
-        {&model->up, mlp_width(c) * sizeof(float)},
         {&model->gated_act, mlp_width(c) * act},
         {&model->router_logits, c->n_routed_experts * sizeof(float)},
         {&model->chosen, per_row * sizeof(uint32_t)},
@@ -101,12 +98,17 @@ static void scratch_open(krn_model *model) {
 }
 
 static void scratch_close(krn_model *model) {
-    void *const buffers[] = {model->ids,        model->cos_sin,       model->x,           model->normed_act,
-                             model->normed,     model->q_a,           model->q_a_act,     model->q,
-                             model->kv_a,       model->attended_act,  model->gate,        model->up,
-                             model->gated_act,  model->router_logits, model->chosen,      model->chosen_weights,
-                             model->pairs,      model->expert_rows,   model->row_results, model->n_row_results,
-                             model->first_pair, model->inv_freq,      model->results,     model->expert_load};
+    void *const buffers[] = {model->ids,         model->cos_sin,
+                             model->x,           model->normed_act,
+                             model->normed,      model->q_a,
+                             model->q_a_act,     model->q,
+                             model->kv_a,        model->attended_act,
+                             model->gated_act,   model->router_logits,
+                             model->chosen,      model->chosen_weights,
+                             model->pairs,       model->expert_rows,
+                             model->row_results, model->n_row_results,
+                             model->first_pair,  model->inv_freq,
+                             model->results,     model->expert_load};
     for (size_t i = 0; i < sizeof(buffers) / sizeof(buffers[0]); i++) free(buffers[i]);
 }
 
@@ -269,9 +271,7 @@ static void attention(krn_model *model, uint32_t layer_index, krn_kv kv, const k
 /* x += MLP(normed): the dense layers, and the experts that every row visits. */
 static void mlp(krn_model *model, const krn_mlp *weights, uint32_t n_rows) {
     krn_backend *b = model->backend;
-    b->linear(b, &weights->gate, model->normed_act, n_rows, model->gate, false);
-    b->linear(b, &weights->up, model->normed_act, n_rows, model->up, false);
-    b->silu_mul(b, model->gate, model->up, (size_t)n_rows * weights->gate.n_out, model->gated_act);
+    b->gate_up(b, weights, model->normed_act, n_rows, model->gated_act);
     b->linear(b, &weights->down, model->gated_act, n_rows, model->x, true);
 }
 

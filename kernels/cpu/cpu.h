@@ -169,10 +169,11 @@ static inline void cpu_dots_run(const cpu_backend *backend, const cpu_dots *job,
 
 void cpu_linear(krn_backend *api, const krn_matrix *w, const void *x_act, uint32_t n_rows, float *out, bool accumulate);
 void cpu_router(krn_backend *api, const krn_router_args *args);
+void cpu_gate_up(krn_backend *api, const krn_mlp *mlp, const void *x_act, uint32_t n_rows, void *out_act);
 void cpu_experts(krn_backend *api, const krn_experts_args *args);
 void cpu_attention(krn_backend *api, const krn_attention_args *args);
 
-size_t cpu_experts_work_bytes(void);
+size_t cpu_mlp_work_bytes(void);
 cpu_attention_memory *cpu_attention_open(const krn_backend_limits *limits);
 void cpu_attention_close(cpu_attention_memory *memory);
 size_t cpu_attention_work_bytes(const cpu_attention_memory *memory);

@@ -72,12 +72,11 @@ typedef struct {
     cpu_backend *backend;
     const krn_matrix *table;
     const uint32_t *ids;
-    const float *x, *gain, *up;
+    const float *x, *gain;
     const float *const *terms;
     uint32_t n_terms;
     float eps;
     uint32_t n_rows, width, rows_each;
-    size_t n;
     uint16_t *out_act;
     float *out_float;
 } rows_job;
@@ -130,19 +129,6 @@ static void rmsnorm(krn_backend *api, const float *x, uint32_t n_rows, uint32_t 
     job.out_act = out_act;
     job.out_float = out_float;
     cpu_pool_run(backend->pool, tasks_for(&job), rmsnorm_task, &job);
-}
-
-static void silu_task(void *context, uint32_t task, uint32_t thread) {
-    const rows_job *job = context;
-    (void)thread;
-    size_t at = (size_t)task * TASK_ELEMS, n = job->n - at < TASK_ELEMS ? job->n - at : TASK_ELEMS;
-    job->backend->isa->vector->silu_mul(job->x + at, job->up + at, n, job->out_act + at);
-}
-
-static void silu_mul(krn_backend *api, const float *gate, const float *up, size_t n, void *out_act) {
-    cpu_backend *backend = (cpu_backend *)api;
-    rows_job job = {.backend = backend, .x = gate, .up = up, .n = n, .out_act = out_act};
-    cpu_pool_run(backend->pool, (uint32_t)((n + TASK_ELEMS - 1) / TASK_ELEMS), silu_task, &job);
 }
 
 static void combine_task(void *context, uint32_t task, uint32_t thread) {
@@ -214,7 +200,7 @@ static void take_memory(cpu_backend *backend) {
         backend->expert_h_packed = bt_calloc_aligned(h_elems * sizeof(uint16_t), 64);
     }
     backend->attention = cpu_attention_open(limits);
-    size_t experts_bytes = cpu_experts_work_bytes(), attention_bytes = cpu_attention_work_bytes(backend->attention);
+    size_t mlp_bytes = cpu_mlp_work_bytes(), attention_bytes = cpu_attention_work_bytes(backend->attention);
     size_t packed_bytes = cpu_packed_elems(cpu_rows_each(longest), longest) * sizeof(uint16_t);
     if (packed_bytes < CPU_L2_BYTES) packed_bytes = CPU_L2_BYTES; /* of shorter rows there are more */
     backend->scratch = bt_calloc(limits->n_threads, sizeof(*backend->scratch));
@@ -222,8 +208,7 @@ static void take_memory(cpu_backend *backend) {
         backend->scratch[i].dots = bt_calloc_aligned(CPU_DOTS_SCRATCH_BYTES, 64);
         backend->scratch[i].row = bt_calloc_aligned(CPU_WIDE_PANEL * (longest + CPU_GROUP) * sizeof(float), 64);
         backend->scratch[i].packed = bt_calloc_aligned(packed_bytes, 64);
-        backend->scratch[i].work =
-            bt_calloc_aligned(experts_bytes > attention_bytes ? experts_bytes : attention_bytes, 64);
+        backend->scratch[i].work = bt_calloc_aligned(mlp_bytes > attention_bytes ? mlp_bytes : attention_bytes, 64);
     }
 }
 
@@ -256,7 +241,7 @@ bt_status krn_cpu_open_isa(const krn_backend_limits *limits, const char *name, k
         .embed = embed,
         .rmsnorm = rmsnorm,
         .linear = cpu_linear,
-        .silu_mul = silu_mul,
+        .gate_up = cpu_gate_up,
         .attention = cpu_attention,
         .router = cpu_router,
         .experts = cpu_experts,

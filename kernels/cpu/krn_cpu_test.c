@@ -86,7 +86,7 @@ static void check_rows(const char *isa, krn_backend *backend) {
     static const uint32_t widths[] = {1, 7, 8, 16, 31, 96, 129, 1000};
     for (size_t i = 0; i < sizeof(widths) / sizeof(widths[0]); i++) {
         uint32_t n = widths[i];
-        float *x = test_floats(5 * n), *gain = test_floats(n), *up = test_floats(5 * n), out[5 * 1000];
+        float *x = test_floats(5 * n), *gain = test_floats(n), out[5 * 1000];
         uint16_t act[5 * 1000];
         backend->rmsnorm(backend, x, 5, n, gain, 1e-5f, act, out);
         for (uint32_t r = 0; r < 5; r++) {
@@ -100,16 +100,42 @@ static void check_rows(const char *isa, krn_backend *backend) {
                 CHECK(act[r * n + k] == krn_bf16_from_float(y), "%s: rmsnorm of %u rounds wrongly", isa, n);
             }
         }
-        for (uint32_t k = 0; k < 5 * n; k++) x[k] *= (float)(1 << k % 8); /* silu of small and of large numbers */
-        backend->silu_mul(backend, x, up, 5 * n, act);
-        for (uint32_t k = 0; k < 5 * n; k++) {
-            double expected = x[k] / (1 + exp(-(double)x[k])) * up[k], y = krn_float_from_bf16(act[k]);
-            CHECK(fabs(y - expected) <= 0.004 * fabs(expected) + 1e-30, "%s: silu(%g) * %g is %g", isa, x[k], up[k], y);
-        }
         free(x);
         free(gain);
-        free(up);
     }
+}
+
+/* silu of small and of large numbers; the rows' bits do not depend on each other. */
+static void check_gate_up(const char *isa, mdl_dtype dtype, uint32_t hidden, krn_backend *const backends[MAX_THREADS]) {
+    enum { INTER = 150 };
+    test_matrix gate = test_matrix_make(dtype, INTER, hidden, 32), up = test_matrix_make(MDL_BF16, INTER, hidden, 0);
+    krn_mlp mlp = {.gate = gate.w, .up = up.w};
+    uint16_t *x = test_rows((size_t)MAX_ROWS * hidden, NULL), all[MAX_ROWS * INTER], one[INTER];
+    float *x_float = bt_calloc((size_t)MAX_ROWS * hidden, sizeof(float));
+    for (uint32_t i = 0; i < MAX_ROWS * hidden; i++) {
+        x_float[i] = krn_float_from_bf16(x[i]) * (float)(1 << i / hidden % 8);
+        x[i] = krn_bf16_from_float(x_float[i]);
+    }
+    for (uint32_t n_rows = 1; n_rows <= MAX_ROWS; n_rows += 23) {
+        krn_backend *backend = backends[n_rows % MAX_THREADS];
+        backend->gate_up(backend, &mlp, x, n_rows, all);
+        uint32_t row = test_random() % n_rows;
+        backends[0]->gate_up(backends[0], &mlp, x + row * hidden, 1, one);
+        CHECK(memcmp(one, all + row * INTER, sizeof(one)) == 0, "%s: row %u of %u has other bits alone", isa, row,
+              n_rows);
+        for (uint32_t o = 0; o < INTER; o++) {
+            double gate_size, up_size;
+            double g = test_dot(gate.values + o * hidden, x_float + row * hidden, hidden, &gate_size);
+            double u = test_dot(up.values + o * hidden, x_float + row * hidden, hidden, &up_size);
+            double expected = g / (1 + exp(-g)) * u, y = krn_float_from_bf16(one[o]);
+            CHECK(fabs(y - expected) <= 0.004 * fabs(expected) + 1e-5 * gate_size * up_size,
+                  "%s %s: silu(%g) * %g is %g", isa, mdl_dtype_name(dtype), g, u, y);
+        }
+    }
+    free(x);
+    free(x_float);
+    test_matrix_free(&gate);
+    test_matrix_free(&up);
 }
 
 static void check_embed(const char *isa, krn_backend *backend) {
@@ -289,6 +315,10 @@ static void check_isa(const char *isa) {
     check_router(isa, MDL_BF16, 150, 93);
     check_router(isa, MDL_F32, 7, 264);
     check_combine(isa, backends);
+    check_gate_up(isa, MDL_BF16, 97, backends);
+    check_gate_up(isa, MDL_BF16, 8200, backends); /* rows that are cut into blocks of many and few */
+    check_gate_up(isa, MDL_F8_E4M3, 97, backends);
+    check_gate_up(isa, MDL_F16, 97, backends);
     check_experts(isa, MDL_BF16, backends, &config);
     check_experts(isa, MDL_F8_E4M3, backends, &config);
     check_experts(isa, MDL_F16, backends, &config);

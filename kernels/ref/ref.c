@@ -9,8 +9,9 @@
 static void ref_close(krn_backend *backend) {
     ref_backend *ref = (ref_backend *)backend;
     if (ref == NULL) return;
-    float *scratch[] = {ref->weight_row,  ref->head,    ref->q_rope,  ref->keys,     ref->values,      ref->q_latent,
-                        ref->accumulator, ref->row_max, ref->row_sum, ref->expert_x, ref->expert_gate, ref->expert_up};
+    float *scratch[] = {ref->weight_row, ref->head,        ref->q_rope,  ref->keys,    ref->values,
+                        ref->q_latent,   ref->accumulator, ref->row_max, ref->row_sum, ref->expert_x,
+                        ref->expert_h,   ref->gate,        ref->up};
     for (size_t i = 0; i < sizeof(scratch) / sizeof(scratch[0]); i++) free(scratch[i]);
     free(ref);
 }
@@ -29,9 +30,9 @@ bt_status krn_ref_open(const krn_backend_limits *limits, krn_backend **out, bt_e
     const mdl_config *config = limits->config;
     uint32_t heads = config->num_attention_heads, nope = config->qk_nope_head_dim, v = config->v_head_dim;
     uint32_t latent = config->kv_lora_rank, rows = limits->max_rows;
-    uint32_t widest =
-        larger(larger(config->hidden_size, config->intermediate_size), larger(config->q_lora_rank, latent));
-    widest = larger(larger(widest, heads * v), larger(1, config->n_shared_experts) * config->moe_intermediate_size);
+    uint32_t mlp =
+        larger(config->intermediate_size, larger(1, config->n_shared_experts) * config->moe_intermediate_size);
+    uint32_t widest = larger(larger(config->hidden_size, mlp), larger(config->q_lora_rank, larger(latent, heads * v)));
 
     ref_backend *ref = bt_calloc(1, sizeof(*ref));
     ref->backend = (krn_backend){
@@ -44,7 +45,7 @@ bt_status krn_ref_open(const krn_backend_limits *limits, krn_backend **out, bt_e
         .embed = ref_embed,
         .rmsnorm = ref_rmsnorm,
         .linear = ref_linear,
-        .silu_mul = ref_silu_mul,
+        .gate_up = ref_gate_up,
         .attention = ref_attention,
         .router = ref_router,
         .experts = ref_experts,
@@ -63,8 +64,9 @@ bt_status krn_ref_open(const krn_backend_limits *limits, krn_backend **out, bt_e
     ref->row_max = floats(rows, 1);
     ref->row_sum = floats(rows, 1);
     ref->expert_x = floats(rows, config->hidden_size);
-    ref->expert_gate = floats(rows, config->moe_intermediate_size);
-    ref->expert_up = floats(rows, config->moe_intermediate_size);
+    ref->expert_h = floats(rows, config->moe_intermediate_size);
+    ref->gate = floats(rows, mlp);
+    ref->up = floats(rows, mlp);
     *out = &ref->backend;
     return BT_OK;
 }

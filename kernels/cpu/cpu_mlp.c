@@ -1,0 +1,195 @@
+/* Gated MLPs: silu(x · Gᵀ) * (x · Uᵀ) of rows, and for routed experts · Dᵀ as well, of pairs of (row, expert) that come
+ * grouped by expert.
+ *
+ * Work comes in batches of runs: some rows of one MLP, as many as a task may pack. In a batch all gate and up outputs
+ * are one list of tasks, all down outputs a second one, so the threads meet twice per batch, not per expert. A task is
+ * some outputs of one run: weights are read once, and with few rows (decode) streamed. */
+#include "common/core/alloc.h"
+#include "kernels/cpu/cpu.h"
+
+enum {
+    OUTPUTS = 128, /* of gate and up that are computed before silu: their float32 results stay in L2 */
+    MAX_RUNS = 1024,
+};
+_Static_assert(OUTPUTS % CPU_PANEL == 0, "tasks are cut at panels");
+
+size_t cpu_mlp_work_bytes(void) { return (size_t)2 * OUTPUTS * CPU_ROW_BLOCK * sizeof(float); }
+
+/* Rows of one MLP. */
+typedef struct {
+    const krn_mlp *mlp;
+    uint32_t first, n_rows; /* in the batch */
+} run;
+
+typedef struct {
+    cpu_backend *backend;
+    const uint16_t *x;             /* [..][hidden] */
+    const krn_pair *pairs;         /* the batch's, which say what rows of x it has; NULL: its rows lie in order */
+    uint16_t *h;                   /* [n_rows][inter]: silu(gate) * up */
+    float *y;                      /* [n_rows][hidden]; of pairs only */
+    uint16_t *x_packed, *h_packed; /* of runs with few rows; NULL: there are none */
+    uint32_t n_rows, n_runs, hidden, inter;
+    uint32_t tasks_each, outputs_each; /* of the list of tasks that is being run */
+    bool is_down;
+    run runs[MAX_RUNS];
+} batch;
+
+static cpu_rows rows_of(const batch *b, const run *r) {
+    cpu_rows rows = {.x = b->x, .stride = b->hidden, .n_rows = r->n_rows, .n = b->hidden};
+    if (b->is_down) {
+        rows.x = b->h + (size_t)r->first * b->inter;
+        rows.stride = rows.n = b->inter;
+    } else if (b->pairs != NULL) {
+        rows.pairs = b->pairs + r->first;
+    } else {
+        rows.x += (size_t)r->first * b->hidden;
+    }
+    return rows;
+}
+
+/* Where the run's rows are packed for all of its tasks; NULL: they are many, each task packs them where it is. */
+static uint16_t *packed_of(const batch *b, const run *r) {
+    uint16_t *packed = b->is_down ? b->h_packed : b->x_packed;
+    if (packed == NULL || r->n_rows > CPU_FEW_ROWS) return NULL;
+    return packed + cpu_packed_elems(r->first, b->is_down ? b->inter : b->hidden);
+}
+
+static void pack_task(void *context, uint32_t task, uint32_t thread) {
+    const batch *b = context;
+    (void)thread;
+    const run *r = &b->runs[task];
+    cpu_rows rows = rows_of(b, r);
+    uint16_t *packed = packed_of(b, r);
+    if (packed != NULL) b->backend->isa->pack(&rows, 0, rows.n_rows, packed);
+}
+
+static void pack(batch *b) {
+    if (b->n_rows * (size_t)b->hidden < 64 << 10) {
+        for (uint32_t i = 0; i < b->n_runs; i++) pack_task(b, i, 0);
+    } else {
+        cpu_pool_run(b->backend->pool, b->n_runs, pack_task, b);
+    }
+}
+
+static cpu_dots dots_of(const batch *b, const run *r, uint32_t thread) {
+    cpu_dots dots = {.rows = rows_of(b, r)};
+    uint16_t *packed = packed_of(b, r);
+    if (packed == NULL) {
+        packed = b->backend->scratch[thread].packed;
+        b->backend->isa->pack(&dots.rows, 0, r->n_rows, packed);
+    }
+    dots.packed = packed;
+    return dots;
+}
+
+static void gate_up_task(void *context, uint32_t task, uint32_t thread) {
+    const batch *b = context;
+    const run *r = &b->runs[task / b->tasks_each];
+    const cpu_vector *vector = b->backend->isa->vector;
+    float *gate = b->backend->scratch[thread].work, *up = gate + OUTPUTS * CPU_ROW_BLOCK;
+    uint32_t first = task % b->tasks_each * b->outputs_each, last = cpu_min(first + b->outputs_each, b->inter);
+    cpu_dots dots = dots_of(b, r, thread);
+    dots.out_stride = OUTPUTS;
+    for (uint32_t begin = first; begin < last; begin += OUTPUTS) {
+        uint32_t n = cpu_min(OUTPUTS, last - begin);
+        dots.first_row = begin;
+        dots.n_out = b->inter - begin;
+        dots.w = &r->mlp->gate;
+        dots.out = gate;
+        cpu_dots_run(b->backend, &dots, 0, n, thread);
+        dots.w = &r->mlp->up;
+        dots.out = up;
+        cpu_dots_run(b->backend, &dots, 0, n, thread);
+        for (uint32_t i = 0; i < r->n_rows; i++) {
+            uint16_t *h = b->h + (size_t)(r->first + i) * b->inter;
+            vector->silu_mul(gate + i * OUTPUTS, up + i * OUTPUTS, n, h + begin);
+        }
+    }
+}
+
+static void down_task(void *context, uint32_t task, uint32_t thread) {
+    const batch *b = context;
+    const run *r = &b->runs[task / b->tasks_each];
+    uint32_t begin = task % b->tasks_each * b->outputs_each, end = cpu_min(begin + b->outputs_each, b->hidden);
+    cpu_dots dots = dots_of(b, r, thread);
+    dots.w = &r->mlp->down;
+    dots.n_out = b->hidden;
+    dots.out_stride = b->hidden;
+    dots.out = b->y + (size_t)r->first * b->hidden;
+    dots.weights = b->pairs + r->first;
+    dots.is_streamed = r->n_rows > CPU_FEW_ROWS;
+    cpu_dots_run(b->backend, &dots, begin, end, thread);
+}
+
+/* Cuts n_out outputs of every run into tasks, some per thread; with many rows as few as do, since each packs its rows.
+ */
+static void run_tasks(batch *b, uint32_t n_out, cpu_task task) {
+    enum { FEW_ROWS_TASKS = 8, MANY_ROWS_TASKS = 2, MIN_OUTPUTS = 64 };
+    cpu_pool *pool = b->backend->pool;
+    uint32_t n_tasks =
+        cpu_pool_threads(pool) * (b->n_rows / b->n_runs <= CPU_FEW_ROWS ? FEW_ROWS_TASKS : MANY_ROWS_TASKS);
+    uint32_t n_ranges = (n_tasks + b->n_runs - 1) / b->n_runs;
+    b->outputs_each = cpu_round_up(cpu_max((n_out + n_ranges - 1) / n_ranges, MIN_OUTPUTS), CPU_PANEL);
+    b->tasks_each = (n_out + b->outputs_each - 1) / b->outputs_each;
+    cpu_pool_run(pool, b->n_runs * b->tasks_each, task, b);
+}
+
+static void add_run(batch *b, const krn_mlp *mlp, uint32_t n_rows) {
+    b->runs[b->n_runs++] = (run){.mlp = mlp, .first = b->n_rows, .n_rows = n_rows};
+    b->n_rows += n_rows;
+}
+
+void cpu_gate_up(krn_backend *api, const krn_mlp *mlp, const void *x_act, uint32_t n_rows, void *out_act) {
+    cpu_backend *backend = (cpu_backend *)api;
+    batch b;
+    b.backend = backend;
+    b.x = x_act;
+    b.pairs = NULL;
+    b.h = out_act;
+    b.x_packed = n_rows <= CPU_FEW_ROWS ? backend->packed : NULL;
+    b.hidden = mlp->gate.n_in;
+    b.inter = mlp->gate.n_out;
+    b.is_down = false;
+    uint32_t rows_each = n_rows <= CPU_FEW_ROWS ? n_rows : cpu_rows_each(b.hidden);
+    for (uint32_t done = 0; done < n_rows; done += b.n_rows) {
+        b.n_runs = b.n_rows = 0;
+        while (done + b.n_rows < n_rows && b.n_runs < MAX_RUNS) {
+            add_run(&b, mlp, cpu_min(rows_each, n_rows - done - b.n_rows));
+        }
+        pack(&b);
+        run_tasks(&b, b.inter, gate_up_task);
+        b.x += (size_t)b.n_rows * b.hidden;
+        b.h += (size_t)b.n_rows * b.inter;
+    }
+}
+
+void cpu_experts(krn_backend *api, const krn_experts_args *args) {
+    cpu_backend *backend = (cpu_backend *)api;
+    const mdl_config *c = backend->limits.config;
+    batch b;
+    b.backend = backend;
+    b.x = args->x;
+    b.h = backend->expert_h;
+    b.x_packed = backend->expert_x;
+    b.h_packed = backend->expert_h_packed;
+    b.hidden = c->hidden_size;
+    b.inter = c->moe_intermediate_size;
+    uint32_t rows_each = cpu_rows_each(cpu_max(b.hidden, b.inter));
+    for (uint32_t i = 0; i < args->n_pairs; i += b.n_rows) {
+        b.pairs = args->pairs + i;
+        b.y = args->y + (size_t)i * b.hidden;
+        b.n_runs = b.n_rows = 0;
+        while (i + b.n_rows < args->n_pairs && b.n_rows < backend->cap_pairs && b.n_runs < MAX_RUNS) {
+            const krn_pair *first = b.pairs + b.n_rows;
+            uint32_t most = cpu_min(cpu_min(backend->cap_pairs, args->n_pairs - i) - b.n_rows, rows_each), n = 1;
+            while (n < most && first[n].expert == first->expert) n++;
+            add_run(&b, &args->experts[first->expert], n);
+        }
+        b.is_down = false;
+        pack(&b);
+        run_tasks(&b, b.inter, gate_up_task);
+        b.is_down = true;
+        pack(&b);
+        run_tasks(&b, b.hidden, down_task);
+    }
+}
