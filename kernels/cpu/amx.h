@@ -78,15 +78,16 @@ INLINE void tiles_zero(uint32_t n_left, uint32_t n_right) {
     if (n_left > 1 && n_right > 1) TILE_ZERO(3);
 }
 
-/* One step of 32 k: loads the operands and adds their products to the sums. */
+/* One step of 32 k: loads the operands and adds their products to the sums. All loads come first: a core whose other
+ * thread is busy cannot rename tiles, and then a load waits for the products before it. */
 INLINE void tiles_multiply(uint32_t n_left, const uint8_t *left0, const uint8_t *left1, size_t left_stride,
                            uint32_t n_right, const uint8_t *right0, const uint8_t *right1, size_t right_stride) {
     TILE_LOAD(4, left0, left_stride);
-    TILE_LOAD(6, right0, right_stride);
-    TILE_DP(0, 4, 6);
     if (n_left > 1) TILE_LOAD(5, left1, left_stride);
-    if (n_left > 1) TILE_DP(1, 5, 6);
+    TILE_LOAD(6, right0, right_stride);
     if (n_right > 1) TILE_LOAD(7, right1, right_stride);
+    TILE_DP(0, 4, 6);
+    if (n_left > 1) TILE_DP(1, 5, 6);
     if (n_right > 1) TILE_DP(2, 4, 7);
     if (n_left > 1 && n_right > 1) TILE_DP(3, 5, 7);
 }
