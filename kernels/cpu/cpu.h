@@ -77,7 +77,7 @@ typedef struct {
     void *work;       /* what the calling operation needs: experts and attention say how much */
 } cpu_scratch;
 
-/* State of an online softmax over blocks of KV_BLOCK_TOKENS scores. Starts as {-INFINITY, 0}. */
+/* State of an online softmax, in base 2: the weight of score s is 2^(s * scale - max). Starts as {-INFINITY, 0}. */
 typedef struct {
     float max, sum;
 } cpu_softmax;
@@ -96,9 +96,9 @@ typedef struct {
     void (*add_scaled)(float *y, const float *x, size_t n, float factor);             /* y += factor * x */
     void (*interleave)(const float *even, const float *odd, size_t n, uint32_t *out); /* odd in the high halves */
     void (*interleave_bf16)(const uint16_t *even, const uint16_t *odd, size_t n, uint32_t *out);
-    /* Takes the first n_valid of KV_BLOCK_TOKENS scores, times `scale`, into the state: p receives the weights relative
-     * to the new maximum, zero behind n_valid; returns the factor for what was summed before. */
-    float (*softmax)(const float *scores, uint32_t n_valid, float scale, cpu_softmax *state, uint16_t *p);
+    /* Takes n_valid scores into the state: p receives n weights relative to the new maximum, zero behind n_valid;
+     * returns the factor for what was summed before. n: a multiple of CPU_K_STEP; n scores are read. */
+    float (*softmax)(const float *scores, uint32_t n_valid, uint32_t n, float scale, cpu_softmax *state, uint16_t *p);
 } cpu_vector;
 
 extern const cpu_vector cpu_vector_avx2, cpu_vector_avx512;

@@ -117,7 +117,8 @@ static void attend(const round_job *j, const work *w, const uint16_t *q_packed, 
     dots.rows = (cpu_rows){.n_rows = n_heads, .n = d->width};
     isa->dots(&dots, 0, n_seen, &j->backend->scratch[thread]);
     for (uint32_t h = 0; h < n_heads; h++) {
-        w->alpha[h] = isa->vector->softmax(w->scores + h * TOKENS, n_seen, d->scale, &states[h], w->p + h * TOKENS);
+        uint16_t *p = w->p + h * TOKENS;
+        w->alpha[h] = isa->vector->softmax(w->scores + h * TOKENS, n_seen, TOKENS, d->scale, &states[h], p);
     }
     cpu_pairs pairs = {.p = w->p, .p_stride = TOKENS, .n_rows = n_heads, .n_j = TOKENS, .alpha = w->alpha};
     pairs.v = w->v;
@@ -167,9 +168,9 @@ static void chunk_task(void *context, uint32_t task, uint32_t thread) {
     uint32_t last = it->run.position + it->run.n_rows - 1;
     for (uint32_t b = chunk * CPU_CHUNK_BLOCKS; b < (chunk + 1) * CPU_CHUNK_BLOCKS && b <= last / TOKENS; b++) {
         const uint16_t *cached = cpu_cached(j->args, it->run.sequence, b * TOKENS);
-        interleave_block(j, &w, cached, cpu_n_seen(last, b));
+        interleave_block(j, &w, cached, cpu_n_seen(last, b * TOKENS, TOKENS));
         for (uint32_t r = 0; r < it->run.n_rows; r++) {
-            uint32_t n_seen = cpu_n_seen(it->run.position + r, b);
+            uint32_t n_seen = cpu_n_seen(it->run.position + r, b * TOKENS, TOKENS);
             if (n_seen == 0) continue;
             size_t at = (size_t)(it->first_slot + r * it->n_chunks + chunk) * d->heads + head;
             attend(j, &w, w.q_packed + r * cpu_round_up((uint32_t)packed_elems, CPU_K_STEP), n_heads, n_seen, cached,
@@ -190,7 +191,7 @@ static void merge(const round_job *j, const work *w, size_t first_slot, uint32_t
     memset(w->merged, 0, d->rank_width * sizeof(float));
     for (uint32_t c = 0; c < n_chunks; c++) {
         const cpu_softmax *s = &states[(size_t)c * d->heads];
-        float weight = expf(s->max - max);
+        float weight = exp2f(s->max - max);
         sum += weight * s->sum;
         vector->add_scaled(w->merged, partial + (size_t)c * d->heads * d->rank_width, d->rank, weight);
     }

@@ -2,6 +2,7 @@
  * prompt positions, absorbed (cpu_absorbed.c) for generated ones. Owns the memory that both need. */
 #include "kernels/cpu/cpu_attention.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 #include "common/core/alloc.h"
@@ -24,7 +25,7 @@ static cpu_attention_dims dims_of(const mdl_config *c) {
     d.nope_width = cpu_round_up(d.nope, CPU_K_STEP);
     d.v_width = cpu_round_up(d.v, CPU_GROUP);
     d.rank_width = cpu_round_up(d.rank, CPU_GROUP);
-    d.scale = mdl_softmax_scale(c);
+    d.scale = mdl_softmax_scale(c) * (float)M_LOG2E;
     return d;
 }
 

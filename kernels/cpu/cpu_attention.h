@@ -5,9 +5,10 @@
 #include "kernels/cpu/cpu.h"
 
 enum {
-    CPU_CHUNK_BLOCKS = 8,  /* absorbed: KV blocks that are summed in a row; the chunks are merged in order */
-    CPU_ROUND_ROWS = 64,   /* absorbed: rows that are worked off together */
-    CPU_EXPAND_BLOCKS = 4, /* expanded: KV blocks whose keys and values are rebuilt together */
+    CPU_CHUNK_BLOCKS = 8,   /* absorbed: KV blocks that are summed in a row; the chunks are merged in order */
+    CPU_ROUND_ROWS = 64,    /* absorbed: rows that are worked off together */
+    CPU_STEP_BLOCKS = 4,    /* expanded: KV blocks whose scores share one maximum; steps start at multiples of that */
+    CPU_EXPAND_BLOCKS = 16, /* expanded: KV blocks whose keys and values are kept while all rows pass */
 };
 
 /* Widths in elements. */
@@ -17,7 +18,7 @@ typedef struct {
     uint32_t key_width;           /* expanded key: nope, made even, then rope, padded to CPU_K_STEP */
     uint32_t nope_width;          /* nope padded to CPU_K_STEP */
     uint32_t v_width, rank_width; /* padded to CPU_GROUP */
-    float scale;
+    float scale;                  /* of scores, for powers of 2 */
 } cpu_attention_dims;
 
 typedef struct cpu_run cpu_run;
@@ -53,10 +54,9 @@ static inline const uint16_t *cpu_cached(const krn_attention_args *args, const k
 /* Rotates `rope` elements, pairs interleaved, and rounds. */
 void cpu_rotate(const float *x, const float *cos_sin, uint32_t rope, uint16_t *out);
 
-/* How many of a block's 64 positions a row at `position` sees. */
-static inline uint32_t cpu_n_seen(uint32_t position, uint32_t block) {
-    uint32_t start = block * KV_BLOCK_TOKENS;
-    return position < start ? 0 : cpu_min(position - start + 1, KV_BLOCK_TOKENS);
+/* How many of the n positions from `start` a row at `position` sees. */
+static inline uint32_t cpu_n_seen(uint32_t position, uint32_t start, uint32_t n) {
+    return position < start ? 0 : cpu_min(position - start + 1, n);
 }
 
 /* Takes `bytes` at *at, aligned to 64; with a NULL base it only counts. */

@@ -1,8 +1,7 @@
 /* Element-wise work and float32 dot products, written once with GCC's vector types and compiled once per register
  * width: vector_avx2.c and vector_avx512.c define LANES and SUFFIX and include this body. Rows end in a partial vector
- * that is padded with zeros, so every element takes the same instructions wherever it lies.
- *
- * exp is Cephes' expf (S. Moshier): 2^n times a polynomial of degree 6, about 2 ulp, on [-87.3, 88.3]. */
+ * that is padded with zeros, so every element takes the same instructions wherever it lies. Where the two widths
+ * have different instructions for one thing, both stand under #if LANES. */
 #include <immintrin.h>
 #include <math.h>
 #include <string.h>
@@ -13,7 +12,6 @@
 typedef float f32v __attribute__((vector_size(LANES * 4)));
 typedef float f32u __attribute__((vector_size(LANES * 4), aligned(1), may_alias));
 typedef int32_t i32v __attribute__((vector_size(LANES * 4)));
-typedef int32_t i32u __attribute__((vector_size(LANES * 4), aligned(1), may_alias));
 typedef uint32_t u32v __attribute__((vector_size(LANES * 4)));
 typedef uint32_t u32u __attribute__((vector_size(LANES * 4), aligned(1), may_alias));
 typedef uint16_t u16v __attribute__((vector_size(LANES * 2)));
@@ -26,8 +24,12 @@ INLINE f32v load(const float *at) { return *(const f32u *)at; }
 INLINE void store(float *at, f32v v) { *(f32u *)at = v; }
 INLINE f32v from_bits(u32v bits) { return (f32v)bits; }
 INLINE f32v load_bf16(const uint16_t *at) { return from_bits(__builtin_convertvector(*(const u16u *)at, u32v) << 16); }
+INLINE i32v lane_numbers(void) {
+    i32v lane;
+    for (int32_t i = 0; i < LANES; i++) lane[i] = i;
+    return lane;
+}
 INLINE f32v choose(i32v mask, f32v yes, f32v no) { return (f32v)((mask & (i32v)yes) | (~mask & (i32v)no)); }
-INLINE f32v max_v(f32v a, f32v b) { return choose(a > b, a, b); }
 
 INLINE u32v bf16_bits(f32v v) {
     u32v bits = (u32v)v, rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16, nan = bits >> 16 | 0x40;
@@ -58,42 +60,54 @@ INLINE void store_bf16_part(uint16_t *at, f32v v, size_t n) {
     memcpy(at, lanes, n * sizeof(uint16_t));
 }
 
-/* Lane i becomes what lane i + half is, around the end. A shuffle takes its indices modulo the width. */
-INLINE f32v rotate(f32v v, int half) {
-    static const int32_t lanes[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7};
-    return __builtin_shuffle(v, *(const i32u *)(lanes + half));
+#if LANES == 16
+INLINE f32v max_v(f32v a, f32v b) { return _mm512_max_ps(a, b); } /* b, if one is a NaN */
+INLINE f32v min_v(f32v a, f32v b) { return _mm512_min_ps(a, b); }
+INLINE f32v fraction(f32v x) { return _mm512_reduce_ps(x, _MM_FROUND_FLOOR); }
+INLINE f32v times_power(f32v x, f32v n) { return _mm512_scalef_ps(x, n); }
+/* Rounds 2 * LANES weights to p, and adds what they became to the sums. */
+INLINE f32v store_weights(uint16_t *p, f32v a, f32v b, f32v sums) {
+    __m512bh weights = _mm512_cvtne2ps_pbh(b, a), ones = (__m512bh)_mm512_set1_epi16(0x3f80);
+    _mm512_storeu_si512(p, (__m512i)weights);
+    return _mm512_dpbf16_ps(sums, weights, ones);
 }
+#else
+INLINE f32v max_v(f32v a, f32v b) { return _mm256_max_ps(a, b); }
+INLINE f32v min_v(f32v a, f32v b) { return _mm256_min_ps(a, b); }
+INLINE f32v fraction(f32v x) { return x - _mm256_floor_ps(x); }
+INLINE f32v times_power(f32v x, f32v n) {
+    u32v exponent = (u32v)_mm256_cvttps_epi32(_mm256_floor_ps(n)) + 127;
+    return x * from_bits(exponent << 23);
+}
+INLINE f32v store_weights(uint16_t *p, f32v a, f32v b, f32v sums) {
+    u32v a_bits = bf16_bits(a), b_bits = bf16_bits(b);
+    *(u16u *)p = __builtin_convertvector(a_bits, u16v);
+    *(u16u *)(p + LANES) = __builtin_convertvector(b_bits, u16v);
+    return sums + from_bits(a_bits << 16) + from_bits(b_bits << 16);
+}
+#endif
+
 /* Neighbouring halves, down to one: a fixed tree. */
 INLINE float sum_lanes(f32v v) {
-    for (int half = LANES / 2; half > 0; half /= 2) v += rotate(v, half);
+    for (int32_t half = LANES / 2; half > 0; half /= 2) v += __builtin_shuffle(v, lane_numbers() ^ half);
     return v[0];
 }
 INLINE float max_lanes(f32v v) {
-    float lanes[LANES];
-    store(lanes, v);
-    for (int half = LANES / 2; half > 0; half /= 2) {
-        for (int i = 0; i < half; i++) lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
-    }
-    return lanes[0];
+    for (int32_t half = LANES / 2; half > 0; half /= 2) v = max_v(v, __builtin_shuffle(v, lane_numbers() ^ half));
+    return v[0];
 }
 
-INLINE f32v exp_v(f32v x) {
-    x = choose(x > splat(88.3f), splat(88.3f), x);
-    x = choose(x < splat(-87.3f), splat(-87.3f), x);
-    f32v magic = splat(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
-    f32v shifted = x * splat(1.44269504f) + magic;
-    u32v exponent = (u32v)shifted - (u32v)magic;
-    f32v n = shifted - magic;
-    f32v r = x - n * splat(0.693359375f);
-    r = r + n * splat(2.12194440e-4f);
-    f32v p = splat(1.9875691500e-4f);
-    p = p * r + splat(1.3981999507e-3f);
-    p = p * r + splat(8.3334519073e-3f);
-    p = p * r + splat(4.1665795894e-2f);
-    p = p * r + splat(1.6666665459e-1f);
-    p = p * r + splat(5.0000001201e-1f);
-    p = p * r * r + r + splat(1.0f);
-    return p * from_bits((exponent + 127) << 23);
+/* 2^x, to 1.5 ulp: 2^floor(x) times a polynomial for the fraction, which is least off on [0, 1] and exact at 0. x is at
+ * most 127; below -126, where results would not be normal, it counts as -126; a NaN stays one. */
+INLINE f32v exp2_v(f32v x) {
+    x = max_v(splat(-126), x);
+    f32v f = fraction(x), p = splat(0.00186713005f);
+    p = p * f + splat(0.00901703071f);
+    p = p * f + splat(0.0557999127f);
+    p = p * f + splat(0.240164444f);
+    p = p * f + splat(0.693151295f);
+    p = p * f + splat(1.0f);
+    return times_power(p, x);
 }
 
 static void rmsnorm(const float *x, uint32_t n, const float *gain, float eps, uint16_t *out_bf16, float *out_float) {
@@ -122,7 +136,10 @@ static void rmsnorm(const float *x, uint32_t n, const float *gain, float eps, ui
     }
 }
 
-INLINE f32v silu_mul_v(f32v gate, f32v up) { return gate / (splat(1.0f) + exp_v(-gate)) * up; }
+INLINE f32v silu_mul_v(f32v gate, f32v up) {
+    f32v power = min_v(splat(127), gate * splat(-(float)M_LOG2E));
+    return gate / (splat(1.0f) + exp2_v(power)) * up;
+}
 
 static void silu_mul(const float *gate, const float *up, size_t n, uint16_t *out) {
     size_t i = 0;
@@ -180,33 +197,48 @@ static void interleave_bf16(const uint16_t *even, const uint16_t *odd, size_t n,
     for (; i < n; i++) out[i] = even[i] | (uint32_t)odd[i] << 16;
 }
 
-/* Weights are rounded to bfloat16 before they are summed, so that they add up to what multiplies V. */
-static float softmax(const float *scores, uint32_t n_valid, float score_scale, cpu_softmax *state, uint16_t *p) {
-    enum { N = KV_BLOCK_TOKENS / LANES };
+INLINE f32v visible(const float *scores, uint32_t i, uint32_t n_valid) {
+    return choose(lane_numbers() + (int32_t)i < (int32_t)n_valid, load(scores + i), splat(-INFINITY));
+}
+
+/* Weights are rounded to bfloat16 before they are summed, so that they add up to what multiplies V. What is not visible
+ * adds exact zeros: a row's sum does not depend on n. */
+static float softmax(const float *scores, uint32_t n_valid, uint32_t n, float score_scale, cpu_softmax *state,
+                     uint16_t *p) {
+    enum { STEP = 2 * LANES };
     if (n_valid == 0) {
-        memset(p, 0, KV_BLOCK_TOKENS * sizeof(*p));
+        memset(p, 0, n * sizeof(*p));
         return 1.0f;
     }
-    i32v lane;
-    for (int i = 0; i < LANES; i++) lane[i] = i;
-    f32v s[N], largest = splat(-INFINITY);
-    i32v is_valid[N];
-    for (int i = 0; i < N; i++) {
-        is_valid[i] = lane + i * LANES < (int32_t)n_valid;
-        s[i] = choose(is_valid[i], load(scores + i * LANES) * splat(score_scale), splat(-INFINITY));
-        largest = max_v(s[i], largest);
+    uint32_t whole = n_valid / STEP * STEP, i;
+    f32v largest[2] = {splat(-INFINITY), splat(-INFINITY)};
+    for (i = 0; i < whole; i += STEP) {
+        largest[0] = max_v(load(scores + i), largest[0]);
+        largest[1] = max_v(load(scores + i + LANES), largest[1]);
     }
-    float old_max = state->max, new_max = max_lanes(largest);
+    if (i < n_valid) {
+        largest[0] = max_v(visible(scores, i, n_valid), largest[0]);
+        largest[1] = max_v(visible(scores, i + LANES, n_valid), largest[1]);
+    }
+    float old_max = state->max, new_max = max_lanes(max_v(largest[0], largest[1])) * score_scale;
     if (old_max > new_max) new_max = old_max;
-    f32v sum = splat(0);
-    for (int i = 0; i < N; i++) {
-        f32v weight = choose(is_valid[i], exp_v(s[i] - splat(new_max)), splat(0));
-        u32v bits = bf16_bits(weight);
-        *(u16u *)(p + i * LANES) = __builtin_convertvector(bits, u16v);
-        sum += from_bits(bits << 16);
+
+    f32v factor = splat(score_scale), max = splat(new_max), sum = splat(0);
+    for (i = 0; i < whole; i += STEP) {
+        f32v a = exp2_v(load(scores + i) * factor - max), b = exp2_v(load(scores + i + LANES) * factor - max);
+        sum = store_weights(p + i, a, b, sum);
     }
+    if (i < n_valid) {
+        f32v a = exp2_v(load(scores + i) * factor - max), b = exp2_v(load(scores + i + LANES) * factor - max);
+        i32v lane = lane_numbers() + (int32_t)i;
+        a = choose(lane < (int32_t)n_valid, a, splat(0));
+        b = choose(lane + LANES < (int32_t)n_valid, b, splat(0));
+        sum = store_weights(p + i, a, b, sum);
+        i += STEP;
+    }
+    if (i < n) memset(p + i, 0, (n - i) * sizeof(*p));
     float alpha = 0;
-    if (old_max > -INFINITY) alpha = exp_v(splat(old_max - new_max))[0];
+    if (old_max > -INFINITY) alpha = exp2_v(splat(old_max - new_max))[0];
     state->max = new_max;
     state->sum = state->sum * alpha + sum_lanes(sum);
     return alpha;
