@@ -93,7 +93,9 @@ typedef struct {
     /* y += ((0 + terms[0]) + terms[1]) + ... */
     void (*add_sum)(float *y, const float *const *terms, uint32_t n_terms, size_t n);
     void (*scale)(float *x, size_t n, float factor);
-    void (*add_scaled)(float *y, const float *x, size_t n, float factor);             /* y += factor * x */
+    void (*add_scaled)(float *y, const float *x, size_t n, float factor); /* y += factor * x */
+    /* Rotates n elements, pairs side by side, by cos_sin [n / 2][2], and rounds. */
+    void (*rotate)(const float *x, const float *cos_sin, size_t n, uint16_t *out);
     void (*interleave)(const float *even, const float *odd, size_t n, uint32_t *out); /* odd in the high halves */
     void (*interleave_bf16)(const uint16_t *even, const uint16_t *odd, size_t n, uint32_t *out);
     /* Takes n_valid scores into the state: p receives n weights relative to the new maximum, zero behind n_valid;

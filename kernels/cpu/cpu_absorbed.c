@@ -91,7 +91,7 @@ static void query_task(void *context, uint32_t head, uint32_t thread) {
             memset(nope + d->nope, 0, (d->nope_width - d->nope) * sizeof(*nope));
             vector->to_bf16(q, d->nope, 1.0f, nope);
             uint16_t *rotated = m->queries + (round_row * d->heads + head) * d->width + d->rank;
-            cpu_rotate(q + d->nope, j->args->cos_sin + row * d->rope, d->rope, rotated);
+            vector->rotate(q + d->nope, j->args->cos_sin + row * d->rope, d->rope, rotated);
         }
     }
     cpu_pairs pairs = {.p = w.q_nope, .p_stride = d->nope_width, .n_rows = j->n_rows, .n_j = d->nope_width};

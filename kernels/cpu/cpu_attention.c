@@ -6,15 +6,6 @@
 #include <stdlib.h>
 
 #include "common/core/alloc.h"
-#include "kernels/dtype.h"
-
-void cpu_rotate(const float *x, const float *cos_sin, uint32_t rope, uint16_t *out) {
-    for (uint32_t i = 0; i < rope; i += 2) {
-        float c = cos_sin[i], s = cos_sin[i + 1];
-        out[i] = krn_bf16_from_float(x[i] * c - x[i + 1] * s);
-        out[i + 1] = krn_bf16_from_float(x[i] * s + x[i + 1] * c);
-    }
-}
 
 static cpu_attention_dims dims_of(const mdl_config *c) {
     cpu_attention_dims d = {.heads = c->num_attention_heads, .nope = c->qk_nope_head_dim, .rope = c->qk_rope_head_dim};
@@ -82,7 +73,7 @@ static void store_row(const store_job *job, const krn_sequence *s, uint32_t posi
     const float *kv_a = args->kv_a + (size_t)row * (rank + rope);
     uint16_t *out = (uint16_t *)cpu_cached(args, s, position);
     job->backend->isa->vector->rmsnorm(kv_a, rank, args->layer->kv_a_norm, c->rms_norm_eps, out, NULL);
-    cpu_rotate(kv_a + rank, args->cos_sin + (size_t)row * rope, rope, out + rank);
+    job->backend->isa->vector->rotate(kv_a + rank, args->cos_sin + (size_t)row * rope, rope, out + rank);
 }
 
 static void store_task(void *context, uint32_t task, uint32_t thread) {

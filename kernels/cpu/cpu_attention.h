@@ -51,9 +51,6 @@ static inline const uint16_t *cpu_cached(const krn_attention_args *args, const k
     return (const uint16_t *)((const uint8_t *)args->kv.base + at);
 }
 
-/* Rotates `rope` elements, pairs interleaved, and rounds. */
-void cpu_rotate(const float *x, const float *cos_sin, uint32_t rope, uint16_t *out);
-
 /* How many of the n positions from `start` a row at `position` sees. */
 static inline uint32_t cpu_n_seen(uint32_t position, uint32_t start, uint32_t n) {
     return position < start ? 0 : cpu_min(position - start + 1, n);

@@ -164,7 +164,8 @@ static void take_queries(const job *j, const work *w, uint32_t head, uint32_t ro
         uint16_t *out = w->q + (size_t)i * d->key_width;
         memset(out, 0, d->key_width * sizeof(*out));
         j->backend->isa->vector->to_bf16(q, d->nope, 1.0f, out);
-        cpu_rotate(q + d->nope, j->args->cos_sin + (size_t)(row + i) * d->rope, d->rope, out + nope_even);
+        j->backend->isa->vector->rotate(q + d->nope, j->args->cos_sin + (size_t)(row + i) * d->rope, d->rope,
+                                        out + nope_even);
         w->states[i] = (cpu_softmax){.max = -INFINITY};
     }
     memset(w->sums, 0, (size_t)n_rows * d->v_width * sizeof(float));

@@ -179,6 +179,19 @@ static void add_sum(float *y, const float *const *terms, uint32_t n_terms, size_
     }
 }
 
+/* Pairs of elements by their angles: (x0, x1) * (c, s) as complex numbers. */
+INLINE f32v rotate_v(f32v x, f32v cos_sin) {
+    i32v lane = lane_numbers(), even_sign = ((lane & 1) - 1) & INT32_MIN;
+    f32v cosine = __builtin_shuffle(cos_sin, lane & ~1), sine = __builtin_shuffle(cos_sin, lane | 1);
+    return x * cosine + __builtin_shuffle(x, lane ^ 1) * (f32v)((i32v)sine ^ even_sign);
+}
+
+static void rotate(const float *x, const float *cos_sin, size_t n, uint16_t *out) {
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) store_bf16(out + i, rotate_v(load(x + i), load(cos_sin + i)));
+    if (i < n) store_bf16_part(out + i, rotate_v(load_part(x + i, n - i), load_part(cos_sin + i, n - i)), n - i);
+}
+
 static void interleave(const float *even, const float *odd, size_t n, uint32_t *out) {
     size_t i = 0;
     for (; i + LANES <= n; i += LANES) {
@@ -356,6 +369,7 @@ const cpu_vector JOIN(cpu_vector_, SUFFIX) = {
     .scale = scale,
     .add_scaled = add_scaled,
     .add_sum = add_sum,
+    .rotate = rotate,
     .interleave = interleave,
     .interleave_bf16 = interleave_bf16,
     .softmax = softmax,
