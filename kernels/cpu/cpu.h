@@ -17,6 +17,7 @@ enum {
     CPU_K_STEP = 32,   /* k is padded with zeros to a multiple of this in packed rows */
     CPU_PIECE = 128,   /* elements of one FP8 scale block that are multiplied before the scale is applied */
     CPU_PANEL = 32,    /* outputs that a kernel handles together: task boundaries are multiples of it */
+    CPU_V_PANEL = 32,  /* columns of V (cpu_pairs) that lie together */
     CPU_FEW_ROWS = 32, /* up to here rows are packed once for all tasks; more are packed by the task that reads them */
     CPU_ROW_BLOCK = 256,    /* rows of a task, at most; a multiple of CPU_GROUP */
     CPU_L2_BYTES = 1 << 20, /* what a task's packed rows may take of L2 */
@@ -54,13 +55,16 @@ typedef struct {
     const krn_pair *weights; /* row r's results are multiplied by weights[r].weight; NULL: by nothing */
 } cpu_dots;
 
-/* out[r] = (alpha ? out[r] * alpha[r] : 0) + sum over j of p[r][j] * v[j] */
+/* out[r] = (alpha ? out[r] * alpha[r] : 0) + sum over j of p[r][j] * v[j]
+ *
+ * V is pairs of its rows: a uint32_t is the bf16 of row 2i (low half) and row 2i + 1. Panels of CPU_V_PANEL columns lie
+ * v_panel apart, in a panel the pairs of rows v_stride apart; plain rows are panels that are CPU_V_PANEL apart. */
 typedef struct {
     const uint16_t *p; /* bf16 [n_rows][p_stride], n_j of them used; rows aligned to 64 bytes */
     size_t p_stride;
     uint32_t n_rows, n_j; /* n_j: a multiple of CPU_K_STEP */
-    const uint32_t *v; /* [n_j / 2][v_stride]: bf16 of rows 2i (low half) and 2i + 1 (high half); aligned to 64 bytes */
-    size_t v_stride;
+    const uint32_t *v;    /* aligned to 64 bytes, as are v_stride and v_panel */
+    size_t v_stride, v_panel;
     uint32_t n; /* elements of an output row: a multiple of CPU_GROUP */
     float *out; /* [n_rows][out_stride]; rows aligned to 64 bytes */
     size_t out_stride;
@@ -96,7 +100,8 @@ typedef struct {
     void (*add_scaled)(float *y, const float *x, size_t n, float factor); /* y += factor * x */
     /* Rotates n elements, pairs side by side, by cos_sin [n / 2][2], and rounds. */
     void (*rotate)(const float *x, const float *cos_sin, size_t n, uint16_t *out);
-    void (*interleave)(const float *even, const float *odd, size_t n, uint32_t *out); /* odd in the high halves */
+    /* Two rows of V, as `pairs` wants them: panels lie `panel` apart. */
+    void (*interleave)(const float *even, const float *odd, size_t n, uint32_t *out, size_t panel);
     void (*interleave_bf16)(const uint16_t *even, const uint16_t *odd, size_t n, uint32_t *out);
     /* Takes n_valid scores into the state: p receives n weights relative to the new maximum, zero behind n_valid;
      * returns the factor for what was summed before. n: a multiple of CPU_K_STEP; n scores are read. */

@@ -97,6 +97,7 @@ static void query_task(void *context, uint32_t head, uint32_t thread) {
     cpu_pairs pairs = {.p = w.q_nope, .p_stride = d->nope_width, .n_rows = j->n_rows, .n_j = d->nope_width};
     pairs.v = (const uint32_t *)j->args->layer->kv_b.packed + (size_t)head * d->nope_width / 2 * d->rank_width;
     pairs.v_stride = d->rank_width;
+    pairs.v_panel = CPU_V_PANEL;
     pairs.n = d->rank_width;
     pairs.out_stride = d->rank_width;
     pairs.out = w.q_float;
@@ -123,6 +124,7 @@ static void attend(const round_job *j, const work *w, const uint16_t *q_packed, 
     cpu_pairs pairs = {.p = w->p, .p_stride = TOKENS, .n_rows = n_heads, .n_j = TOKENS, .alpha = w->alpha};
     pairs.v = w->v;
     pairs.v_stride = d->rank_width;
+    pairs.v_panel = CPU_V_PANEL;
     pairs.n = d->rank_width;
     pairs.out_stride = d->rank_width;
     pairs.out = sums;
@@ -298,7 +300,7 @@ static void prepare_task(void *context, uint32_t layer, uint32_t thread) {
                 for (uint32_t c = 0; c < d->rank; c++) out[c] *= scales[c / w->block_cols];
             }
             uint32_t *out = packed + ((size_t)head * d->nope_width / 2 + i / 2) * d->rank_width;
-            j->backend->isa->vector->interleave(rows, rows + d->rank, d->rank, out);
+            j->backend->isa->vector->interleave(rows, rows + d->rank, d->rank, out, CPU_V_PANEL);
         }
     }
     free(rows);

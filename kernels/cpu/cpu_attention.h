@@ -5,10 +5,8 @@
 #include "kernels/cpu/cpu.h"
 
 enum {
-    CPU_CHUNK_BLOCKS = 8,   /* absorbed: KV blocks that are summed in a row; the chunks are merged in order */
-    CPU_ROUND_ROWS = 64,    /* absorbed: rows that are worked off together */
-    CPU_STEP_BLOCKS = 4,    /* expanded: KV blocks whose scores share one maximum; steps start at multiples of that */
-    CPU_EXPAND_BLOCKS = 16, /* expanded: KV blocks whose keys and values are kept while all rows pass */
+    CPU_CHUNK_BLOCKS = 8, /* absorbed: KV blocks that are summed in a row; the chunks are merged in order */
+    CPU_ROUND_ROWS = 64,  /* absorbed: rows that are worked off together */
 };
 
 /* Widths in elements. */
@@ -30,7 +28,7 @@ struct cpu_attention_memory {
     cpu_run *runs;   /* [max_rows]: the absorbed ones of a call */
     /* expanded: one sequence's cache, as the kernels want it */
     uint16_t *latents;   /* [max blocks][64 packed rows of rank] */
-    uint32_t *rope_keys; /* [max blocks][rope / 2][64]: pairs */
+    uint32_t *rope_keys; /* pairs in panels: [positions / CPU_V_PANEL][rope / 2][CPU_V_PANEL] */
     /* absorbed: one round */
     uint16_t *queries;   /* [CPU_ROUND_ROWS][heads][width]: moved into latent space, then the rotated part */
     float *partial;      /* [cap_slots][heads][rank_width]: of a (row, chunk) */

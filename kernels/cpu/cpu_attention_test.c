@@ -2,9 +2,9 @@
  * for bit whatever the chunking, the threads, the neighbours and the place of the blocks. */
 #include "kernels/cpu/cpu_test.h"
 
-enum { MAX_ROWS = 200, CONTEXT = 600, N_BLOCKS = 24, MAX_BLOCKS = (CONTEXT + 63) / 64 };
+enum { MAX_ROWS = 200, CONTEXT = 1100, N_BLOCKS = 40, MAX_BLOCKS = (CONTEXT + 63) / 64 };
 
-static const uint32_t checked_rows[] = {0, 1, 63, 64, 299, 511, 512, CONTEXT - 1};
+static const uint32_t checked_rows[] = {0, 1, 63, 64, 299, 511, 512, 1023, 1024, CONTEXT - 1};
 enum { N_CHECKED = sizeof(checked_rows) / sizeof(checked_rows[0]) };
 
 /* One long sequence's inputs, and what attention gives for some of its rows. */
@@ -196,18 +196,18 @@ static void check_mixture(const char *what, const fixture *f, engine *e, uint16_
         uint32_t n;
         part parts[6];
     } mixtures[] = {
-        {2, {{590, 10, KRN_EXPANDED, 0}, {100, 1, KRN_ABSORBED, 12}}},
+        {2, {{1090, 10, KRN_EXPANDED, 0}, {100, 1, KRN_ABSORBED, 20}}},
         {6,
-         {{0, 20, KRN_EXPANDED, 22},
-          {599, 1, KRN_ABSORBED, 0},
-          {0, 1, KRN_ABSORBED, 21},
-          {512, 17, KRN_ABSORBED, 12},
-          {0, 64, KRN_EXPANDED, 23},
-          {0, 70, KRN_ABSORBED, 10}}},
+         {{0, 20, KRN_EXPANDED, 38},
+          {1099, 1, KRN_ABSORBED, 0},
+          {0, 1, KRN_ABSORBED, 37},
+          {512, 17, KRN_ABSORBED, 20},
+          {0, 64, KRN_EXPANDED, 39},
+          {0, 70, KRN_ABSORBED, 18}}},
     };
     for (size_t m = 0; m < sizeof(mixtures) / sizeof(mixtures[0]); m++) {
-        run_whole(f, e, KRN_EXPANDED, MAX_ROWS, 0, out);  /* fills blocks 0..9 */
-        run_whole(f, e, KRN_EXPANDED, MAX_ROWS, 12, out); /* and 12..21 */
+        run_whole(f, e, KRN_EXPANDED, MAX_ROWS, 0, out);  /* fills blocks 0..17 */
+        run_whole(f, e, KRN_EXPANDED, MAX_ROWS, 20, out); /* and 20..37 */
         run_parts(f, e, mixtures[m].parts, mixtures[m].n, out);
         size_t row = 0;
         for (uint32_t i = 0; i < mixtures[m].n; i++) {
@@ -222,7 +222,7 @@ static void check_mixture(const char *what, const fixture *f, engine *e, uint16_
 
 static void check_fixture(const char *isa, const char *name, const fixture *f) {
     /* small steps cost the expanded form the whole context each */
-    static const uint32_t steps[2][4] = {{130, 65, 190, 64}, {1, 130, 64, 7}};
+    static const uint32_t steps[2][4] = {{130, 97, 190, 160}, {1, 130, 64, 7}};
     char what[128];
     size_t bytes = (size_t)CONTEXT * f->out_width * sizeof(uint16_t);
     uint16_t *whole[2] = {bt_calloc(1, bytes), bt_calloc(1, bytes)}, *out = bt_calloc(1, bytes);
@@ -236,7 +236,7 @@ static void check_fixture(const char *isa, const char *name, const fixture *f) {
                 check_values(what, f, whole[form]);
             }
             for (size_t i = n_threads / 2 % 2; i < 4; i += 2) {
-                run_whole(f, &e, form, steps[form][i], 17, out);
+                run_whole(f, &e, form, steps[form][i], 30, out);
                 CHECK(memcmp(out, whole[form], bytes) == 0, "%s: steps of %u give other bits", what, steps[form][i]);
             }
         }

@@ -1,5 +1,5 @@
-/* The expanded form, for prompts: each head's keys and values are rebuilt from the latents, 16 KV blocks at a time, and
- * all rows of the sequence pass over them with an online softmax, in ascending steps of 256 positions.
+/* The expanded form, for prompts: each head's keys and values are rebuilt from the latents, 1024 positions at a time,
+ * and all rows of the sequence pass over them with an online softmax, in ascending steps of 512 positions.
  *
  * First the sequence's latents are packed once for all heads; then a task is one head, or with more threads than heads
  * one head and a part of the rows. K is kept as interleaved pairs along its width and V along the tokens: what `pairs`
@@ -10,11 +10,17 @@
 
 #include "kernels/cpu/cpu_attention.h"
 
+/* Positions; each starts at multiples of itself. */
 enum {
     TOKENS = KV_BLOCK_TOKENS,
-    STEP_TOKENS = CPU_STEP_BLOCKS * TOKENS,
-    EXPAND_TOKENS = CPU_EXPAND_BLOCKS * TOKENS,
-    ROW_TILE = 32, /* rows whose scores of a step stay in L1 */
+    REBUILD_TOKENS = 256, /* rebuilt by one call of the kernel: its float output stays in L2 */
+    STEP_TOKENS = 512,    /* scores under one maximum: more of them cost the same rescaling, but leave L2 */
+    PASS_TOKENS = 1024,   /* K and V that stay in L2 while rows pass: more of them, and rows come less often */
+};
+
+enum {
+    ROW_TILE = 32,     /* rows that are multiplied and weighed together */
+    QUERIES_AHEAD = 2, /* rows whose queries are fetched: they lie pages apart */
 };
 
 /* One thread's memory. */
@@ -22,10 +28,10 @@ typedef struct {
     uint16_t *q;         /* [max_rows][key_width] */
     float *sums;         /* [max_rows][v_width] */
     cpu_softmax *states; /* [max_rows] */
-    float *k_float;      /* [nope made even][STEP_TOKENS] */
-    float *v_float;      /* [STEP_TOKENS][v] */
-    uint32_t *k;         /* [CPU_EXPAND_BLOCKS][key_width / 2][TOKENS] */
-    uint32_t *v;         /* [EXPAND_TOKENS / 2][v_width] */
+    float *k_float;      /* [nope made even][REBUILD_TOKENS] */
+    float *v_float;      /* [REBUILD_TOKENS][v] */
+    uint32_t *k;         /* panels: [PASS_TOKENS / CPU_V_PANEL][key_width / 2][CPU_V_PANEL] */
+    uint32_t *v;         /* panels: [v_width made whole panels / CPU_V_PANEL][PASS_TOKENS / 2][CPU_V_PANEL] */
     float *scores;       /* [ROW_TILE][STEP_TOKENS] */
     uint16_t *p;         /* [ROW_TILE][STEP_TOKENS] */
     float *alpha;        /* [ROW_TILE] */
@@ -37,10 +43,10 @@ static size_t work_layout(const cpu_attention_memory *m, void *base, work *w) {
     w->q = cpu_take(base, &at, (size_t)m->max_rows * d->key_width * 2);
     w->sums = cpu_take(base, &at, (size_t)m->max_rows * d->v_width * 4);
     w->states = cpu_take(base, &at, m->max_rows * sizeof(cpu_softmax));
-    w->k_float = cpu_take(base, &at, (size_t)(d->nope + 1) * STEP_TOKENS * 4);
-    w->v_float = cpu_take(base, &at, (size_t)STEP_TOKENS * d->v * 4);
-    w->k = cpu_take(base, &at, (size_t)EXPAND_TOKENS * d->key_width / 2 * 4);
-    w->v = cpu_take(base, &at, (size_t)EXPAND_TOKENS / 2 * d->v_width * 4);
+    w->k_float = cpu_take(base, &at, (size_t)(d->nope + 1) * REBUILD_TOKENS * 4);
+    w->v_float = cpu_take(base, &at, (size_t)REBUILD_TOKENS * d->v * 4);
+    w->k = cpu_take(base, &at, (size_t)PASS_TOKENS * d->key_width / 2 * 4);
+    w->v = cpu_take(base, &at, (size_t)PASS_TOKENS / 2 * cpu_round_up(d->v_width, CPU_V_PANEL) * 4);
     w->scores = cpu_take(base, &at, (size_t)ROW_TILE * STEP_TOKENS * 4);
     w->p = cpu_take(base, &at, (size_t)ROW_TILE * STEP_TOKENS * 2);
     w->alpha = cpu_take(base, &at, (size_t)ROW_TILE * 4);
@@ -76,25 +82,26 @@ static void pack_task(void *context, uint32_t block, uint32_t thread) {
         size_t stride = cpu_round_up(d->rank, CPU_K_STEP);
         for (uint32_t t = 0; t < n; t++) memcpy(out + t * stride, cached + t * d->width, d->rank * sizeof(*out));
     }
-    uint32_t *keys = m->rope_keys + (size_t)block * d->rope / 2 * TOKENS;
     for (uint32_t t = 0; t < n; t++) {
         const uint16_t *key = cached + t * d->width + d->rank;
-        for (uint32_t i = 0; i < d->rope / 2; i++) keys[i * TOKENS + t] = key[2 * i] | (uint32_t)key[2 * i + 1] << 16;
+        size_t panel = (block * TOKENS + t) / CPU_V_PANEL;
+        uint32_t *pairs = m->rope_keys + panel * d->rope / 2 * CPU_V_PANEL + t % CPU_V_PANEL;
+        for (uint32_t i = 0; i < d->rope; i += 2, pairs += CPU_V_PANEL) *pairs = key[i] | (uint32_t)key[i + 1] << 16;
     }
 }
 
-/* The head's K and V of a step's tokens, up to n_context, to their place in w. */
-static void expand(const job *j, const work *w, uint32_t head, uint32_t start, uint32_t thread) {
+/* The head's K and V of REBUILD_TOKENS positions, up to n_context, to their place in w. */
+static void rebuild(const job *j, const work *w, uint32_t head, uint32_t start, uint32_t thread) {
     const cpu_attention_memory *m = j->backend->attention;
     const cpu_attention_dims *d = &m->dims;
     const cpu_vector *vector = j->backend->isa->vector;
-    uint32_t n = cpu_min(STEP_TOKENS, j->n_context - start), block = start / TOKENS;
+    uint32_t n = cpu_min(REBUILD_TOKENS, j->n_context - start), block = start / TOKENS;
     const uint16_t *latents = m->latents + block * cpu_packed_elems(TOKENS, d->rank);
     cpu_dots dots = {.w = &j->args->layer->kv_b, .first_row = head * (d->nope + d->v), .packed = latents};
     dots.rows = (cpu_rows){.x = latents, .stride = cpu_round_up(d->rank, CPU_K_STEP), .n_rows = n, .n = d->rank};
     dots.n_out = d->nope;
     dots.out = w->k_float;
-    dots.out_stride = STEP_TOKENS;
+    dots.out_stride = REBUILD_TOKENS;
     dots.is_by_output = true;
     cpu_dots_run(j->backend, &dots, 0, d->nope, thread);
     dots.first_row += d->nope;
@@ -104,93 +111,115 @@ static void expand(const job *j, const work *w, uint32_t head, uint32_t start, u
     dots.is_by_output = false;
     cpu_dots_run(j->backend, &dots, 0, d->v, thread);
 
-    uint32_t n_blocks = kv_blocks_for(n), nope_even = cpu_round_up(d->nope, 2);
-    memset(w->v_float + (size_t)n * d->v, 0, (size_t)(n_blocks * TOKENS - n) * d->v * sizeof(float));
-    if (nope_even > d->nope) memset(w->k_float + (size_t)d->nope * STEP_TOKENS, 0, STEP_TOKENS * sizeof(float));
-    for (uint32_t b = 0; b < n_blocks; b++) {
-        uint32_t *k = w->k + (size_t)((block + b) % CPU_EXPAND_BLOCKS) * d->key_width / 2 * TOKENS;
-        const float *even = w->k_float + b * TOKENS;
-        for (uint32_t i = 0; i < nope_even; i += 2, even += 2 * STEP_TOKENS, k += TOKENS) {
-            vector->interleave(even, even + STEP_TOKENS, TOKENS, k);
-        }
-        memcpy(k, m->rope_keys + (size_t)(block + b) * d->rope / 2 * TOKENS, (size_t)d->rope / 2 * TOKENS * sizeof(*k));
-        k += (size_t)d->rope / 2 * TOKENS; /* padding: queries are 0 there, but 0 times a stale NaN is one */
-        memset(k, 0, (size_t)(d->key_width - nope_even - d->rope) / 2 * TOKENS * sizeof(*k));
+    uint32_t n_padded = cpu_round_up(n, CPU_V_PANEL), nope_even = cpu_round_up(d->nope, 2);
+    memset(w->v_float + (size_t)n * d->v, 0, (size_t)(n_padded - n) * d->v * sizeof(float));
+    if (nope_even > d->nope) memset(w->k_float + (size_t)d->nope * REBUILD_TOKENS, 0, REBUILD_TOKENS * sizeof(float));
+    size_t panel = (size_t)d->key_width / 2 * CPU_V_PANEL;
+    uint32_t *k = w->k + start % PASS_TOKENS / CPU_V_PANEL * panel;
+    const float *even = w->k_float;
+    for (uint32_t i = 0; i < nope_even; i += 2, even += 2 * REBUILD_TOKENS, k += CPU_V_PANEL) {
+        vector->interleave(even, even + REBUILD_TOKENS, n_padded, k, panel);
     }
-    uint32_t *v = w->v + (size_t)(start % EXPAND_TOKENS) / 2 * d->v_width;
+    size_t n_rope = (size_t)d->rope / 2 * CPU_V_PANEL, n_rest = (size_t)(d->key_width - nope_even) / 2 * CPU_V_PANEL;
+    for (uint32_t t = 0; t < n_padded; t += CPU_V_PANEL, k += panel) {
+        memcpy(k, m->rope_keys + (size_t)(start + t) / CPU_V_PANEL * n_rope, n_rope * sizeof(*k));
+        memset(k + n_rope, 0, (n_rest - n_rope) * sizeof(*k)); /* queries are 0 there, but 0 times a stale NaN is one */
+    }
+    uint32_t *v = w->v + start % PASS_TOKENS / 2 * CPU_V_PANEL;
     const float *v_float = w->v_float;
-    for (uint32_t t = 0; t < n_blocks * TOKENS; t += 2, v_float += 2 * d->v, v += d->v_width) {
-        vector->interleave(v_float, v_float + d->v, d->v, v);
+    for (uint32_t t = 0; t < n_padded; t += 2, v_float += 2 * d->v, v += CPU_V_PANEL) {
+        vector->interleave(v_float, v_float + d->v, d->v, v, PASS_TOKENS / 2 * CPU_V_PANEL);
     }
 }
 
-/* Rows first..first+n_rows (at most ROW_TILE) of the task over one step's tokens, as far as the last row sees them. */
-static void attend(const job *j, const work *w, uint32_t position, uint32_t first, uint32_t n_rows, uint32_t start,
-                   uint32_t thread) {
-    const cpu_attention_dims *d = &j->backend->attention->dims;
-    const cpu_isa *isa = j->backend->isa;
-    uint32_t at = start % EXPAND_TOKENS;
-    uint32_t n = cpu_round_up(cpu_n_seen(position + first + n_rows - 1, start, STEP_TOKENS), CPU_K_STEP);
-    cpu_pairs scores = {.p = w->q + (size_t)first * d->key_width, .p_stride = d->key_width, .n_rows = n_rows};
-    scores.n_j = d->key_width;
-    scores.v_stride = TOKENS;
-    scores.out_stride = STEP_TOKENS;
-    for (uint32_t t = 0; t < n; t += TOKENS) {
-        scores.v = w->k + (size_t)(at + t) * d->key_width / 2;
-        scores.n = cpu_min(TOKENS, n - t);
-        scores.out = w->scores + t;
-        isa->pairs(&scores, &j->backend->scratch[thread]);
+/* A head's rows, or a part of them. */
+typedef struct {
+    const job *j;
+    const work *w;
+    uint32_t thread, head;
+    uint32_t row, position, n_rows; /* the first row: of the call, and its place in the sequence */
+} task;
+
+/* Queries of rows first..end: rounded, rotated, laid out like K. */
+static void take_queries(const task *t, uint32_t first, uint32_t end) {
+    const cpu_attention_dims *d = &t->j->backend->attention->dims;
+    const krn_attention_args *args = t->j->args;
+    const cpu_vector *vector = t->j->backend->isa->vector;
+    uint32_t nope_even = cpu_round_up(d->nope, 2), n = nope_even + d->rope, head_width = d->nope + d->rope;
+    for (uint32_t i = first; i < end; i++) {
+        const float *q = args->q + ((size_t)(t->row + i) * d->heads + t->head) * head_width;
+        const float *ahead = q + (size_t)QUERIES_AHEAD * d->heads * head_width;
+        for (uint32_t k = 0; i + QUERIES_AHEAD < t->n_rows && k < head_width; k += CPU_GROUP)
+            __builtin_prefetch(ahead + k);
+        uint16_t *out = t->w->q + (size_t)i * d->key_width;
+        vector->to_bf16(q, d->nope, 1.0f, out);
+        if (nope_even > d->nope) out[d->nope] = 0;
+        vector->rotate(q + d->nope, args->cos_sin + (size_t)(t->row + i) * d->rope, d->rope, out + nope_even);
+        memset(out + n, 0, (d->key_width - n) * sizeof(*out));
+        t->w->states[i] = (cpu_softmax){.max = -INFINITY};
     }
+    memset(t->w->sums + (size_t)first * d->v_width, 0, (size_t)(end - first) * d->v_width * sizeof(float));
+}
+
+static void put_rows(const task *t, uint32_t first, uint32_t end) {
+    const cpu_attention_dims *d = &t->j->backend->attention->dims;
+    for (uint32_t i = first; i < end; i++) {
+        uint16_t *out = (uint16_t *)t->j->args->out + ((size_t)(t->row + i) * d->heads + t->head) * d->v;
+        float factor = 1.0f / t->w->states[i].sum;
+        t->j->backend->isa->vector->to_bf16(t->w->sums + (size_t)i * d->v_width, d->v, factor, out);
+    }
+}
+
+/* Rows first..first+n_rows (at most ROW_TILE) over the step at `start`, as far as the last row sees. */
+static void attend(const task *t, uint32_t first, uint32_t n_rows, uint32_t start) {
+    const cpu_attention_dims *d = &t->j->backend->attention->dims;
+    const cpu_isa *isa = t->j->backend->isa;
+    const cpu_scratch *scratch = &t->j->backend->scratch[t->thread];
+    const work *w = t->w;
+    uint32_t position = t->position + first, at = start % PASS_TOKENS;
+    uint32_t n = cpu_round_up(cpu_n_seen(position + n_rows - 1, start, STEP_TOKENS), CPU_K_STEP);
+    cpu_pairs scores = {.p = w->q + (size_t)first * d->key_width, .p_stride = d->key_width, .n_rows = n_rows, .n = n};
+    scores.n_j = d->key_width;
+    scores.v_stride = CPU_V_PANEL;
+    scores.v_panel = (size_t)d->key_width / 2 * CPU_V_PANEL;
+    scores.v = w->k + at / CPU_V_PANEL * scores.v_panel;
+    scores.out = w->scores;
+    scores.out_stride = STEP_TOKENS;
+    isa->pairs(&scores, scratch);
     for (uint32_t i = 0; i < n_rows; i++) {
-        uint32_t n_seen = cpu_n_seen(position + first + i, start, STEP_TOKENS);
+        uint32_t n_seen = cpu_n_seen(position + i, start, STEP_TOKENS);
         w->alpha[i] = isa->vector->softmax(w->scores + i * STEP_TOKENS, n_seen, n, d->scale, &w->states[first + i],
                                            w->p + i * STEP_TOKENS);
     }
     cpu_pairs sums = {.p = w->p, .p_stride = STEP_TOKENS, .n_rows = n_rows, .n_j = n, .alpha = w->alpha};
-    sums.v = w->v + (size_t)at / 2 * d->v_width;
-    sums.v_stride = d->v_width;
+    sums.v = w->v + at / 2 * CPU_V_PANEL;
+    sums.v_stride = CPU_V_PANEL;
+    sums.v_panel = PASS_TOKENS / 2 * CPU_V_PANEL;
     sums.n = d->v_width;
-    sums.out_stride = d->v_width;
     sums.out = w->sums + (size_t)first * d->v_width;
-    isa->pairs(&sums, &j->backend->scratch[thread]);
+    sums.out_stride = d->v_width;
+    isa->pairs(&sums, scratch);
 }
 
-/* The head's queries of the task's rows: rounded, rotated, laid out like K. */
-static void take_queries(const job *j, const work *w, uint32_t head, uint32_t row, uint32_t n_rows) {
-    const cpu_attention_dims *d = &j->backend->attention->dims;
-    uint32_t head_width = d->nope + d->rope, nope_even = cpu_round_up(d->nope, 2);
-    for (uint32_t i = 0; i < n_rows; i++) {
-        const float *q = j->args->q + ((size_t)(row + i) * d->heads + head) * head_width;
-        uint16_t *out = w->q + (size_t)i * d->key_width;
-        memset(out, 0, d->key_width * sizeof(*out));
-        j->backend->isa->vector->to_bf16(q, d->nope, 1.0f, out);
-        j->backend->isa->vector->rotate(q + d->nope, j->args->cos_sin + (size_t)(row + i) * d->rope, d->rope,
-                                        out + nope_even);
-        w->states[i] = (cpu_softmax){.max = -INFINITY};
-    }
-    memset(w->sums, 0, (size_t)n_rows * d->v_width * sizeof(float));
-}
-
-static void head_task(void *context, uint32_t task, uint32_t thread) {
+static void head_task(void *context, uint32_t index, uint32_t thread) {
     const job *j = context;
     const cpu_attention_dims *d = &j->backend->attention->dims;
-    uint32_t head = task % d->heads, skip = task / d->heads * j->rows_each;
-    uint32_t n_rows = cpu_min(j->rows_each, j->run->n_rows - skip), row = j->run->row + skip;
-    uint32_t position = j->run->position + skip, n_seen = position + n_rows;
+    uint32_t skip = index / d->heads * j->rows_each;
     work w;
     work_layout(j->backend->attention, j->backend->scratch[thread].work, &w);
-    take_queries(j, &w, head, row, n_rows);
-    for (uint32_t start = 0; start < n_seen; start += EXPAND_TOKENS) {
-        uint32_t end = cpu_min(start + EXPAND_TOKENS, n_seen);
-        for (uint32_t t = start; t < end; t += STEP_TOKENS) expand(j, &w, head, t, thread);
-        for (uint32_t first = 0; first < n_rows; first += ROW_TILE) {
-            uint32_t n = cpu_min(ROW_TILE, n_rows - first), visible = cpu_min(end, position + first + n);
-            for (uint32_t t = start; t < visible; t += STEP_TOKENS) attend(j, &w, position, first, n, t, thread);
+    task t = {.j = j, .w = &w, .thread = thread, .head = index % d->heads};
+    t.row = j->run->row + skip;
+    t.position = j->run->position + skip;
+    t.n_rows = cpu_min(j->rows_each, j->run->n_rows - skip);
+    for (uint32_t begin = 0, end; begin < t.position + t.n_rows; begin = end) {
+        end = cpu_min(begin + PASS_TOKENS, t.position + t.n_rows);
+        for (uint32_t at = begin; at < end; at += REBUILD_TOKENS) rebuild(j, &w, t.head, at, thread);
+        for (uint32_t first = 0; first < t.n_rows; first += ROW_TILE) {
+            uint32_t n_rows = cpu_min(ROW_TILE, t.n_rows - first), n_seen = t.position + first + n_rows;
+            if (begin == 0) take_queries(&t, first, first + n_rows);
+            for (uint32_t at = begin; at < cpu_min(end, n_seen); at += STEP_TOKENS) attend(&t, first, n_rows, at);
+            if (begin < n_seen && n_seen <= end) put_rows(&t, first, first + n_rows);
         }
-    }
-    for (uint32_t i = 0; i < n_rows; i++) {
-        uint16_t *out = (uint16_t *)j->args->out + ((size_t)(row + i) * d->heads + head) * d->v;
-        j->backend->isa->vector->to_bf16(w.sums + (size_t)i * d->v_width, d->v, 1.0f / w.states[i].sum, out);
     }
 }
 

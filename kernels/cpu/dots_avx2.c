@@ -182,9 +182,10 @@ static void dots(const cpu_dots *job, uint32_t begin, uint32_t end, const cpu_sc
 /* Rows r..r+n_rows, output elements c..c+8. */
 INLINE void pairs_tile(const cpu_pairs *job, uint32_t r, uint32_t n_rows, uint32_t c) {
     __m256 acc[4];
+    const uint32_t *column = job->v + c / CPU_V_PANEL * job->v_panel + c % CPU_V_PANEL;
     for (uint32_t i = 0; i < n_rows; i++) acc[i] = _mm256_setzero_ps();
     for (uint32_t j = 0; j < job->n_j; j += 2) {
-        __m256i v = _mm256_loadu_si256((const __m256i *)(job->v + j / 2 * job->v_stride + c));
+        __m256i v = _mm256_loadu_si256((const __m256i *)(column + j / 2 * job->v_stride));
         __m256 even = even_of(v), odd = odd_of(v);
         for (uint32_t i = 0; i < n_rows; i++) {
             int32_t p;

@@ -192,16 +192,20 @@ static void dots(const cpu_dots *job, uint32_t begin, uint32_t end, const cpu_sc
     }
 }
 
-/* Rows r..r+n_rows, output elements c..c+16. */
+/* Rows r..r+n_rows, output elements c.., n_cols times 16. */
 INLINE void pairs_tile(const cpu_pairs *job, uint32_t r, uint32_t n_rows, uint32_t n_cols, uint32_t c) {
     __m512 acc[4][4];
+    const uint32_t *column[4];
+    for (uint32_t d = 0; d < n_cols; d++) {
+        column[d] = job->v + (c + d * 16) / CPU_V_PANEL * job->v_panel + (c + d * 16) % CPU_V_PANEL;
+    }
     for (uint32_t i = 0; i < n_rows; i++) {
         for (uint32_t d = 0; d < n_cols; d++) acc[i][d] = _mm512_setzero_ps();
     }
     for (uint32_t j = 0; j < job->n_j; j += 2) {
         __m512i v[4];
 #pragma GCC unroll 4
-        for (uint32_t d = 0; d < n_cols; d++) v[d] = _mm512_load_si512(job->v + j / 2 * job->v_stride + c + d * 16);
+        for (uint32_t d = 0; d < n_cols; d++) v[d] = _mm512_load_si512(column[d] + j / 2 * job->v_stride);
 #pragma GCC unroll 4
         for (uint32_t i = 0; i < n_rows; i++) {
             int32_t p;

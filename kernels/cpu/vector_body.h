@@ -65,6 +65,13 @@ INLINE f32v max_v(f32v a, f32v b) { return _mm512_max_ps(a, b); } /* b, if one i
 INLINE f32v min_v(f32v a, f32v b) { return _mm512_min_ps(a, b); }
 INLINE f32v fraction(f32v x) { return _mm512_reduce_ps(x, _MM_FROUND_FLOOR); }
 INLINE f32v times_power(f32v x, f32v n) { return _mm512_scalef_ps(x, n); }
+/* Even in the low halves. */
+INLINE u32v pairs_of(f32v even, f32v odd) {
+    static const uint16_t order[2 * LANES] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                              8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    __m512i halves = (__m512i)_mm512_cvtne2ps_pbh(odd, even);
+    return (u32v)_mm512_permutexvar_epi16(_mm512_loadu_si512(order), halves);
+}
 /* Rounds 2 * LANES weights to p, and adds what they became to the sums. */
 INLINE f32v store_weights(uint16_t *p, f32v a, f32v b, f32v sums) {
     __m512bh weights = _mm512_cvtne2ps_pbh(b, a), ones = (__m512bh)_mm512_set1_epi16(0x3f80);
@@ -79,6 +86,7 @@ INLINE f32v times_power(f32v x, f32v n) {
     u32v exponent = (u32v)_mm256_cvttps_epi32(_mm256_floor_ps(n)) + 127;
     return x * from_bits(exponent << 23);
 }
+INLINE u32v pairs_of(f32v even, f32v odd) { return bf16_bits(even) | bf16_bits(odd) << 16; }
 INLINE f32v store_weights(uint16_t *p, f32v a, f32v b, f32v sums) {
     u32v a_bits = bf16_bits(a), b_bits = bf16_bits(b);
     *(u16u *)p = __builtin_convertvector(a_bits, u16v);
@@ -97,15 +105,14 @@ INLINE float max_lanes(f32v v) {
     return v[0];
 }
 
-/* 2^x, to 1.5 ulp: 2^floor(x) times a polynomial for the fraction, which is least off on [0, 1] and exact at 0. x is at
- * most 127; below -126, where results would not be normal, it counts as -126; a NaN stays one. */
+/* 2^x, to 3e-6: 2^floor(x) times a polynomial for the fraction, which is least off on [0, 1] and exact at 0. x is at
+ * most 127; below -126, where results would not be normal (and slow), it counts as -126; a NaN stays one. */
 INLINE f32v exp2_v(f32v x) {
     x = max_v(splat(-126), x);
-    f32v f = fraction(x), p = splat(0.00186713005f);
-    p = p * f + splat(0.00901703071f);
-    p = p * f + splat(0.0557999127f);
-    p = p * f + splat(0.240164444f);
-    p = p * f + splat(0.693151295f);
+    f32v f = fraction(x), p = splat(0.0134266838f);
+    p = p * f + splat(0.0522424728f);
+    p = p * f + splat(0.241280198f);
+    p = p * f + splat(0.693044841f);
     p = p * f + splat(1.0f);
     return times_power(p, x);
 }
@@ -192,12 +199,12 @@ static void rotate(const float *x, const float *cos_sin, size_t n, uint16_t *out
     if (i < n) store_bf16_part(out + i, rotate_v(load_part(x + i, n - i), load_part(cos_sin + i, n - i)), n - i);
 }
 
-static void interleave(const float *even, const float *odd, size_t n, uint32_t *out) {
-    size_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
-        *(u32u *)(out + i) = bf16_bits(load(even + i)) | bf16_bits(load(odd + i)) << 16;
+static void interleave(const float *even, const float *odd, size_t n, uint32_t *out, size_t panel) {
+    for (size_t c = 0; c < n; c += CPU_V_PANEL, out += panel) {
+        size_t i = c, end = n - c < CPU_V_PANEL ? n : c + CPU_V_PANEL;
+        for (; i + LANES <= end; i += LANES) *(u32u *)(out + i - c) = pairs_of(load(even + i), load(odd + i));
+        for (; i < end; i++) out[i - c] = krn_bf16_from_float(even[i]) | (uint32_t)krn_bf16_from_float(odd[i]) << 16;
     }
-    for (; i < n; i++) out[i] = krn_bf16_from_float(even[i]) | (uint32_t)krn_bf16_from_float(odd[i]) << 16;
 }
 
 static void interleave_bf16(const uint16_t *even, const uint16_t *odd, size_t n, uint32_t *out) {
