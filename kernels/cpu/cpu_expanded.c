@@ -158,7 +158,6 @@ static void take_queries(const task *t, uint32_t first, uint32_t end) {
         memset(out + n, 0, (d->key_width - n) * sizeof(*out));
         t->w->states[i] = (cpu_softmax){.max = -INFINITY};
     }
-    memset(t->w->sums + (size_t)first * d->v_width, 0, (size_t)(end - first) * d->v_width * sizeof(float));
 }
 
 static void put_rows(const task *t, uint32_t first, uint32_t end) {
@@ -191,7 +190,8 @@ static void attend(const task *t, uint32_t first, uint32_t n_rows, uint32_t star
         w->alpha[i] = isa->vector->softmax(w->scores + i * STEP_TOKENS, n_seen, n, d->scale, &w->states[first + i],
                                            w->p + i * STEP_TOKENS);
     }
-    cpu_pairs sums = {.p = w->p, .p_stride = STEP_TOKENS, .n_rows = n_rows, .n_j = n, .alpha = w->alpha};
+    cpu_pairs sums = {.p = w->p, .p_stride = STEP_TOKENS, .n_rows = n_rows, .n_j = n};
+    sums.alpha = start == 0 ? NULL : w->alpha; /* before the first step nothing was summed */
     sums.v = w->v + at / 2 * CPU_V_PANEL;
     sums.v_stride = CPU_V_PANEL;
     sums.v_panel = PASS_TOKENS / 2 * CPU_V_PANEL;
