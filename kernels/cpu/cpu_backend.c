@@ -184,7 +184,7 @@ static uint32_t longest_row(const mdl_config *c) {
 }
 
 static void take_memory(cpu_backend *backend) {
-    enum { CAP_PAIRS = 2048 }; /* more pairs than that are worked off in batches: large enough to amortise weights */
+    enum { CAP_PAIRS = 8192 }; /* more pairs than that are worked off in batches: large enough to amortise weights */
     const krn_backend_limits *limits = &backend->limits;
     const mdl_config *c = limits->config;
     uint32_t longest = longest_row(c);

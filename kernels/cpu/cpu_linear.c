@@ -26,7 +26,7 @@ static uint32_t outputs_per_task(const cpu_backend *backend, const krn_matrix *w
 
 /* Many rows: as few ranges as give every thread enough to do, since each packs its rows once more. */
 static uint32_t outputs_per_block(const cpu_backend *backend, const krn_matrix *w, uint32_t n_blocks) {
-    enum { TASKS_PER_THREAD = 2, MIN_OUTPUTS = 4 * CPU_PANEL };
+    enum { TASKS_PER_THREAD = 8, MIN_OUTPUTS = 4 * CPU_PANEL };
     uint32_t n_ranges = (cpu_pool_threads(backend->pool) * TASKS_PER_THREAD + n_blocks - 1) / n_blocks;
     return cpu_round_up(cpu_max((w->n_out + n_ranges - 1) / n_ranges, MIN_OUTPUTS), CPU_PANEL);
 }

@@ -124,7 +124,7 @@ static void down_task(void *context, uint32_t task, uint32_t thread) {
 /* Cuts n_out outputs of every run into tasks, some per thread; with many rows as few as do, since each packs its rows.
  */
 static void run_tasks(batch *b, uint32_t n_out, cpu_task task) {
-    enum { FEW_ROWS_TASKS = 8, MANY_ROWS_TASKS = 2, MIN_OUTPUTS = 64 };
+    enum { FEW_ROWS_TASKS = 8, MANY_ROWS_TASKS = 8, MIN_OUTPUTS = 64 };
     cpu_pool *pool = b->backend->pool;
     uint32_t n_tasks =
         cpu_pool_threads(pool) * (b->n_rows / b->n_runs <= CPU_FEW_ROWS ? FEW_ROWS_TASKS : MANY_ROWS_TASKS);
