@@ -3,7 +3,7 @@
  * tiles, so that the loads, permutations and stores of this file run in the shadow of the multiplications:
  *
  *   fetch   bfloat16 that is read where it lies: the panel behind, into L2
- *   copy    bfloat16 for many rows, or ragged at an edge: into a buffer, aligned, zeros where nothing is
+ *   copy    bfloat16 that is ragged at an edge: into a buffer, zeros where nothing is
  *   decode  FP8: into a buffer, as bfloat16 */
 #ifndef BATON_KERNELS_CPU_AMX_SUPPLY_H
 #define BATON_KERNELS_CPU_AMX_SUPPLY_H

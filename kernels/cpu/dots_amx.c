@@ -1,16 +1,16 @@
 /* x · Wᵀ on AMX.
  *
- * A tile of 16 weight rows x 32 k is the left operand, read where it lies or from a buffer (amx_supply.h); 16 packed
- * rows x 32 k, k in pairs, are the right one; 2 x 2 tiles make a block of 32 outputs x 32 rows, summed over all of k
- * and put in its place. Sums pause in memory between pieces of k: for FP8 a piece is (part of) one scale block, whose
- * tile is added times the scale; bfloat16 rows are cut only when a panel of them would fill the caches, and their tiles
- * are stored and loaded without a change. A single row is a group of one column: its packed form is the plain row and
- * the sequence of operations is the same. */
+ * A tile of 16 weight rows x 32 k is the left operand, read where it lies or from a buffer (amx_supply.h; with many
+ * rows the first ones fill it); 16 packed rows x 32 k, k in pairs, are the right one; 2 x 2 tiles make a block of 32
+ * outputs x 32 rows, summed over all of k and put in its place. Sums pause in memory between pieces of k: for FP8 a
+ * piece is (part of) one scale block, whose tile is added times the scale; bfloat16 rows are cut only when a panel of
+ * them would fill the caches, and their tiles are stored and loaded without a change. A single row is a group of one
+ * column: its packed form is the plain row and the sequence of operations is the same. */
 #include "kernels/cpu/amx_supply.h"
 
 enum {
     BF16_PIECE = 2048, /* k of a bfloat16 panel between two touches of the sums: 128 KiB */
-    COPY_ROWS = 128,   /* from here bfloat16 panels are copied: aligned, no two rows in one set of L1 */
+    KEEP_ROWS = 128,   /* from here the tiles of a bfloat16 panel are kept: it repays the stores */
 };
 
 #define INLINE static inline __attribute__((always_inline))
@@ -97,8 +97,7 @@ static bool advance(place *p) {
 
 /* Whether the piece is read where it lies. */
 static bool is_direct(const place *p) {
-    return p->job->w->dtype == MDL_BF16 && p->n_rows < COPY_ROWS && p->n_k % CPU_K_STEP == 0 &&
-           p->end - p->first >= CPU_PANEL;
+    return p->job->w->dtype == MDL_BF16 && p->n_k % CPU_K_STEP == 0 && p->end - p->first >= CPU_PANEL;
 }
 
 static const uint8_t *weights_at(const place *p, uint32_t output, uint32_t k) {
@@ -226,9 +225,10 @@ INLINE void fetch_outputs(const place *p, uint32_t group, uint32_t n_rows) {
     }
 }
 
-/* Groups `group`.. (n_right of them, `columns` wide); the counts are constants at every call. */
+/* Groups `group`.. (n_right of them, `columns` wide); the counts are constants at every call. Where `keep` is not NULL
+ * the left operands are stored in it, step by step: two tiles per step, the second ones behind all the first. */
 INLINE void multiply(const place *p, panel_run *run, uint32_t group, uint32_t n_left, uint32_t n_right,
-                     uint32_t columns) {
+                     uint32_t columns, uint8_t *keep) {
     uint32_t n_in = p->job->w->n_in, n_rows = p->job->rows.n_rows, row = p->row + group * CPU_GROUP;
     bool is_first = p->k == 0, is_last = p->k + p->n_k == n_in, is_scaled = run->scale != NULL;
     const panel_piece *piece = &run->piece;
@@ -247,6 +247,10 @@ INLINE void multiply(const place *p, panel_run *run, uint32_t group, uint32_t n_
         size_t step = i * piece->step_bytes;
         tiles_multiply(n_left, piece->left[0] + step, piece->left[1] + step, piece->stride, n_right,
                        right0 + i * right_step, right1 + i * right_step, right_stride);
+        if (keep != NULL) {
+            TILE_STORE(4, keep + i * SIDE * 64, 64);
+            TILE_STORE(5, keep + (i + piece->n_steps) * SIDE * 64, 64);
+        }
         supply_some(&run->supply, &run->table, run->units_each);
     }
     tiles_store(n_left, n_right, at, stride);
@@ -254,21 +258,34 @@ INLINE void multiply(const place *p, panel_run *run, uint32_t group, uint32_t n_
     if (is_last) block_put(p, sums, group, n_right, columns);
 }
 
+/* The first groups read the panel where it lies and keep its tiles for the others, aligned and side by side. Returns
+ * how many groups that were. */
+static uint32_t groups_keep(const place *p, panel_run *run) {
+    panel_piece *piece = &run->piece;
+    multiply(p, run, 0, 2, 2, SIDE, p->left[0]);
+    piece->left[0] = p->left[0];
+    piece->left[1] = p->left[0] + (size_t)piece->n_steps * SIDE * 64;
+    piece->step_bytes = SIDE * 64;
+    piece->stride = 64;
+    return 2;
+}
+
 /* All groups of one panel and piece. Tiles are configured for full groups, if there are any, before and after. */
 static void groups_run(const place *p, panel_run *run) {
     uint32_t n_outputs = cpu_min(CPU_PANEL, p->end - p->first), n_full = p->n_groups - (p->rest != 0), group = 0;
     if (n_outputs > SIDE) {
-        for (; group + 2 <= n_full; group += 2) multiply(p, run, group, 2, 2, SIDE);
-        if (group < n_full) multiply(p, run, group, 2, 1, SIDE);
+        if (p->n_rows >= KEEP_ROWS && is_direct(p)) group = groups_keep(p, run);
+        for (; group + 2 <= n_full; group += 2) multiply(p, run, group, 2, 2, SIDE, NULL);
+        if (group < n_full) multiply(p, run, group, 2, 1, SIDE, NULL);
     } else {
-        for (; group < n_full; group++) multiply(p, run, group, 1, 1, SIDE);
+        for (; group < n_full; group++) multiply(p, run, group, 1, 1, SIDE, NULL);
     }
     if (p->rest == 0) return;
     if (n_full > 0) tiles_configure(SIDE, p->rest);
     if (n_outputs > SIDE)
-        multiply(p, run, n_full, 2, 1, p->rest);
+        multiply(p, run, n_full, 2, 1, p->rest, NULL);
     else
-        multiply(p, run, n_full, 1, 1, p->rest);
+        multiply(p, run, n_full, 1, 1, p->rest, NULL);
     if (n_full > 0) tiles_configure(SIDE, SIDE);
 }
 
