@@ -7,7 +7,8 @@
  * active_gb_s: the weight bytes that one token reads (krn_model_active_bytes) times steps per second; more sequences
  * read more experts than that. gflop_s: 2 FLOP per weight of the layers' linears and per product in attention's scores
  * and sums, causal; the head once per sequence. The machine's limits (bench/machine.h) are measured
- * just before each row, since a shared machine changes by the minute. */
+ * before and after every repetition: a shared machine changes by the second. of_read and of_bf16 are taken of each
+ * repetition by itself; medians are reported. */
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -50,7 +51,7 @@ typedef struct {
     uint32_t blocks_each;    /* per sequence */
     krn_sequence *sequences; /* [largest batch] */
     uint32_t max_rows;
-    bench_machine machine;
+    bench_machine *machine;
     char processor[128];
 } engine;
 
@@ -132,6 +133,7 @@ static bt_status open_engine(engine *e, bt_error *err) {
     e->sequences = bt_calloc(n_sequences, sizeof(*e->sequences));
     e->blocks = bt_calloc(e->kv.layout.n_blocks, sizeof(*e->blocks));
     for (uint32_t i = 0; i < e->kv.layout.n_blocks; i++) e->blocks[i] = i;
+    e->machine = bench_machine_open(e->config.threads, krn_model_backend(e->model)->isa);
     e->n_ids = longest;
     e->ids = bt_calloc(e->n_ids, sizeof(*e->ids));
     for (uint32_t i = 0, x = 12345; i < e->n_ids; i++, x = x * 1664525 + 1013904223)
@@ -141,6 +143,7 @@ static bt_status open_engine(engine *e, bt_error *err) {
 
 static void close_engine(engine *e) {
     krn_model_close(e->model);
+    bench_machine_close(e->machine);
     free(e->kv.base);
     free(e->logits);
     free(e->sequences);
@@ -213,33 +216,49 @@ typedef struct {
     double tokens, steps, flop; /* of one repetition */
 } row;
 
-static int compare_ns(const void *a, const void *b) {
-    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+static int compare_doubles(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
     return (x > y) - (x < y);
 }
 
+/* Sorts. */
+static double median(double *values, uint32_t n) {
+    qsort(values, n, sizeof(values[0]), compare_doubles);
+    return values[n / 2];
+}
+
+static double repetition_seconds(engine *e, const row *r) {
+    int64_t start_ns = bt_now_ns();
+    if (strcmp(r->test, "prefill") == 0)
+        prefill(e, r->n);
+    else
+        decode(e, r->depth, r->batch);
+    return (double)(bt_now_ns() - start_ns) / BT_NS_PER_S;
+}
+
 static void measure(engine *e, const row *r) {
-    int64_t ns[MAX_REPEAT];
+    static double seconds[MAX_REPEAT], of_read[MAX_REPEAT], of_bf16[MAX_REPEAT], read[MAX_REPEAT], bf16[MAX_REPEAT];
     uint32_t n = e->config.repeat;
-    bench_machine_measure(e->config.threads, krn_model_backend(e->model)->isa, &e->machine);
-    for (int32_t i = -1; i < (int32_t)n; i++) {
-        int64_t start_ns = bt_now_ns();
-        if (strcmp(r->test, "prefill") == 0)
-            prefill(e, r->n);
-        else
-            decode(e, r->depth, r->batch);
-        if (i >= 0) ns[i] = bt_now_ns() - start_ns;
+    double gb = (double)krn_model_active_bytes(e->model) * r->steps * 1e-9, gflop = r->flop * 1e-9;
+    repetition_seconds(e, r);
+    bench_limits before = bench_machine_measure(e->machine);
+    for (uint32_t i = 0; i < n; i++) {
+        seconds[i] = repetition_seconds(e, r);
+        bench_limits after = bench_machine_measure(e->machine);
+        read[i] = (before.read_gb_s + after.read_gb_s) / 2;
+        bf16[i] = (before.bf16_gflop_s + after.bf16_gflop_s) / 2;
+        of_read[i] = gb / seconds[i] / read[i];
+        of_bf16[i] = gflop / seconds[i] / bf16[i];
+        before = after;
     }
-    qsort(ns, n, sizeof(ns[0]), compare_ns);
-    double seconds = (double)ns[n / 2] / BT_NS_PER_S, bytes = (double)krn_model_active_bytes(e->model);
-    double gb_s = bytes * r->steps / seconds * 1e-9, gflop_s = r->flop / seconds * 1e-9;
+    double middle = median(seconds, n);
     const krn_backend *backend = krn_model_backend(e->model);
     printf("%s,%s,%s,%u,%s,%u,%u,%u,%u,", BATON_COMMIT, e->processor, backend->isa, e->config.threads, r->test, r->n,
            r->depth, r->batch, n);
-    printf("%.1f,%.1f,%.1f,%.2f,", r->tokens / seconds, r->tokens * BT_NS_PER_S / (double)ns[n - 1],
-           r->tokens * BT_NS_PER_S / (double)ns[0], seconds / r->steps * 1e3);
-    printf("%.1f,%.2f,%.0f,%.2f,%.1f,%s,%.0f\n", gb_s, gb_s / e->machine.read_gb_s, gflop_s,
-           gflop_s / e->machine.bf16_gflop_s, e->machine.read_gb_s, e->machine.bf16_how, e->machine.bf16_gflop_s);
+    printf("%.1f,%.1f,%.1f,%.2f,", r->tokens / middle, r->tokens / seconds[n - 1], r->tokens / seconds[0],
+           middle / r->steps * 1e3);
+    printf("%.1f,%.2f,%.0f,%.2f,%.1f,%s,%.0f\n", gb / middle, median(of_read, n), gflop / middle, median(of_bf16, n),
+           median(read, n), bench_machine_unit(e->machine), median(bf16, n));
     fflush(stdout);
 }
 

@@ -1,5 +1,6 @@
-/* Runs one thing on n threads at once and takes the median rate. Reading: every thread ORs its own buffer, far larger
- * than its share of any cache. Multiplying: the unit that the backend uses, each in its own file with its own flags. */
+/* Runs one thing on n threads at once, a few times, and takes the mean rate. Reading: every thread ORs its own buffer,
+ * far larger than its share of any cache. Multiplying: the unit that the backend uses, each in its own file with its
+ * own flags. */
 #include "bench/machine.h"
 
 #include <emmintrin.h>
@@ -45,54 +46,64 @@ static void *run(void *argument) {
     return NULL;
 }
 
-static int compare_doubles(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
+struct bench_machine {
+    uint32_t n_threads;
+    uint8_t *memory; /* [n_threads][READ_BYTES] */
+    double (*multiply)(const void *);
+    const char *unit;
+};
 
 /* Units per second, all threads together. */
-static double median_rate(uint32_t n_threads, double (*work)(const void *), const uint8_t *memory) {
-    double rates[N_REPETITIONS];
-    job *jobs = bt_calloc(n_threads, sizeof(*jobs));
-    pthread_t *threads = bt_calloc(n_threads, sizeof(*threads));
+static double mean_rate(const bench_machine *machine, double (*work)(const void *)) {
+    job jobs[MAX_THREADS];
+    pthread_t threads[MAX_THREADS];
+    double done = 0, ns = 0;
     for (int repetition = -1; repetition < N_REPETITIONS; repetition++) { /* -1 warms up */
         pthread_barrier_t start;
-        pthread_barrier_init(&start, NULL, n_threads + 1);
-        for (uint32_t i = 0; i < n_threads; i++) {
-            jobs[i] =
-                (job){.work = work, .memory = memory == NULL ? NULL : memory + (size_t)i * READ_BYTES, .start = &start};
+        pthread_barrier_init(&start, NULL, machine->n_threads + 1);
+        for (uint32_t i = 0; i < machine->n_threads; i++) {
+            jobs[i] = (job){.work = work, .memory = machine->memory + (size_t)i * READ_BYTES, .start = &start};
             BT_ASSERT(pthread_create(&threads[i], NULL, run, &jobs[i]) == 0);
         }
         pthread_barrier_wait(&start);
         int64_t start_ns = bt_now_ns();
-        double done = 0;
-        for (uint32_t i = 0; i < n_threads; i++) {
+        for (uint32_t i = 0; i < machine->n_threads; i++) {
             pthread_join(threads[i], NULL);
-            done += jobs[i].done;
+            if (repetition >= 0) done += jobs[i].done;
         }
-        if (repetition >= 0) rates[repetition] = done * BT_NS_PER_S / (double)(bt_now_ns() - start_ns);
+        if (repetition >= 0) ns += (double)(bt_now_ns() - start_ns);
         pthread_barrier_destroy(&start);
     }
-    free(jobs);
-    free(threads);
-    qsort(rates, N_REPETITIONS, sizeof(rates[0]), compare_doubles);
-    return rates[N_REPETITIONS / 2];
+    return done * BT_NS_PER_S / ns;
 }
 
-void bench_machine_measure(uint32_t n_threads, const char *isa, bench_machine *out) {
+bench_machine *bench_machine_open(uint32_t n_threads, const char *isa) {
     BT_ASSERT(n_threads > 0 && n_threads <= MAX_THREADS);
-    uint8_t *memory = bt_calloc_aligned((size_t)n_threads * READ_BYTES, 64);
-    memset(memory, 1, (size_t)n_threads * READ_BYTES);
-    out->read_gb_s = median_rate(n_threads, read_all, memory) * 1e-9;
-    free(memory);
-    double (*work)(const void *) = run_avx2;
-    out->bf16_how = "avx2";
+    bench_machine *machine = bt_calloc(1, sizeof(*machine));
+    machine->n_threads = n_threads;
+    machine->memory = bt_calloc_aligned((size_t)n_threads * READ_BYTES, 64);
+    memset(machine->memory, 1, (size_t)n_threads * READ_BYTES);
+    machine->multiply = run_avx2;
+    machine->unit = "avx2";
     if (strcmp(isa, "amx-bf16") == 0) {
-        work = run_amx;
-        out->bf16_how = "amx";
+        machine->multiply = run_amx;
+        machine->unit = "amx";
     } else if (strcmp(isa, "avx512-bf16") == 0) {
-        work = run_avx512;
-        out->bf16_how = "avx512";
+        machine->multiply = run_avx512;
+        machine->unit = "avx512";
     }
-    out->bf16_gflop_s = median_rate(n_threads, work, NULL) * 1e-9;
+    return machine;
 }
+
+void bench_machine_close(bench_machine *machine) {
+    if (machine == NULL) return;
+    free(machine->memory);
+    free(machine);
+}
+
+bench_limits bench_machine_measure(const bench_machine *machine) {
+    return (bench_limits){.read_gb_s = mean_rate(machine, read_all) * 1e-9,
+                          .bf16_gflop_s = mean_rate(machine, machine->multiply) * 1e-9};
+}
+
+const char *bench_machine_unit(const bench_machine *machine) { return machine->unit; }
