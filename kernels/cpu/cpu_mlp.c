@@ -121,17 +121,27 @@ static void down_task(void *context, uint32_t task, uint32_t thread) {
     cpu_dots_run(b->backend, &dots, begin, end, thread);
 }
 
-/* Cuts n_out outputs of every run into tasks, some per thread; with many rows as few as do, since each packs its rows.
- */
-static void run_tasks(batch *b, uint32_t n_out, cpu_task task) {
-    enum { FEW_ROWS_TASKS = 8, MANY_ROWS_TASKS = 8, MIN_OUTPUTS = 64 };
-    cpu_pool *pool = b->backend->pool;
-    uint32_t n_tasks =
-        cpu_pool_threads(pool) * (b->n_rows / b->n_runs <= CPU_FEW_ROWS ? FEW_ROWS_TASKS : MANY_ROWS_TASKS);
-    uint32_t n_ranges = (n_tasks + b->n_runs - 1) / b->n_runs;
-    b->outputs_each = cpu_round_up(cpu_max((n_out + n_ranges - 1) / n_ranges, MIN_OUTPUTS), CPU_PANEL);
+/* Cuts n_out outputs of every run, of bytes_each bytes of weights, into tasks: some per thread, but each worth its
+ * handing out; with many rows few, since each packs its rows. */
+static void run_tasks(batch *b, uint32_t n_out, size_t bytes_each, cpu_task task) {
+    enum { TASKS_PER_THREAD = 8, MIN_TASK_BYTES = 64 << 10 };
+    uint32_t n_ranges = (cpu_pool_threads(b->backend->pool) * TASKS_PER_THREAD + b->n_runs - 1) / b->n_runs;
+    uint32_t least = cpu_max((uint32_t)(MIN_TASK_BYTES / bytes_each), 2 * CPU_PANEL);
+    b->outputs_each = cpu_round_up(cpu_max((n_out + n_ranges - 1) / n_ranges, least), CPU_PANEL);
     b->tasks_each = (n_out + b->outputs_each - 1) / b->outputs_each;
-    cpu_pool_run(pool, b->n_runs * b->tasks_each, task, b);
+    cpu_pool_run(b->backend->pool, b->n_runs * b->tasks_each, task, b);
+}
+
+static void run_gate_up(batch *b) {
+    b->is_down = false;
+    pack(b);
+    run_tasks(b, b->inter, 2 * b->hidden * cpu_elem_bytes(b->runs[0].mlp->gate.dtype), gate_up_task);
+}
+
+static void run_down(batch *b) {
+    b->is_down = true;
+    pack(b);
+    run_tasks(b, b->hidden, b->inter * cpu_elem_bytes(b->runs[0].mlp->down.dtype), down_task);
 }
 
 static void add_run(batch *b, const krn_mlp *mlp, uint32_t n_rows) {
@@ -149,15 +159,13 @@ void cpu_gate_up(krn_backend *api, const krn_mlp *mlp, const void *x_act, uint32
     b.x_packed = n_rows <= CPU_FEW_ROWS ? backend->packed : NULL;
     b.hidden = mlp->gate.n_in;
     b.inter = mlp->gate.n_out;
-    b.is_down = false;
     uint32_t rows_each = n_rows <= CPU_FEW_ROWS ? n_rows : cpu_rows_each(b.hidden);
     for (uint32_t done = 0; done < n_rows; done += b.n_rows) {
         b.n_runs = b.n_rows = 0;
         while (done + b.n_rows < n_rows && b.n_runs < MAX_RUNS) {
             add_run(&b, mlp, cpu_min(rows_each, n_rows - done - b.n_rows));
         }
-        pack(&b);
-        run_tasks(&b, b.inter, gate_up_task);
+        run_gate_up(&b);
         b.x += (size_t)b.n_rows * b.hidden;
         b.h += (size_t)b.n_rows * b.inter;
     }
@@ -185,11 +193,7 @@ void cpu_experts(krn_backend *api, const krn_experts_args *args) {
             while (n < most && first[n].expert == first->expert) n++;
             add_run(&b, &args->experts[first->expert], n);
         }
-        b.is_down = false;
-        pack(&b);
-        run_tasks(&b, b.inter, gate_up_task);
-        b.is_down = true;
-        pack(&b);
-        run_tasks(&b, b.hidden, down_task);
+        run_gate_up(&b);
+        run_down(&b);
     }
 }
