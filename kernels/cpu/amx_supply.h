@@ -15,7 +15,7 @@
 
 typedef enum { SUPPLY_NOTHING, SUPPLY_FETCH, SUPPLY_COPY, SUPPLY_DECODE } supply_kind;
 
-enum { UNIT = 128 }; /* elements of one row: what is brought in at a time */
+enum { UNIT = 128, FETCH_UNIT = 512 }; /* elements of one row: what is brought in at a time */
 
 typedef struct {
     supply_kind kind;
@@ -74,11 +74,16 @@ INLINE void supply_ahead(const supply *s, uint32_t n) {
     for (uint32_t i = 0; i < n * s->elem_bytes; i += 64) _mm_prefetch(ahead + i, _MM_HINT_T1);
 }
 
+INLINE uint32_t supply_unit(const supply *s) { return s->kind == SUPPLY_FETCH ? FETCH_UNIT : UNIT; }
+
+/* Of the whole piece. */
+INLINE uint32_t supply_units(const supply *s) { return (s->n + supply_unit(s) - 1) / supply_unit(s) * CPU_PANEL; }
+
 /* Up to n_units. */
 INLINE void supply_some(supply *s, const e4m3_table *table, uint32_t n_units) {
     if (s->kind == SUPPLY_NOTHING) return;
     for (; n_units > 0 && s->row < CPU_PANEL; n_units--) {
-        uint32_t n = cpu_min(UNIT, s->n - s->at);
+        uint32_t n = cpu_min(supply_unit(s), s->n - s->at);
         const uint8_t *from = s->from + s->row * s->row_bytes + (size_t)s->at * s->elem_bytes;
         if (s->kind != SUPPLY_FETCH && s->row >= s->n_there)
             supply_zero(s, n);
@@ -87,7 +92,7 @@ INLINE void supply_some(supply *s, const e4m3_table *table, uint32_t n_units) {
         else if (s->kind == SUPPLY_COPY)
             supply_copy(s, from, n);
         supply_ahead(s, n);
-        s->at += UNIT;
+        s->at += n;
         if (s->at >= s->n) s->at = 0, s->row++;
     }
 }

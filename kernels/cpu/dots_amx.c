@@ -301,8 +301,7 @@ static void place_run(const place *now, const place *next) {
         }
     }
     uint32_t n_steps = (now->n_groups + 1) / 2 * run.piece.n_steps;
-    uint32_t n_units = (run.supply.n + UNIT - 1) / UNIT * CPU_PANEL;
-    run.units_each = (n_units + n_steps - 1) / n_steps;
+    run.units_each = (supply_units(&run.supply) + n_steps - 1) / n_steps;
     groups_run(now, &run);
     supply_some(&run.supply, &run.table, UINT32_MAX); /* what rounding left over */
 }
