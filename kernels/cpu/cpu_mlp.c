@@ -124,7 +124,7 @@ static void down_task(void *context, uint32_t task, uint32_t thread) {
 /* Cuts n_out outputs of every run, of bytes_each bytes of weights, into tasks: some per thread, but each worth its
  * handing out; with many rows few, since each packs its rows. */
 static void run_tasks(batch *b, uint32_t n_out, size_t bytes_each, cpu_task task) {
-    enum { TASKS_PER_THREAD = 8, MIN_TASK_BYTES = 64 << 10 };
+    enum { TASKS_PER_THREAD = 8, MIN_TASK_BYTES = 32 << 10 };
     uint32_t n_ranges = (cpu_pool_threads(b->backend->pool) * TASKS_PER_THREAD + b->n_runs - 1) / b->n_runs;
     uint32_t least = cpu_max((uint32_t)(MIN_TASK_BYTES / bytes_each), 2 * CPU_PANEL);
     b->outputs_each = cpu_round_up(cpu_max((n_out + n_ranges - 1) / n_ranges, least), CPU_PANEL);
