@@ -51,8 +51,9 @@ typedef struct {
     float *out;             /* row r, output o: out[r * stride + o], or out[o * stride + r] if is_by_output */
     size_t out_stride;
     bool is_by_output, accumulate;
-    bool is_streamed;        /* the results are read much later: they need not stay in the cache */
-    const krn_pair *weights; /* row r's results are multiplied by weights[r].weight; NULL: by nothing */
+    bool is_streamed; /* the results are read much later: they need not stay in the cache */
+    /* Row r's results are multiplied by weights[r].weight; NULL: by nothing. Not together with is_by_output. */
+    const krn_pair *weights;
 } cpu_dots;
 
 /* out[r] = (alpha ? out[r] * alpha[r] : 0) + sum over j of p[r][j] * v[j]
@@ -138,7 +139,7 @@ typedef struct {
 
     uint16_t *packed;   /* up to CPU_FEW_ROWS rows of one linear */
     uint32_t cap_pairs; /* of experts, in one batch */
-    uint16_t *expert_x; /* packed rows of cap_pairs pairs */
+    uint16_t *expert_x; /* packed rows of the experts that have few, of up to cap_pairs pairs */
     uint16_t *expert_h; /* silu(gate) * up of the pairs, plain */
     uint16_t *expert_h_packed;
     cpu_attention_memory *attention;

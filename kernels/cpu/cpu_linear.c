@@ -3,14 +3,13 @@
  *
  * A task is a multiple of CPU_PANEL outputs. Work that a single thread does in a few microseconds is not handed out:
  * waking another thread would cost as much. */
-#include <string.h>
-
 #include "kernels/cpu/cpu.h"
 
 typedef struct {
     cpu_backend *backend;
-    cpu_dots dots;                              /* of all rows; packed: NULL if each task packs its own */
-    uint32_t rows_each, outputs_each, n_ranges; /* of outputs */
+    cpu_dots dots; /* of all rows; packed: NULL if each task packs its own */
+    uint32_t rows_each, outputs_each;
+    uint32_t n_ranges; /* of outputs */
 } linear_job;
 
 /* Few rows: some tasks per thread, so that a thread that is held up does not hold up the others; each worth at least 20

@@ -325,6 +325,7 @@ static void rows_run(place *p) {
 
 static void dots(const cpu_dots *job, uint32_t begin, uint32_t end, const cpu_scratch *scratch) {
     if (begin == end) return;
+    BT_ASSERT(!job->is_by_output || job->weights == NULL);
     for (uint32_t row = 0; row < job->rows.n_rows; row += CPU_ROW_BLOCK) {
         place p = {.job = job, .row = row, .n_rows = cpu_min(CPU_ROW_BLOCK, job->rows.n_rows - row)};
         p.n_groups = (p.n_rows + CPU_GROUP - 1) / CPU_GROUP;
