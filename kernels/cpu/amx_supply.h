@@ -1,10 +1,10 @@
 /* Where the weights of `dots` come from on AMX. A panel is 32 outputs; a piece is what is multiplied of it between two
- * touches of the sums. While one piece is multiplied the next one is brought in, a few units after each step of the
- * tiles, so that the loads, permutations and stores of this file run in the shadow of the multiplications:
+ * touches of the sums. While one piece is multiplied, after each step of the tiles a little is done for what follows,
+ * so that it runs in the shadow of the multiplications:
  *
- *   fetch   bfloat16 that is read where it lies: the panel behind, into L2
- *   copy    bfloat16 that is ragged at an edge: into a buffer, zeros where nothing is
- *   decode  FP8: into a buffer, as bfloat16 */
+ *   fetch   a share of the next panel from memory into L2; evenly, for fetches in bursts hold up the tiles' loads
+ *   copy    the next piece into a buffer, if it is bfloat16 that cannot be read where it lies; zeros where nothing is
+ *   decode  the next piece into a buffer, if it is FP8: as bfloat16 */
 #ifndef BATON_KERNELS_CPU_AMX_SUPPLY_H
 #define BATON_KERNELS_CPU_AMX_SUPPLY_H
 
@@ -13,23 +13,32 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-typedef enum { SUPPLY_NOTHING, SUPPLY_FETCH, SUPPLY_COPY, SUPPLY_DECODE } supply_kind;
+typedef enum { SUPPLY_NOTHING, SUPPLY_COPY, SUPPLY_DECODE } supply_kind;
 
-enum { UNIT = 128, FETCH_UNIT = 512 }; /* elements of one row: what is brought in at a time */
+enum { UNIT = 128, LINE = 64 }; /* elements of one row that are copied or decoded at a time; bytes that are fetched */
 
 typedef struct {
+    const uint8_t *fetch, *fetch_end; /* what is still to be fetched */
     supply_kind kind;
-    const uint8_t *from; /* row 0 of what is copied or decoded */
+    const uint8_t *from; /* row 0 of what is copied or decoded, from its first element in this piece */
     size_t row_bytes;
     uint32_t elem_bytes;
-    uint32_t n_there;     /* of the panel's rows: those that exist, the others become zero */
-    uint32_t n;           /* elements of a row in this piece */
-    const uint8_t *ahead; /* fetched too, as many bytes, its rows ahead_stride apart; NULL: nothing */
-    size_t ahead_stride;
-    uint8_t *to; /* [half][n_steps][16][64 bytes] */
+    uint32_t n_there;    /* of the panel's rows: those that exist, the others become zero */
+    uint32_t n;          /* elements of a row in this piece */
+    uint32_t begin, end; /* copied: those that are there, the others become zero */
+    uint8_t *to;         /* [half][n_steps][16][64 bytes] */
     uint32_t n_steps;
-    uint32_t row, at; /* the next unit */
+    uint32_t row, at;                /* the next unit */
+    uint32_t lines_each, units_each; /* after one step of the tiles */
 } supply;
+
+/* Spreads the work over n_steps of the tiles. */
+static void supply_spread(supply *s, uint32_t n_steps) {
+    uint32_t n_lines = (uint32_t)(s->fetch_end - s->fetch + LINE - 1) / LINE;
+    uint32_t n_units = s->kind == SUPPLY_NOTHING ? 0 : (s->n + UNIT - 1) / UNIT * CPU_PANEL;
+    s->lines_each = (n_lines + n_steps - 1) / n_steps;
+    s->units_each = (n_units + n_steps - 1) / n_steps;
+}
 
 /* Where element `at` of the row lies in the buffer; the next 32 elements are SIDE * 64 bytes behind. */
 INLINE uint8_t *supply_place(const supply *s) {
@@ -43,12 +52,13 @@ INLINE void supply_zero(const supply *s, uint32_t n) {
 
 INLINE void supply_copy(const supply *s, const uint8_t *from, uint32_t n) {
     uint8_t *to = supply_place(s);
-    if (n == UNIT) { /* all but edges */
+    if (n == UNIT && s->at >= s->begin && s->at + UNIT <= s->end) {
         for (uint32_t i = 0; i < 4; i++) _mm512_store_si512(to + i * SIDE * 64, _mm512_loadu_si512(from + i * 64));
         return;
     }
-    for (uint32_t i = 0; i < n; i += CPU_K_STEP, to += SIDE * 64) {
-        _mm512_store_si512(to, bf16_load(from + (size_t)i * 2, n - i));
+    int32_t begin = (int32_t)s->begin - (int32_t)s->at, end = (int32_t)s->end - (int32_t)s->at;
+    for (int32_t i = 0; i < (int32_t)n; i += CPU_K_STEP, to += SIDE * 64) {
+        _mm512_store_si512(to, bf16_load_part(from + i * 2, begin - i, end - i));
     }
 }
 
@@ -68,33 +78,30 @@ INLINE void supply_decode(const supply *s, const uint8_t *from, uint32_t n, cons
     }
 }
 
-INLINE void supply_ahead(const supply *s, uint32_t n) {
-    if (s->ahead == NULL) return;
-    const char *ahead = (const char *)s->ahead + s->row * s->ahead_stride + (size_t)s->at * s->elem_bytes;
-    for (uint32_t i = 0; i < n * s->elem_bytes; i += 64) _mm_prefetch(ahead + i, _MM_HINT_T1);
+INLINE void supply_unit(supply *s, const e4m3_table *table) {
+    uint32_t n = cpu_min(UNIT, s->n - s->at);
+    const uint8_t *from = s->from + s->row * s->row_bytes + (size_t)s->at * s->elem_bytes;
+    if (s->row >= s->n_there)
+        supply_zero(s, n);
+    else if (s->kind == SUPPLY_DECODE)
+        supply_decode(s, from, n, table);
+    else
+        supply_copy(s, from, n);
+    s->at += n;
+    if (s->at >= s->n) s->at = 0, s->row++;
 }
 
-INLINE uint32_t supply_unit(const supply *s) { return s->kind == SUPPLY_FETCH ? FETCH_UNIT : UNIT; }
-
-/* Of the whole piece. */
-INLINE uint32_t supply_units(const supply *s) { return (s->n + supply_unit(s) - 1) / supply_unit(s) * CPU_PANEL; }
-
-/* Up to n_units. */
-INLINE void supply_some(supply *s, const e4m3_table *table, uint32_t n_units) {
-    if (s->kind == SUPPLY_NOTHING) return;
-    for (; n_units > 0 && s->row < CPU_PANEL; n_units--) {
-        uint32_t n = cpu_min(supply_unit(s), s->n - s->at);
-        const uint8_t *from = s->from + s->row * s->row_bytes + (size_t)s->at * s->elem_bytes;
-        if (s->kind != SUPPLY_FETCH && s->row >= s->n_there)
-            supply_zero(s, n);
-        else if (s->kind == SUPPLY_DECODE)
-            supply_decode(s, from, n, table);
-        else if (s->kind == SUPPLY_COPY)
-            supply_copy(s, from, n);
-        supply_ahead(s, n);
-        s->at += n;
-        if (s->at >= s->n) s->at = 0, s->row++;
+/* What is due after one step of the tiles. */
+INLINE void supply_some(supply *s, const e4m3_table *table) {
+    for (uint32_t i = 0; i < s->lines_each && s->fetch < s->fetch_end; i++, s->fetch += LINE) {
+        _mm_prefetch((const char *)s->fetch, _MM_HINT_T1);
     }
+    for (uint32_t i = 0; i < s->units_each && s->row < CPU_PANEL; i++) supply_unit(s, table);
+}
+
+/* What is left. */
+INLINE void supply_rest(supply *s, const e4m3_table *table) {
+    while (s->kind != SUPPLY_NOTHING && s->row < CPU_PANEL) supply_unit(s, table);
 }
 
 #undef INLINE

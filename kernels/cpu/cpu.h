@@ -19,8 +19,8 @@ enum {
     CPU_PANEL = 32,    /* outputs that a kernel handles together: task boundaries are multiples of it */
     CPU_V_PANEL = 32,  /* columns of V (cpu_pairs) that lie together */
     CPU_FEW_ROWS = 32, /* up to here rows are packed once for all tasks; more are packed by the task that reads them */
-    CPU_ROW_BLOCK = 256,    /* rows of a task, at most; a multiple of CPU_GROUP */
-    CPU_L2_BYTES = 1 << 20, /* what a task's packed rows may take of L2 */
+    CPU_ROW_BLOCK = 256,      /* rows of a task, at most; a multiple of CPU_GROUP */
+    CPU_L2_BYTES = 832 << 10, /* what a task's packed rows may take of L2: weights pass through the rest */
 };
 
 static inline uint32_t cpu_round_up(uint32_t n, uint32_t multiple) { return (n + multiple - 1) / multiple * multiple; }
@@ -33,14 +33,19 @@ typedef struct {
     size_t stride; /* elements */
     const krn_pair *pairs;
     uint32_t n_rows, n; /* n: elements of a row */
+    uint32_t skew;      /* zeros before them in packed rows: cpu_isa.skew of the matrix that multiplies them */
 } cpu_rows;
 
 static inline const uint16_t *cpu_row(const cpu_rows *rows, uint32_t i) {
     return rows->x + rows->stride * (rows->pairs != NULL ? rows->pairs[i].row : i);
 }
 
+/* Elements of a packed row. */
+static inline uint32_t cpu_packed_width(const cpu_rows *rows) { return cpu_round_up(rows->skew + rows->n, CPU_K_STEP); }
+
+/* Room for packed rows of n elements with any skew. */
 static inline size_t cpu_packed_elems(uint32_t n_rows, uint32_t n) {
-    return (size_t)n_rows * cpu_round_up(n, CPU_K_STEP);
+    return (size_t)n_rows * (cpu_round_up(n, CPU_K_STEP) + CPU_K_STEP);
 }
 
 typedef struct {
@@ -78,7 +83,7 @@ enum { CPU_WIDE_PANEL = 4 }; /* outputs that dots_wide handles together */
 typedef struct {
     void *dots;       /* [CPU_DOTS_SCRATCH_BYTES]: the kernels' own; aligned to 64 bytes */
     float *row;       /* [CPU_WIDE_PANEL][longest row + CPU_GROUP]: decoded weights */
-    uint16_t *packed; /* as many rows as cpu_rows_each() says */
+    uint16_t *packed; /* as many rows as cpu_rows_most() says */
     void *work;       /* what the calling operation needs: experts and attention say how much */
 } cpu_scratch;
 
@@ -115,6 +120,10 @@ typedef struct {
     const char *name;
     const cpu_vector *vector;
 
+    /* What `skew` rows that multiply w shall have, less than CPU_K_STEP: steps of k then start where w's cache lines
+     * do. Part of the order of sums, so it depends on where w lies alone. NULL: always 0. Rows of another skew, the
+     * same for all row counts, are multiplied too, slower. */
+    uint32_t (*skew)(const krn_matrix *w);
     /* Rows begin..end of `rows` (begin a multiple of CPU_GROUP) into their place in `packed`. */
     void (*pack)(const cpu_rows *rows, uint32_t begin, uint32_t end, uint16_t *packed);
     /* Outputs begin..end. W is BF16, or F8_E4M3 with block_cols a multiple of CPU_K_STEP. */
@@ -159,10 +168,20 @@ static inline uint32_t cpu_piece(const krn_matrix *w, uint32_t k) {
     return cpu_min(CPU_PIECE, cpu_min(to_block_end, w->n_in - k));
 }
 
-/* Rows of n elements that a task takes when there are many: packed they stay in L2 while all its weights pass. */
-static inline uint32_t cpu_rows_each(uint32_t n) {
-    uint32_t rows = CPU_L2_BYTES / (2 * cpu_round_up(n, CPU_K_STEP)) / 32 * 32;
+static inline uint32_t cpu_skew(const cpu_backend *backend, const krn_matrix *w) {
+    return backend->isa->skew == NULL ? 0 : backend->isa->skew(w);
+}
+
+/* Rows of n elements that a task takes at most: packed they stay in L2 while all its weights pass. */
+static inline uint32_t cpu_rows_most(uint32_t n) {
+    uint32_t rows = (uint32_t)(CPU_L2_BYTES / (cpu_packed_elems(1, n) * sizeof(uint16_t))) / 32 * 32;
     return cpu_max(cpu_min(rows, CPU_ROW_BLOCK), 64);
+}
+
+/* n_rows in parts of at most `most`, a multiple of 32, all nearly alike. */
+static inline uint32_t cpu_rows_each(uint32_t n_rows, uint32_t most) {
+    uint32_t n_parts = (n_rows + most - 1) / most;
+    return cpu_round_up((n_rows + n_parts - 1) / n_parts, 32);
 }
 
 /* The right one of dots and dots_wide. */

@@ -215,6 +215,7 @@ static void value_task(void *context, uint32_t head, uint32_t thread) {
     }
     cpu_dots dots = {.w = &j->args->layer->kv_b, .first_row = head * (d->nope + d->v) + d->nope, .n_out = d->v};
     dots.rows = (cpu_rows){.x = w.z, .stride = d->rank, .n_rows = j->n_rows, .n = d->rank};
+    dots.rows.skew = cpu_skew(j->backend, dots.w);
     dots.packed = w.z_packed;
     dots.out = w.out;
     dots.out_stride = d->v;

@@ -201,7 +201,7 @@ static void take_memory(cpu_backend *backend) {
     }
     backend->attention = cpu_attention_open(limits);
     size_t mlp_bytes = cpu_mlp_work_bytes(), attention_bytes = cpu_attention_work_bytes(backend->attention);
-    size_t packed_bytes = cpu_packed_elems(cpu_rows_each(longest), longest) * sizeof(uint16_t);
+    size_t packed_bytes = cpu_packed_elems(cpu_rows_most(longest), longest) * sizeof(uint16_t);
     if (packed_bytes < CPU_L2_BYTES) packed_bytes = CPU_L2_BYTES; /* of shorter rows there are more */
     backend->scratch = bt_calloc(limits->n_threads, sizeof(*backend->scratch));
     for (uint32_t i = 0; i < limits->n_threads; i++) {

@@ -66,6 +66,14 @@ typedef struct {
     uint32_t rows_each; /* of a task */
 } job;
 
+/* The sequence's latents, as what multiplies kv_b. */
+static cpu_rows latent_rows(const job *j, uint32_t n) {
+    const cpu_attention_dims *d = &j->backend->attention->dims;
+    cpu_rows rows = {.stride = d->width, .n_rows = n, .n = d->rank};
+    rows.skew = cpu_skew(j->backend, &j->args->layer->kv_b);
+    return rows;
+}
+
 /* One KV block: latents packed (or plain, if kv_b is of a type that is not packed), rotated keys in pairs. */
 static void pack_task(void *context, uint32_t block, uint32_t thread) {
     const job *j = context;
@@ -74,13 +82,14 @@ static void pack_task(void *context, uint32_t block, uint32_t thread) {
     const cpu_attention_dims *d = &m->dims;
     uint32_t n = cpu_min(TOKENS, j->n_context - block * TOKENS);
     const uint16_t *cached = cpu_cached(j->args, j->run->sequence, block * TOKENS);
-    uint16_t *out = m->latents + block * cpu_packed_elems(TOKENS, d->rank);
+    cpu_rows rows = latent_rows(j, n);
+    size_t width = cpu_packed_width(&rows);
+    uint16_t *out = m->latents + block * TOKENS * width;
+    rows.x = cached;
     if (cpu_is_narrow(&j->args->layer->kv_b)) {
-        cpu_rows rows = {.x = cached, .stride = d->width, .n_rows = n, .n = d->rank};
         j->backend->isa->pack(&rows, 0, n, out);
     } else {
-        size_t stride = cpu_round_up(d->rank, CPU_K_STEP);
-        for (uint32_t t = 0; t < n; t++) memcpy(out + t * stride, cached + t * d->width, d->rank * sizeof(*out));
+        for (uint32_t t = 0; t < n; t++) memcpy(out + t * width, cpu_row(&rows, t), d->rank * sizeof(*out));
     }
     for (uint32_t t = 0; t < n; t++) {
         const uint16_t *key = cached + t * d->width + d->rank;
@@ -95,10 +104,10 @@ static void rebuild(const job *j, const work *w, uint32_t head, uint32_t start, 
     const cpu_attention_memory *m = j->backend->attention;
     const cpu_attention_dims *d = &m->dims;
     const cpu_vector *vector = j->backend->isa->vector;
-    uint32_t n = cpu_min(REBUILD_TOKENS, j->n_context - start), block = start / TOKENS;
-    const uint16_t *latents = m->latents + block * cpu_packed_elems(TOKENS, d->rank);
-    cpu_dots dots = {.w = &j->args->layer->kv_b, .first_row = head * (d->nope + d->v), .packed = latents};
-    dots.rows = (cpu_rows){.x = latents, .stride = cpu_round_up(d->rank, CPU_K_STEP), .n_rows = n, .n = d->rank};
+    uint32_t n = cpu_min(REBUILD_TOKENS, j->n_context - start);
+    cpu_dots dots = {.w = &j->args->layer->kv_b, .first_row = head * (d->nope + d->v), .rows = latent_rows(j, n)};
+    dots.rows.stride = cpu_packed_width(&dots.rows);
+    dots.rows.x = dots.packed = m->latents + start * dots.rows.stride;
     dots.n_out = d->nope;
     dots.out = w->k_float;
     dots.out_stride = REBUILD_TOKENS;

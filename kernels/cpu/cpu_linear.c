@@ -60,8 +60,9 @@ void cpu_linear(krn_backend *api, const krn_matrix *w, const void *x_act, uint32
     linear_job job = {.backend = backend, .rows_each = n_rows};
     job.dots = (cpu_dots){.w = w, .n_out = w->n_out, .out = out, .out_stride = w->n_out, .accumulate = accumulate};
     job.dots.rows = (cpu_rows){.x = x_act, .stride = w->n_in, .n_rows = n_rows, .n = w->n_in};
+    job.dots.rows.skew = cpu_skew(backend, w);
     if (n_rows > CPU_FEW_ROWS) {
-        job.rows_each = cpu_rows_each(w->n_in);
+        job.rows_each = cpu_rows_each(n_rows, cpu_rows_most(w->n_in));
         uint32_t n_blocks = (n_rows + job.rows_each - 1) / job.rows_each;
         job.dots.is_streamed = !accumulate && (size_t)n_rows * w->n_out * sizeof(float) > STREAMED_BYTES;
         job.outputs_each = outputs_per_block(backend, w, n_blocks);

@@ -39,7 +39,12 @@ static cpu_rows rows_of(const batch *b, const run *r) {
     if (b->is_down) {
         rows.x = b->h + (size_t)r->first * b->inter;
         rows.stride = rows.n = b->inter;
-    } else if (b->pairs != NULL) {
+        rows.skew = cpu_skew(b->backend, &r->mlp->down);
+        return rows;
+    }
+    uint32_t gate = cpu_skew(b->backend, &r->mlp->gate), up = cpu_skew(b->backend, &r->mlp->up);
+    if (gate == up) rows.skew = gate;
+    if (b->pairs != NULL) {
         rows.pairs = b->pairs + r->first;
     } else {
         rows.x += (size_t)r->first * b->hidden;
@@ -144,9 +149,14 @@ static void run_down(batch *b) {
     run_tasks(b, b->hidden, b->inter * cpu_elem_bytes(b->runs[0].mlp->down.dtype), down_task);
 }
 
-static void add_run(batch *b, const krn_mlp *mlp, uint32_t n_rows) {
-    b->runs[b->n_runs++] = (run){.mlp = mlp, .first = b->n_rows, .n_rows = n_rows};
-    b->n_rows += n_rows;
+/* n_rows of one MLP, in runs of at most `most`, as far as there is room for runs. */
+static void add_runs(batch *b, const krn_mlp *mlp, uint32_t n_rows, uint32_t most) {
+    uint32_t each = cpu_rows_each(n_rows, most);
+    for (uint32_t n; n_rows > 0 && b->n_runs < MAX_RUNS; n_rows -= n) {
+        n = cpu_min(each, n_rows);
+        b->runs[b->n_runs++] = (run){.mlp = mlp, .first = b->n_rows, .n_rows = n};
+        b->n_rows += n;
+    }
 }
 
 void cpu_gate_up(krn_backend *api, const krn_mlp *mlp, const void *x_act, uint32_t n_rows, void *out_act) {
@@ -159,12 +169,9 @@ void cpu_gate_up(krn_backend *api, const krn_mlp *mlp, const void *x_act, uint32
     b.x_packed = n_rows <= CPU_FEW_ROWS ? backend->packed : NULL;
     b.hidden = mlp->gate.n_in;
     b.inter = mlp->gate.n_out;
-    uint32_t rows_each = n_rows <= CPU_FEW_ROWS ? n_rows : cpu_rows_each(b.hidden);
     for (uint32_t done = 0; done < n_rows; done += b.n_rows) {
         b.n_runs = b.n_rows = 0;
-        while (done + b.n_rows < n_rows && b.n_runs < MAX_RUNS) {
-            add_run(&b, mlp, cpu_min(rows_each, n_rows - done - b.n_rows));
-        }
+        add_runs(&b, mlp, n_rows - done, cpu_rows_most(b.hidden));
         run_gate_up(&b);
         b.x += (size_t)b.n_rows * b.hidden;
         b.h += (size_t)b.n_rows * b.inter;
@@ -182,16 +189,16 @@ void cpu_experts(krn_backend *api, const krn_experts_args *args) {
     b.h_packed = backend->expert_h_packed;
     b.hidden = c->hidden_size;
     b.inter = c->moe_intermediate_size;
-    uint32_t rows_each = cpu_rows_each(cpu_max(b.hidden, b.inter));
+    uint32_t most = cpu_rows_most(cpu_max(b.hidden, b.inter));
     for (uint32_t i = 0; i < args->n_pairs; i += b.n_rows) {
         b.pairs = args->pairs + i;
         b.y = args->y + (size_t)i * b.hidden;
         b.n_runs = b.n_rows = 0;
         while (i + b.n_rows < args->n_pairs && b.n_rows < backend->cap_pairs && b.n_runs < MAX_RUNS) {
             const krn_pair *first = b.pairs + b.n_rows;
-            uint32_t most = cpu_min(cpu_min(backend->cap_pairs, args->n_pairs - i) - b.n_rows, rows_each), n = 1;
-            while (n < most && first[n].expert == first->expert) n++;
-            add_run(&b, &args->experts[first->expert], n);
+            uint32_t n_left = cpu_min(backend->cap_pairs, args->n_pairs - i) - b.n_rows, n = 1;
+            while (n < n_left && first[n].expert == first->expert) n++;
+            add_runs(&b, &args->experts[first->expert], n, most);
         }
         run_gate_up(&b);
         run_down(&b);

@@ -38,10 +38,17 @@ INLINE __m512i e4m3_load(const uint8_t *codes, uint32_t n) {
     return _mm512_maskz_loadu_epi8(((uint64_t)1 << n) - 1, codes);
 }
 
-/* n <= CPU_K_STEP elements of a bfloat16 row, zeros behind. */
+/* n elements of a bfloat16 row, at most CPU_K_STEP, zeros behind. */
 INLINE __m512i bf16_load(const uint8_t *at, uint32_t n) {
     if (n >= CPU_K_STEP) return _mm512_loadu_si512(at);
     return _mm512_maskz_loadu_epi16((__mmask32)((1u << n) - 1), at);
+}
+
+/* CPU_K_STEP elements of a bfloat16 row from `at`, zeros for those outside begin..end. */
+INLINE __m512i bf16_load_part(const uint8_t *at, int32_t begin, int32_t end) {
+    __mmask32 mask = end >= CPU_K_STEP ? ~(__mmask32)0 : end <= 0 ? 0 : ((__mmask32)1 << end) - 1;
+    if (begin > 0) mask = begin >= CPU_K_STEP ? 0 : mask & ~(((__mmask32)1 << begin) - 1);
+    return _mm512_maskz_loadu_epi16(mask, at);
 }
 
 #undef INLINE
