@@ -108,8 +108,8 @@ struct krn_backend {
     void (*linear)(krn_backend *backend, const krn_matrix *w, const void *x_act, uint32_t n_rows, float *out,
                    bool accumulate);
 
-    /* out_act[n_rows][n_out] = silu(x · Gᵀ) * (x · Uᵀ), silu(z) = z / (1 + exp(-z)): the first half of an MLP. */
-    void (*gate_up)(krn_backend *backend, const krn_mlp *mlp, const void *x_act, uint32_t n_rows, void *out_act);
+    /* out[n_rows][hidden_size] += (silu(x · Gᵀ) * (x · Uᵀ)) · Dᵀ, silu(z) = z / (1 + exp(-z)) */
+    void (*mlp)(krn_backend *backend, const krn_mlp *mlp, const void *x_act, uint32_t n_rows, float *out);
 
     /* Normalises and rotates kv_a, stores it in the cache at each row's position, rotates q, then attends: row t reads
      * what the cache holds at positions 0..t of its sequence, block by block in ascending order. */

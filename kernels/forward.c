@@ -41,7 +41,6 @@ struct krn_model {
     float *normed;                 /* [hidden]: the same, for the router */
     float *q_a, *q, *kv_a;         /* [q_lora_rank], [heads * (nope + rope)], [kv_lora_rank + rope] */
     void *q_a_act, *attended_act;  /* act [q_lora_rank], [heads * v] */
-    void *gated_act;               /* act [width of the dense or shared experts' MLP] */
     float *router_logits;          /* [n_routed_experts] */
     uint32_t *chosen, *first_pair; /* [num_experts_per_tok]; first_pair: one [n_routed_experts] */
     float *chosen_weights;         /* [num_experts_per_tok] */
@@ -51,11 +50,6 @@ struct krn_model {
     const float **row_results;     /* [num_experts_per_tok]: the same by row, experts ascending */
     uint32_t *n_row_results;       /* collected so far */
 };
-
-static uint32_t mlp_width(const mdl_config *config) {
-    uint32_t shared = config->n_shared_experts * config->moe_intermediate_size;
-    return config->intermediate_size > shared ? config->intermediate_size : shared;
-}
 
 static void scratch_open(krn_model *model) {
     enum { ALIGN_BYTES = 64 };
@@ -76,7 +70,6 @@ static void scratch_open(krn_model *model) {
         {&model->q, heads * (c->qk_nope_head_dim + c->qk_rope_head_dim) * sizeof(float)},
         {&model->kv_a, mdl_kv_width(c) * sizeof(float)},
         {&model->attended_act, heads * c->v_head_dim * act},
-        {&model->gated_act, mlp_width(c) * act},
         {&model->router_logits, c->n_routed_experts * sizeof(float)},
         {&model->chosen, per_row * sizeof(uint32_t)},
         {&model->chosen_weights, per_row * sizeof(float)},
@@ -98,17 +91,27 @@ static void scratch_open(krn_model *model) {
 }
 
 static void scratch_close(krn_model *model) {
-    void *const buffers[] = {model->ids,         model->cos_sin,
-                             model->x,           model->normed_act,
-                             model->normed,      model->q_a,
-                             model->q_a_act,     model->q,
-                             model->kv_a,        model->attended_act,
-                             model->gated_act,   model->router_logits,
-                             model->chosen,      model->chosen_weights,
-                             model->pairs,       model->expert_rows,
-                             model->row_results, model->n_row_results,
-                             model->first_pair,  model->inv_freq,
-                             model->results,     model->expert_load};
+    void *const buffers[] = {model->ids,
+                             model->cos_sin,
+                             model->x,
+                             model->normed_act,
+                             model->normed,
+                             model->q_a,
+                             model->q_a_act,
+                             model->q,
+                             model->kv_a,
+                             model->attended_act,
+                             model->router_logits,
+                             model->chosen,
+                             model->chosen_weights,
+                             model->pairs,
+                             model->expert_rows,
+                             model->row_results,
+                             model->n_row_results,
+                             model->first_pair,
+                             model->inv_freq,
+                             model->results,
+                             model->expert_load};
     for (size_t i = 0; i < sizeof(buffers) / sizeof(buffers[0]); i++) free(buffers[i]);
 }
 
@@ -270,9 +273,7 @@ static void attention(krn_model *model, uint32_t layer_index, krn_kv kv, const k
 
 /* x += MLP(normed): the dense layers, and the experts that every row visits. */
 static void mlp(krn_model *model, const krn_mlp *weights, uint32_t n_rows) {
-    krn_backend *b = model->backend;
-    b->gate_up(b, weights, model->normed_act, n_rows, model->gated_act);
-    b->linear(b, &weights->down, model->gated_act, n_rows, model->x, true);
+    model->backend->mlp(model->backend, weights, model->normed_act, n_rows, model->x);
 }
 
 /* Chooses the rows' experts, counts them and groups them into pairs. Returns the number of pairs. */

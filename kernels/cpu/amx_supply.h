@@ -15,7 +15,7 @@
 
 typedef enum { SUPPLY_NOTHING, SUPPLY_COPY, SUPPLY_DECODE } supply_kind;
 
-enum { UNIT = 128, LINE = 64 }; /* elements of one row that are copied or decoded at a time; bytes that are fetched */
+enum { UNIT = 128, FETCH_BYTES = 256 }; /* at a time: elements of one row that are copied or decoded; what is fetched */
 
 typedef struct {
     const uint8_t *fetch, *fetch_end; /* what is still to be fetched */
@@ -23,20 +23,20 @@ typedef struct {
     const uint8_t *from; /* row 0 of what is copied or decoded, from its first element in this piece */
     size_t row_bytes;
     uint32_t elem_bytes;
-    uint32_t n_there;    /* of the panel's rows: those that exist, the others become zero */
-    uint32_t n;          /* elements of a row in this piece */
-    uint32_t begin, end; /* copied: those that are there, the others become zero */
-    uint8_t *to;         /* [half][n_steps][16][64 bytes] */
+    uint32_t n_there;     /* of the panel's rows: those that exist, the others become zero */
+    uint32_t n;           /* elements of a row in this piece */
+    uint32_t skew, n_row; /* of the row, if the piece is its first one and copied; else 0 */
+    uint8_t *to;          /* [half][n_steps][16][64 bytes] */
     uint32_t n_steps;
-    uint32_t row, at;                /* the next unit */
-    uint32_t lines_each, units_each; /* after one step of the tiles */
+    uint32_t row, at;                  /* the next unit */
+    uint32_t fetches_each, units_each; /* after one step of the tiles */
 } supply;
 
 /* Spreads the work over n_steps of the tiles. */
 static void supply_spread(supply *s, uint32_t n_steps) {
-    uint32_t n_lines = (uint32_t)(s->fetch_end - s->fetch + LINE - 1) / LINE;
+    uint32_t n_fetches = (uint32_t)(s->fetch_end - s->fetch + FETCH_BYTES - 1) / FETCH_BYTES;
     uint32_t n_units = s->kind == SUPPLY_NOTHING ? 0 : (s->n + UNIT - 1) / UNIT * CPU_PANEL;
-    s->lines_each = (n_lines + n_steps - 1) / n_steps;
+    s->fetches_each = (n_fetches + n_steps - 1) / n_steps;
     s->units_each = (n_units + n_steps - 1) / n_steps;
 }
 
@@ -52,13 +52,13 @@ INLINE void supply_zero(const supply *s, uint32_t n) {
 
 INLINE void supply_copy(const supply *s, const uint8_t *from, uint32_t n) {
     uint8_t *to = supply_place(s);
-    if (n == UNIT && s->at >= s->begin && s->at + UNIT <= s->end) {
-        for (uint32_t i = 0; i < 4; i++) _mm512_store_si512(to + i * SIDE * 64, _mm512_loadu_si512(from + i * 64));
-        return;
+    uint32_t i = 0;
+    if (s->at == 0 && s->skew > 0) {
+        _mm512_store_si512(to, bf16_load_turned(from + (size_t)s->skew * 2, s->n_row, s->skew));
+        i = CPU_K_STEP;
     }
-    int32_t begin = (int32_t)s->begin - (int32_t)s->at, end = (int32_t)s->end - (int32_t)s->at;
-    for (int32_t i = 0; i < (int32_t)n; i += CPU_K_STEP, to += SIDE * 64) {
-        _mm512_store_si512(to, bf16_load_part(from + i * 2, begin - i, end - i));
+    for (; i < n; i += CPU_K_STEP) {
+        _mm512_store_si512(to + (size_t)i / CPU_K_STEP * SIDE * 64, bf16_load(from + (size_t)i * 2, n - i));
     }
 }
 
@@ -93,8 +93,8 @@ INLINE void supply_unit(supply *s, const e4m3_table *table) {
 
 /* What is due after one step of the tiles. */
 INLINE void supply_some(supply *s, const e4m3_table *table) {
-    for (uint32_t i = 0; i < s->lines_each && s->fetch < s->fetch_end; i++, s->fetch += LINE) {
-        _mm_prefetch((const char *)s->fetch, _MM_HINT_T1);
+    for (uint32_t i = 0; i < s->fetches_each && s->fetch < s->fetch_end; i++, s->fetch += FETCH_BYTES) {
+        for (uint32_t at = 0; at < FETCH_BYTES; at += 64) _mm_prefetch((const char *)s->fetch + at, _MM_HINT_T1);
     }
     for (uint32_t i = 0; i < s->units_each && s->row < CPU_PANEL; i++) supply_unit(s, table);
 }

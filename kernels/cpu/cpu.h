@@ -33,20 +33,23 @@ typedef struct {
     size_t stride; /* elements */
     const krn_pair *pairs;
     uint32_t n_rows, n; /* n: elements of a row */
-    uint32_t skew;      /* zeros before them in packed rows: cpu_isa.skew of the matrix that multiplies them */
+    uint32_t skew; /* element k lies at (k + skew) % n when packed: cpu_isa.skew of the matrix that multiplies them */
 } cpu_rows;
 
 static inline const uint16_t *cpu_row(const cpu_rows *rows, uint32_t i) {
     return rows->x + rows->stride * (rows->pairs != NULL ? rows->pairs[i].row : i);
 }
 
-/* Elements of a packed row. */
-static inline uint32_t cpu_packed_width(const cpu_rows *rows) { return cpu_round_up(rows->skew + rows->n, CPU_K_STEP); }
-
-/* Room for packed rows of n elements with any skew. */
 static inline size_t cpu_packed_elems(uint32_t n_rows, uint32_t n) {
-    return (size_t)n_rows * (cpu_round_up(n, CPU_K_STEP) + CPU_K_STEP);
+    return (size_t)n_rows * cpu_round_up(n, CPU_K_STEP);
 }
+
+/* Instead of x · Wᵀ: silu(x · Gᵀ) * (x · Wᵀ), in bfloat16, packed for the matrix that reads it next. */
+typedef struct {
+    const krn_matrix *gate; /* of W's shape */
+    cpu_rows rows;          /* of all outputs, with the next matrix's skew, an even one; x is not used */
+    uint16_t *packed;
+} cpu_gated;
 
 typedef struct {
     const krn_matrix *w;
@@ -59,6 +62,7 @@ typedef struct {
     bool is_streamed; /* the results are read much later: they need not stay in the cache */
     /* Row r's results are multiplied by weights[r].weight; NULL: by nothing. Not together with is_by_output. */
     const krn_pair *weights;
+    const cpu_gated *gated; /* NULL, or where the results go; all of W's outputs, then, a multiple of CPU_PANEL */
 } cpu_dots;
 
 /* out[r] = (alpha ? out[r] * alpha[r] : 0) + sum over j of p[r][j] * v[j]
@@ -119,10 +123,11 @@ extern const cpu_vector cpu_vector_avx2, cpu_vector_avx512;
 typedef struct {
     const char *name;
     const cpu_vector *vector;
+    bool has_gated; /* dots knows cpu_dots.gated */
 
-    /* What `skew` rows that multiply w shall have, less than CPU_K_STEP: steps of k then start where w's cache lines
-     * do. Part of the order of sums, so it depends on where w lies alone. NULL: always 0. Rows of another skew, the
-     * same for all row counts, are multiplied too, slower. */
+    /* What `skew` rows that multiply w shall have, less than CPU_K_STEP, and 0 unless n is a multiple of it: steps of k
+     * then start where w's cache lines do. Part of the order of sums, so it depends on where w lies alone. NULL: always
+     * 0. Rows of another skew, the same for all row counts, are multiplied too, slower. */
     uint32_t (*skew)(const krn_matrix *w);
     /* Rows begin..end of `rows` (begin a multiple of CPU_GROUP) into their place in `packed`. */
     void (*pack)(const cpu_rows *rows, uint32_t begin, uint32_t end, uint16_t *packed);
@@ -149,8 +154,9 @@ typedef struct {
     uint16_t *packed;   /* up to CPU_FEW_ROWS rows of one linear */
     uint32_t cap_pairs; /* of experts, in one batch */
     uint16_t *expert_x; /* packed rows of the experts that have few, of up to cap_pairs pairs */
-    uint16_t *expert_h; /* silu(gate) * up of the pairs, plain */
-    uint16_t *expert_h_packed;
+    size_t h_elems;     /* of each of: */
+    uint16_t *h;        /* silu(gate) * up of a batch's rows */
+    uint16_t *h_packed; /* the same, packed */
     cpu_attention_memory *attention;
 } cpu_backend;
 
@@ -178,10 +184,10 @@ static inline uint32_t cpu_rows_most(uint32_t n) {
     return cpu_max(cpu_min(rows, CPU_ROW_BLOCK), 64);
 }
 
-/* n_rows in parts of at most `most`, a multiple of 32, all nearly alike. */
+/* n_rows in parts of at most `most`, a multiple of CPU_GROUP, all nearly alike. */
 static inline uint32_t cpu_rows_each(uint32_t n_rows, uint32_t most) {
     uint32_t n_parts = (n_rows + most - 1) / most;
-    return cpu_round_up((n_rows + n_parts - 1) / n_parts, 32);
+    return cpu_round_up((n_rows + n_parts - 1) / n_parts, CPU_GROUP);
 }
 
 /* The right one of dots and dots_wide. */
@@ -196,7 +202,7 @@ static inline void cpu_dots_run(const cpu_backend *backend, const cpu_dots *job,
 
 void cpu_linear(krn_backend *api, const krn_matrix *w, const void *x_act, uint32_t n_rows, float *out, bool accumulate);
 void cpu_router(krn_backend *api, const krn_router_args *args);
-void cpu_gate_up(krn_backend *api, const krn_mlp *mlp, const void *x_act, uint32_t n_rows, void *out_act);
+void cpu_mlp(krn_backend *api, const krn_mlp *mlp, const void *x_act, uint32_t n_rows, float *out);
 void cpu_experts(krn_backend *api, const krn_experts_args *args);
 void cpu_attention(krn_backend *api, const krn_attention_args *args);
 

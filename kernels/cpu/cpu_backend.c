@@ -167,16 +167,20 @@ static void cpu_close(krn_backend *api) {
     free(backend->scratch);
     free(backend->packed);
     free(backend->expert_x);
-    free(backend->expert_h);
-    free(backend->expert_h_packed);
+    free(backend->h);
+    free(backend->h_packed);
     cpu_attention_close(backend->attention);
     free(backend);
 }
 
+/* The width of the widest MLP that all rows visit. */
+static uint32_t mlp_width(const mdl_config *c) {
+    return cpu_max(c->intermediate_size, c->moe_intermediate_size * cpu_max(c->n_shared_experts, 1));
+}
+
 /* The longest row that any linear of this model reads. */
 static uint32_t longest_row(const mdl_config *c) {
-    uint32_t longest = cpu_max(c->hidden_size, c->intermediate_size);
-    longest = cpu_max(longest, c->moe_intermediate_size * cpu_max(c->n_shared_experts, 1));
+    uint32_t longest = cpu_max(c->hidden_size, mlp_width(c));
     longest = cpu_max(longest, c->num_attention_heads * c->v_head_dim);
     longest = cpu_max(longest, mdl_kv_width(c));
     longest = cpu_max(longest, c->num_attention_heads * (c->qk_nope_head_dim + c->qk_rope_head_dim));
@@ -189,16 +193,18 @@ static void take_memory(cpu_backend *backend) {
     const mdl_config *c = limits->config;
     uint32_t longest = longest_row(c);
     backend->packed = bt_calloc_aligned(cpu_packed_elems(CPU_FEW_ROWS, longest) * sizeof(uint16_t), 64);
+    backend->h_elems = cpu_packed_elems(limits->max_rows, mlp_width(c));
     if (c->n_routed_experts > 0) {
         uint64_t n_pairs =
             (uint64_t)limits->max_rows * cpu_max(limits->n_ranks, 1) * cpu_max(c->num_experts_per_tok, 1);
         backend->cap_pairs = n_pairs < CAP_PAIRS ? (uint32_t)n_pairs : CAP_PAIRS;
-        size_t h_elems = cpu_packed_elems(backend->cap_pairs, c->moe_intermediate_size);
+        size_t of_pairs = cpu_packed_elems(backend->cap_pairs, c->moe_intermediate_size);
+        if (of_pairs > backend->h_elems) backend->h_elems = of_pairs;
         backend->expert_x =
             bt_calloc_aligned(cpu_packed_elems(backend->cap_pairs, c->hidden_size) * sizeof(uint16_t), 64);
-        backend->expert_h = bt_calloc_aligned(h_elems * sizeof(uint16_t), 64);
-        backend->expert_h_packed = bt_calloc_aligned(h_elems * sizeof(uint16_t), 64);
     }
+    backend->h = bt_calloc_aligned(backend->h_elems * sizeof(uint16_t), 64);
+    backend->h_packed = bt_calloc_aligned(backend->h_elems * sizeof(uint16_t), 64);
     backend->attention = cpu_attention_open(limits);
     size_t mlp_bytes = cpu_mlp_work_bytes(), attention_bytes = cpu_attention_work_bytes(backend->attention);
     size_t packed_bytes = cpu_packed_elems(cpu_rows_most(longest), longest) * sizeof(uint16_t);
@@ -241,7 +247,7 @@ bt_status krn_cpu_open_isa(const krn_backend_limits *limits, const char *name, k
         .embed = embed,
         .rmsnorm = rmsnorm,
         .linear = cpu_linear,
-        .gate_up = cpu_gate_up,
+        .mlp = cpu_mlp,
         .attention = cpu_attention,
         .router = cpu_router,
         .experts = cpu_experts,

@@ -83,7 +83,7 @@ static void pack_task(void *context, uint32_t block, uint32_t thread) {
     uint32_t n = cpu_min(TOKENS, j->n_context - block * TOKENS);
     const uint16_t *cached = cpu_cached(j->args, j->run->sequence, block * TOKENS);
     cpu_rows rows = latent_rows(j, n);
-    size_t width = cpu_packed_width(&rows);
+    size_t width = cpu_round_up(d->rank, CPU_K_STEP);
     uint16_t *out = m->latents + block * TOKENS * width;
     rows.x = cached;
     if (cpu_is_narrow(&j->args->layer->kv_b)) {
@@ -106,7 +106,7 @@ static void rebuild(const job *j, const work *w, uint32_t head, uint32_t start, 
     const cpu_vector *vector = j->backend->isa->vector;
     uint32_t n = cpu_min(REBUILD_TOKENS, j->n_context - start);
     cpu_dots dots = {.w = &j->args->layer->kv_b, .first_row = head * (d->nope + d->v), .rows = latent_rows(j, n)};
-    dots.rows.stride = cpu_packed_width(&dots.rows);
+    dots.rows.stride = cpu_round_up(d->rank, CPU_K_STEP);
     dots.rows.x = dots.packed = m->latents + start * dots.rows.stride;
     dots.n_out = d->nope;
     dots.out = w->k_float;

@@ -25,7 +25,7 @@ static inline float test_uniform(void) { return (float)(test_random() >> 8) * 0x
 
 typedef struct {
     krn_matrix w;
-    void *data;    /* owned: where w.data lies, one element in, so that it is not aligned */
+    void *data;    /* owned: where w.data lies, at any element of a cache line, between NaNs */
     float *scales; /* owned */
     float *values; /* owned: [n_out][n_in], exact but for F8, whose products with the scale are rounded */
 } test_matrix;
@@ -33,9 +33,10 @@ typedef struct {
 static inline test_matrix test_matrix_make(mdl_dtype dtype, uint32_t n_out, uint32_t n_in, uint32_t block) {
     size_t n = (size_t)n_out * n_in, elem_bytes = dtype == MDL_F32 ? 4 : dtype == MDL_F8_E4M3 ? 1 : 2;
     test_matrix m = {.w = {.dtype = dtype, .n_out = n_out, .n_in = n_in}};
-    uint8_t *bytes = bt_calloc(n + 1, elem_bytes);
+    uint8_t *bytes = bt_calloc(n + 64, elem_bytes);
+    memset(bytes, 0xff, (n + 64) * elem_bytes);
     m.data = bytes;
-    m.w.data = bytes += elem_bytes;
+    m.w.data = bytes += (1 + test_random() % 32) * elem_bytes;
     m.values = bt_calloc(n, sizeof(float));
     for (size_t i = 0; i < n; i++) {
         float value = test_uniform();

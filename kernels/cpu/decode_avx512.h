@@ -44,11 +44,11 @@ INLINE __m512i bf16_load(const uint8_t *at, uint32_t n) {
     return _mm512_maskz_loadu_epi16((__mmask32)((1u << n) - 1), at);
 }
 
-/* CPU_K_STEP elements of a bfloat16 row from `at`, zeros for those outside begin..end. */
-INLINE __m512i bf16_load_part(const uint8_t *at, int32_t begin, int32_t end) {
-    __mmask32 mask = end >= CPU_K_STEP ? ~(__mmask32)0 : end <= 0 ? 0 : ((__mmask32)1 << end) - 1;
-    if (begin > 0) mask = begin >= CPU_K_STEP ? 0 : mask & ~(((__mmask32)1 << begin) - 1);
-    return _mm512_maskz_loadu_epi16(mask, at);
+/* The first CPU_K_STEP of a row that was turned by skew elements: its last `skew`, then its first. */
+INLINE __m512i bf16_load_turned(const uint8_t *row, uint32_t n, uint32_t skew) {
+    const uint8_t *start = row - (size_t)skew * 2;
+    __mmask32 is_end = ((__mmask32)1 << skew) - 1;
+    return _mm512_mask_loadu_epi16(_mm512_maskz_loadu_epi16(is_end, start + (size_t)n * 2), ~is_end, start);
 }
 
 #undef INLINE

@@ -9,11 +9,15 @@
  *
  * Tensors in a checkpoint lie at any multiple of their element, so a row of weights starts in the middle of a cache
  * line, and a tile at multiples of 32 k would read two lines per row, half as fast. Steps therefore start where lines
- * do: k counts from the line that a row starts in, packed rows begin with as many zeros (their skew), and the first and
- * the last step, which hold neighbours' weights too, are copied without them. */
+ * do: k counts from the line that a row starts in. Before the row's start that line holds a neighbour's weights, as
+ * many (the skew) as the row has in its last line; so the row's last weights are put there, in a copy of this one step,
+ * and packed rows are turned by the skew as well.
+ *
+ * Gated results (cpu_gated): each panel of the gate comes before the same panel of W, and its sums wait in scratch.
+ * What becomes of both is by output, so pairs of outputs are pairs of k of the packed rows: nothing is transposed. */
 #include "kernels/cpu/amx_supply.h"
 
-enum { BF16_PIECE = 2048 + CPU_K_STEP }; /* k of a bfloat16 panel between two touches of the sums: 130 KiB */
+enum { BF16_PIECE = 2048 }; /* k of a bfloat16 panel between two touches of the sums: 128 KiB */
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -24,36 +28,37 @@ static uint32_t skew(const krn_matrix *w) {
 }
 
 /* Packed rows: groups of 16 rows, in a group pairs of k, [k / 2][row]; only the last group has fewer rows. Where the
- * group that starts with `row` has its k, a multiple of 32 that counts the skew: */
+ * group that starts with `row` has its k, an even one that counts the skew: */
 INLINE size_t packed_at(const cpu_rows *rows, uint32_t row, uint32_t k) {
-    return (size_t)row * cpu_packed_width(rows) + (size_t)k * cpu_min(CPU_GROUP, rows->n_rows - row);
+    return (size_t)row * cpu_round_up(rows->n, CPU_K_STEP) + (size_t)k * cpu_min(CPU_GROUP, rows->n_rows - row);
 }
 
 static void pack_one(const cpu_rows *rows, uint16_t *out) {
-    uint32_t end = rows->skew + rows->n;
-    memset(out, 0, rows->skew * sizeof(*out));
-    memcpy(out + rows->skew, cpu_row(rows, 0), rows->n * sizeof(*out));
-    memset(out + end, 0, (cpu_packed_width(rows) - end) * sizeof(*out));
+    const uint16_t *row = cpu_row(rows, 0);
+    uint32_t n_start = rows->n - rows->skew, padded = cpu_round_up(rows->n, CPU_K_STEP);
+    memcpy(out, row + n_start, rows->skew * sizeof(*out));
+    memcpy(out + rows->skew, row, n_start * sizeof(*out));
+    memset(out + rows->n, 0, (padded - rows->n) * sizeof(*out));
 }
 
 static void pack_group(const cpu_rows *rows, uint32_t first, uint32_t n, uint16_t *packed) {
     __mmask16 mask = (__mmask16)((1u << n) - 1);
-    int32_t width = (int32_t)cpu_packed_width(rows), begin = (int32_t)rows->skew, end = begin + (int32_t)rows->n;
-    const uint16_t *row[SIDE];
-    for (uint32_t r = 0; r < n; r++) row[r] = cpu_row(rows, first + r);
-    for (int32_t k = 0; k < width; k += CPU_K_STEP) {
+    const uint8_t *row[SIDE];
+    for (uint32_t r = 0; r < n; r++) row[r] = (const uint8_t *)cpu_row(rows, first + r);
+    for (uint32_t k = 0; k < rows->n; k += CPU_K_STEP) {
+        ptrdiff_t at = ((ptrdiff_t)k - rows->skew) * 2;
         __m512i v[SIDE];
-        if (n == SIDE && k >= begin && k + CPU_K_STEP <= end) {
+        if (n == SIDE && at >= 0 && k + CPU_K_STEP <= rows->n) {
 #pragma GCC unroll 16
-            for (uint32_t r = 0; r < SIDE; r++) v[r] = _mm512_loadu_si512(row[r] + k - begin);
+            for (uint32_t r = 0; r < SIDE; r++) v[r] = _mm512_loadu_si512(row[r] + at);
         } else {
-            for (uint32_t r = 0; r < SIDE; r++) {
-                v[r] = r < n ? bf16_load_part((const uint8_t *)(row[r] + k - begin), begin - k, end - k)
-                             : _mm512_setzero_si512();
+            for (uint32_t r = 0; r < n; r++) {
+                v[r] = at < 0 ? bf16_load_turned(row[r], rows->n, rows->skew) : bf16_load(row[r] + at, rows->n - k);
             }
+            for (uint32_t r = n; r < SIDE; r++) v[r] = _mm512_setzero_si512();
         }
         transpose16(v);
-        uint32_t *out = (uint32_t *)(packed + packed_at(rows, first, (uint32_t)k));
+        uint32_t *out = (uint32_t *)(packed + packed_at(rows, first, k));
         for (uint32_t i = 0; i < SIDE; i++) _mm512_mask_storeu_epi32(out + i * n, mask, v[i]);
     }
 }
@@ -67,9 +72,9 @@ static void pack(const cpu_rows *rows, uint32_t begin, uint32_t end, uint16_t *p
 }
 
 /* One piece of a panel's weights, as left operands: output s * 16 + i, step k at left[s] + k * step_bytes + i * stride;
- * but the first and the last step at edge[0], edge[1] [CPU_PANEL][64 bytes], where they are not NULL. */
+ * but the first step at `turned` [CPU_PANEL][64 bytes], unless that is NULL. */
 typedef struct {
-    const uint8_t *left[2], *edge[2];
+    const uint8_t *left[2], *turned;
     size_t step_bytes, stride;
     uint32_t n_steps;
 } panel_piece;
@@ -77,46 +82,57 @@ typedef struct {
 /* What a call works on, and where it is: a panel of outputs, a piece of k. */
 typedef struct {
     const cpu_dots *job;
+    const krn_matrix *w;     /* the job's, or its gate */
     uint32_t row, n_rows;    /* rows, at most CPU_ROW_BLOCK; row is a multiple of CPU_GROUP */
     uint32_t n_groups, rest; /* groups of rows; columns of the last one if it is not full, else 0 */
     uint32_t first, end;     /* the panel's first output; where outputs end */
-    uint32_t k, n_k, end_k;  /* k counts the rows' skew */
+    uint32_t k, n_k;         /* k counts the rows' skew */
     float *sums;             /* in scratch: [group][half] tiles, of sums that pause */
+    float *gate_sums;        /* in scratch: the same, of the gate's panel */
     float *tiles;            /* in scratch: four tiles */
     uint8_t *left[2];        /* in scratch: buffers for a piece, in turn */
 } place;
 
 enum { LEFT_BYTES = CPU_PANEL * BF16_PIECE * 2, SUMS = CPU_ROW_BLOCK * CPU_PANEL };
-_Static_assert(SUMS * 4 + 4 * TILE * 4 + 2 * LEFT_BYTES <= CPU_DOTS_SCRATCH_BYTES, "scratch");
+_Static_assert(2 * SUMS * 4 + 4 * TILE * 4 + 2 * LEFT_BYTES <= CPU_DOTS_SCRATCH_BYTES, "scratch");
+
+static bool is_gate(const place *p) { return p->w != p->job->w; }
 
 static void set_piece(place *p, uint32_t k) {
-    const krn_matrix *w = p->job->w;
     p->k = k;
-    p->n_k = w->dtype == MDL_F8_E4M3 ? cpu_piece(w, k) : cpu_min(BF16_PIECE, p->end_k - k);
+    p->n_k = p->w->dtype == MDL_F8_E4M3 ? cpu_piece(p->w, k) : cpu_min(BF16_PIECE, p->w->n_in - k);
+}
+
+static void set_panel(place *p, uint32_t first) {
+    p->first = first;
+    p->w = p->job->gated != NULL ? p->job->gated->gate : p->job->w;
+    set_piece(p, 0);
 }
 
 /* All k of a panel, then the next panel, so that weights are read in the order in which they lie. Returns false behind
  * the last one. */
 static bool advance(place *p) {
-    if (p->k + p->n_k < p->end_k) {
+    if (p->k + p->n_k < p->w->n_in) {
         set_piece(p, p->k + p->n_k);
-        return true;
+    } else if (is_gate(p)) {
+        p->w = p->job->w;
+        set_piece(p, 0);
+    } else {
+        set_panel(p, p->first + CPU_PANEL);
     }
-    p->first += CPU_PANEL;
-    set_piece(p, 0);
     return p->first < p->end;
 }
 
-/* Weight k of an output, which is none where k is in the skew or behind the row. */
+/* Weight k of an output; not its own where k is in the skew. */
 static const uint8_t *weights_at(const place *p, uint32_t output, uint32_t k) {
-    const krn_matrix *w = p->job->w;
+    const krn_matrix *w = p->w;
     ptrdiff_t element = (ptrdiff_t)(p->job->first_row + output) * w->n_in + k - p->job->rows.skew;
     return (const uint8_t *)w->data + element * (ptrdiff_t)cpu_elem_bytes(w->dtype);
 }
 
 /* Whether the piece is read where it lies: its steps are cache lines. */
 static bool is_direct(const place *p) {
-    const krn_matrix *w = p->job->w;
+    const krn_matrix *w = p->w;
     return w->dtype == MDL_BF16 && w->n_in % CPU_K_STEP == 0 && p->end - p->first >= CPU_PANEL &&
            (uintptr_t)weights_at(p, p->first, 0) % 64 == 0;
 }
@@ -124,9 +140,9 @@ static bool is_direct(const place *p) {
 /* What to do while piece `now` is multiplied: bring in the next piece if it needs that, and fetch from memory a share
  * of the panel behind the one that is multiplied, or brought in: as much of it as the piece is of its own panel. */
 static supply supply_after(const place *now, const place *next) {
-    const krn_matrix *w = now->job->w;
     bool is_brought = next != NULL && !is_direct(next);
     const place *of = is_brought ? next : now;
+    const krn_matrix *w = of->w;
     size_t elem_bytes = cpu_elem_bytes(w->dtype);
     supply s = {0};
     if (of->first + 2 * CPU_PANEL <= of->job->n_out) {
@@ -140,20 +156,19 @@ static supply supply_after(const place *now, const place *next) {
     s.elem_bytes = (uint32_t)elem_bytes;
     s.n_there = cpu_min(CPU_PANEL, next->end - next->first);
     s.n = next->n_k;
-    s.begin = next->k == 0 ? next->job->rows.skew : 0;
-    s.end = next->job->rows.skew + w->n_in - next->k;
+    s.skew = next->k == 0 ? next->job->rows.skew : 0;
+    s.n_row = w->n_in;
     s.to = next->left[0];
     s.n_steps = cpu_round_up(next->n_k, CPU_K_STEP) / CPU_K_STEP;
     return s;
 }
 
-/* One step of a panel that is read where it lies, without what is not the row's. */
-static const uint8_t *copy_edge(const place *p, uint32_t k, uint8_t *to) {
-    int32_t begin = (int32_t)p->job->rows.skew - (int32_t)k, end = begin + (int32_t)p->job->w->n_in;
-    const uint8_t *from = weights_at(p, p->first, k);
-    for (uint32_t i = 0; i < CPU_PANEL; i++, from += (size_t)p->job->w->n_in * 2) {
-        _mm512_store_si512(to + (size_t)i * 64, bf16_load_part(from, begin, end));
-    }
+/* The first step of a panel that is read where it lies. */
+static const uint8_t *copy_turned(const place *p, uint8_t *to) {
+    uint32_t n = p->w->n_in, skew = p->job->rows.skew;
+    const uint8_t *row = weights_at(p, p->first, skew);
+    for (uint32_t i = 0; i < CPU_PANEL; i++, row += (size_t)n * 2)
+        _mm512_store_si512(to + (size_t)i * 64, bf16_load_turned(row, n, skew));
     return to;
 }
 
@@ -164,13 +179,10 @@ static panel_piece piece_of(const place *p) {
     piece.left[1] = p->left[0] + (size_t)n_steps * SIDE * 64;
     if (!is_direct(p)) return piece;
     piece.step_bytes = 64;
-    piece.stride = (size_t)p->job->w->n_in * 2;
+    piece.stride = (size_t)p->w->n_in * 2;
     piece.left[0] = weights_at(p, p->first, p->k);
     piece.left[1] = piece.left[0] + SIDE * piece.stride;
-    if (p->job->rows.skew == 0) return piece;
-    uint32_t end = p->k + p->n_k;
-    if (p->k == 0) piece.edge[0] = copy_edge(p, 0, p->left[0]);
-    if (end == p->end_k) piece.edge[1] = copy_edge(p, end - CPU_K_STEP, p->left[0] + CPU_PANEL * 64);
+    if (p->k == 0 && p->job->rows.skew > 0) piece.turned = copy_turned(p, p->left[0]);
     return piece;
 }
 
@@ -211,7 +223,7 @@ INLINE void put(const cpu_dots *job, float *out, __mmask16 mask, __m512 sums, ui
 }
 
 /* Tiles of sums, n_outputs x n_rows, to their place: outputs 0..16 at sums, 16..32 a tile behind. */
-INLINE void put_by_output(const cpu_dots *job, const float *sums, uint32_t output, uint32_t n_outputs, uint32_t row,
+static void put_by_output(const cpu_dots *job, const float *sums, uint32_t output, uint32_t n_outputs, uint32_t row,
                           uint32_t n_rows) {
     __mmask16 mask = (__mmask16)((1u << n_rows) - 1);
     for (uint32_t o = 0; o < n_outputs; o++) {
@@ -239,15 +251,42 @@ INLINE void put_by_row(const cpu_dots *job, const float *sums, uint32_t output, 
     }
 }
 
+/* The sums of both tiles of a group, together with the gate's. */
+static void put_gated(const place *p, const float *sums, uint32_t group, uint32_t n_rows) {
+    const cpu_gated *gated = p->job->gated;
+    const float *gate = p->gate_sums + (size_t)group * 2 * TILE;
+    uint32_t row = p->row + group * CPU_GROUP, n = gated->rows.n, k = p->first + gated->rows.skew;
+    uint32_t *out = (uint32_t *)(gated->packed + packed_at(&gated->rows, row, 0)); /* [pair of k][row] */
+    _Alignas(64) uint16_t h[CPU_PANEL * SIDE];
+    if (n_rows == 1) {
+        for (uint32_t t = 0; t < 2; t++)
+            cpu_vector_avx512.silu_mul(gate + t * TILE, sums + t * TILE, SIDE, h + t * SIDE);
+        for (uint32_t o = 0; o < CPU_PANEL; o += 2, k += 2)
+            memcpy(out + (k < n ? k : k - n) / 2, h + o, 2 * sizeof(*h));
+        return;
+    }
+    __mmask16 mask = (__mmask16)((1u << n_rows) - 1);
+    cpu_vector_avx512.silu_mul(gate, sums, CPU_PANEL * SIDE, h);
+    for (uint32_t o = 0; o < CPU_PANEL; o += 2, k += 2) {
+        __m512i even = _mm512_cvtepu16_epi32(_mm256_load_si256((const __m256i *)(h + o * SIDE)));
+        __m512i odd = _mm512_cvtepu16_epi32(_mm256_load_si256((const __m256i *)(h + (o + 1) * SIDE)));
+        uint32_t *at = out + (size_t)(k < n ? k : k - n) / 2 * n_rows;
+        _mm512_mask_storeu_epi32(at, mask, _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
+    }
+}
+
 /* The finished sums of n_right groups. */
-INLINE void block_put(const place *p, const float *sums, uint32_t group, uint32_t n_left, uint32_t n_right,
-                      uint32_t columns) {
+static void block_put(const place *p, const float *sums, uint32_t group, uint32_t n_right, uint32_t columns) {
     uint32_t row = p->row + group * CPU_GROUP, n_outputs = cpu_min(CPU_PANEL, p->end - p->first);
     for (uint32_t g = 0; g < n_right; g++, row += CPU_GROUP, sums += 2 * TILE) {
-        if (p->job->is_by_output)
+        if (p->job->gated != NULL)
+            put_gated(p, sums, group + g, columns);
+        else if (p->job->is_by_output)
             put_by_output(p->job, sums, p->first, n_outputs, row, columns);
+        else if (n_outputs > SIDE)
+            put_by_row(p->job, sums, p->first, n_outputs, row, columns, 2);
         else
-            put_by_row(p->job, sums, p->first, n_outputs, row, columns, n_left);
+            put_by_row(p->job, sums, p->first, n_outputs, row, columns, 1);
     }
 }
 
@@ -265,11 +304,12 @@ INLINE void multiply(const place *p, panel_run *run, uint32_t group, uint32_t n_
                      uint32_t columns) {
     const cpu_rows *rows = &p->job->rows;
     uint32_t row = p->row + group * CPU_GROUP;
-    bool is_first = p->k == 0, is_last = p->k + p->n_k == p->end_k, is_scaled = run->scale != NULL;
+    bool is_first = p->k == 0, is_last = p->k + p->n_k == p->w->n_in, is_scaled = run->scale != NULL;
     const panel_piece *piece = &run->piece;
     const uint8_t *right0 = (const uint8_t *)(p->job->packed + packed_at(rows, row, p->k)), *right1 = right0;
     if (n_right > 1) right1 = (const uint8_t *)(p->job->packed + packed_at(rows, row + CPU_GROUP, p->k));
-    float *sums = is_first && is_last && !is_scaled ? p->tiles : p->sums + (size_t)group * 2 * TILE;
+    float *sums = (is_gate(p) ? p->gate_sums : p->sums) + (size_t)group * 2 * TILE;
+    if (is_first && is_last && !is_scaled && !is_gate(p)) sums = p->tiles;
     float *out = is_scaled ? p->tiles : sums;
     float *const at[4] = {out, out + TILE, out + 2 * TILE, out + 3 * TILE};
     size_t stride = sums_stride(columns), right_stride = 4 * (size_t)columns, right_step = SIDE * right_stride;
@@ -278,18 +318,26 @@ INLINE void multiply(const place *p, panel_run *run, uint32_t group, uint32_t n_
         tiles_zero(n_left, n_right);
     else
         tiles_load(n_left, n_right, (const float *const *)at, stride);
-    for (uint32_t i = 0; i < piece->n_steps; i++) {
-        const uint8_t *edge = i == 0 ? piece->edge[0] : NULL;
-        if (i + 1 == piece->n_steps && piece->edge[1] != NULL) edge = piece->edge[1];
-        const uint8_t *left0 = edge != NULL ? edge : piece->left[0] + i * piece->step_bytes;
-        const uint8_t *left1 = edge != NULL ? edge + SIDE * 64 : piece->left[1] + i * piece->step_bytes;
-        tiles_multiply(n_left, left0, left1, edge != NULL ? 64 : piece->stride, n_right, right0 + i * right_step,
-                       right1 + i * right_step, right_stride);
+    const uint8_t *left0 = piece->left[0], *left1 = piece->left[1];
+    size_t left_stride = piece->stride;
+    if (piece->turned != NULL) {
+        left0 = piece->turned;
+        left1 = left0 + SIDE * 64;
+        left_stride = 64;
+    }
+    for (size_t i = 0;;) {
+        tiles_multiply(n_left, left0, left1, left_stride, n_right, right0, right1, right_stride);
         supply_some(&run->supply, &run->table);
+        if (++i == piece->n_steps) break;
+        left0 = piece->left[0] + i * piece->step_bytes;
+        left1 = piece->left[1] + i * piece->step_bytes;
+        left_stride = piece->stride;
+        right0 += right_step;
+        right1 += right_step;
     }
     tiles_store(n_left, n_right, at, stride);
     if (is_scaled) add_tiles(sums, p->tiles, run->scale, n_left, n_right, columns, is_first);
-    if (is_last) block_put(p, sums, group, n_left, n_right, columns);
+    if (is_last && !is_gate(p)) block_put(p, sums, group, n_right, columns);
 }
 
 /* All groups of one panel and piece. Tiles are configured for full groups, if there are any, before and after. */
@@ -311,7 +359,7 @@ static void groups_run(const place *p, panel_run *run) {
 }
 
 static void place_run(const place *now, const place *next) {
-    const krn_matrix *w = now->job->w;
+    const krn_matrix *w = now->w;
     panel_run run = {.piece = piece_of(now), .supply = supply_after(now, next), .table = e4m3_table_load()};
     float scales[CPU_PANEL] = {0};
     if (w->dtype == MDL_F8_E4M3) {
@@ -327,7 +375,6 @@ static void place_run(const place *now, const place *next) {
 }
 
 static void rows_run(place *p) {
-    set_piece(p, 0);
     if (!is_direct(p)) {
         supply first = supply_after(p, p);
         e4m3_table table = e4m3_table_load();
@@ -347,15 +394,16 @@ static void dots(const cpu_dots *job, uint32_t begin, uint32_t end, const cpu_sc
     if (begin == end) return;
     BT_ASSERT(!job->is_by_output || job->weights == NULL);
     BT_ASSERT(job->rows.skew == 0 || job->w->dtype == MDL_BF16);
+    BT_ASSERT(job->gated == NULL || (job->gated->rows.skew % 2 == 0 && job->n_out % CPU_PANEL == 0));
     for (uint32_t row = 0; row < job->rows.n_rows; row += CPU_ROW_BLOCK) {
         place p = {.job = job, .row = row, .n_rows = cpu_min(CPU_ROW_BLOCK, job->rows.n_rows - row)};
         p.n_groups = (p.n_rows + CPU_GROUP - 1) / CPU_GROUP;
         p.rest = p.n_rows % CPU_GROUP;
-        p.first = begin;
         p.end = end;
-        p.end_k = job->w->dtype == MDL_BF16 ? cpu_packed_width(&job->rows) : job->w->n_in;
+        set_panel(&p, begin);
         p.sums = scratch->dots;
-        p.tiles = p.sums + SUMS;
+        p.gate_sums = p.sums + SUMS;
+        p.tiles = p.gate_sums + SUMS;
         p.left[0] = (uint8_t *)(p.tiles + 4 * TILE);
         p.left[1] = p.left[0] + LEFT_BYTES;
         tiles_configure(SIDE, p.n_rows < CPU_GROUP ? p.rest : SIDE);
@@ -365,5 +413,10 @@ static void dots(const cpu_dots *job, uint32_t begin, uint32_t end, const cpu_sc
     if (job->is_streamed) _mm_sfence();
 }
 
-const cpu_isa cpu_isa_amx = {
-    .name = "amx-bf16", .vector = &cpu_vector_avx512, .skew = skew, .pack = pack, .dots = dots, .pairs = cpu_amx_pairs};
+const cpu_isa cpu_isa_amx = {.name = "amx-bf16",
+                             .vector = &cpu_vector_avx512,
+                             .has_gated = true,
+                             .skew = skew,
+                             .pack = pack,
+                             .dots = dots,
+                             .pairs = cpu_amx_pairs};

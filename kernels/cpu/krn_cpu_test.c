@@ -19,6 +19,7 @@ static const struct {
     {MDL_BF16, 33, 1100, 0, "several pieces of k"},
     {MDL_BF16, 700, 64, 0, "several tasks"},
     {MDL_BF16, 80, 8200, 0, "more rows times k than stay in L2"},
+    {MDL_BF16, 100, 4160, 0, "whole steps, in pieces"},
     {MDL_BF16, 4000, 40, 0, "results that bypass the cache"},
     {MDL_F8_E4M3, 80, 8200, 128, "the same in FP8"},
     {MDL_F8_E4M3, 128, 256, 128, "whole blocks"},
@@ -105,39 +106,6 @@ static void check_rows(const char *isa, krn_backend *backend) {
     }
 }
 
-/* silu of small and of large numbers; the rows' bits do not depend on each other. */
-static void check_gate_up(const char *isa, mdl_dtype dtype, uint32_t hidden, krn_backend *const backends[MAX_THREADS]) {
-    enum { INTER = 150 };
-    test_matrix gate = test_matrix_make(dtype, INTER, hidden, 32), up = test_matrix_make(MDL_BF16, INTER, hidden, 0);
-    krn_mlp mlp = {.gate = gate.w, .up = up.w};
-    uint16_t *x = test_rows((size_t)MAX_ROWS * hidden, NULL), all[MAX_ROWS * INTER], one[INTER];
-    float *x_float = bt_calloc((size_t)MAX_ROWS * hidden, sizeof(float));
-    for (uint32_t i = 0; i < MAX_ROWS * hidden; i++) {
-        x_float[i] = krn_float_from_bf16(x[i]) * (float)(1 << i / hidden % 8);
-        x[i] = krn_bf16_from_float(x_float[i]);
-    }
-    for (uint32_t n_rows = 1; n_rows <= MAX_ROWS; n_rows += 23) {
-        krn_backend *backend = backends[n_rows % MAX_THREADS];
-        backend->gate_up(backend, &mlp, x, n_rows, all);
-        uint32_t row = test_random() % n_rows;
-        backends[0]->gate_up(backends[0], &mlp, x + row * hidden, 1, one);
-        CHECK(memcmp(one, all + row * INTER, sizeof(one)) == 0, "%s: row %u of %u has other bits alone", isa, row,
-              n_rows);
-        for (uint32_t o = 0; o < INTER; o++) {
-            double gate_size, up_size;
-            double g = test_dot(gate.values + o * hidden, x_float + row * hidden, hidden, &gate_size);
-            double u = test_dot(up.values + o * hidden, x_float + row * hidden, hidden, &up_size);
-            double expected = g / (1 + exp(-g)) * u, y = krn_float_from_bf16(one[o]);
-            CHECK(fabs(y - expected) <= 0.004 * fabs(expected) + 1e-5 * gate_size * up_size,
-                  "%s %s: silu(%g) * %g is %g", isa, mdl_dtype_name(dtype), g, u, y);
-        }
-    }
-    free(x);
-    free(x_float);
-    test_matrix_free(&gate);
-    test_matrix_free(&up);
-}
-
 static void check_embed(const char *isa, krn_backend *backend) {
     static const mdl_dtype dtypes[] = {MDL_BF16, MDL_F16, MDL_F32, MDL_F8_E4M3};
     static const uint32_t ids[] = {49, 0, 7, 7, 48};
@@ -220,7 +188,7 @@ static void check_combine(const char *isa, krn_backend *const backends[MAX_THREA
     free(y);
 }
 
-static void expert_plain(const test_matrix mlp[3], const float *x, uint32_t hidden, uint32_t inter, float *y) {
+static void mlp_plain(const test_matrix mlp[3], const float *x, uint32_t hidden, uint32_t inter, float *y) {
     float *h = bt_calloc(inter, sizeof(float));
     double size;
     for (uint32_t i = 0; i < inter; i++) {
@@ -230,6 +198,47 @@ static void expert_plain(const test_matrix mlp[3], const float *x, uint32_t hidd
     }
     for (uint32_t o = 0; o < hidden; o++) y[o] = (float)test_dot(mlp[2].values + (size_t)o * inter, h, inter, &size);
     free(h);
+}
+
+/* silu of small and of large numbers; the rows' bits do not depend on each other. */
+static void check_mlp(const char *isa, mdl_dtype dtype, uint32_t hidden, uint32_t inter,
+                      krn_backend *const backends[MAX_THREADS]) {
+    test_matrix parts[3] = {test_matrix_make(dtype, inter, hidden, 32), test_matrix_make(MDL_BF16, inter, hidden, 0),
+                            test_matrix_make(dtype, hidden, inter, 32)};
+    krn_mlp mlp = {.gate = parts[0].w, .up = parts[1].w, .down = parts[2].w};
+    uint16_t *x = test_rows((size_t)MAX_ROWS * hidden, NULL);
+    float *x_float = bt_calloc((size_t)MAX_ROWS * hidden, sizeof(float)), *start = test_floats(hidden);
+    float *all = bt_calloc((size_t)MAX_ROWS * hidden, sizeof(float)), *one = bt_calloc(hidden, sizeof(float));
+    float *expected = bt_calloc(hidden, sizeof(float));
+    for (uint32_t i = 0; i < MAX_ROWS * hidden; i++) {
+        x_float[i] = krn_float_from_bf16(x[i]) * (float)(1 << i / hidden % 8);
+        x[i] = krn_bf16_from_float(x_float[i]);
+    }
+    for (uint32_t n_rows = 1; n_rows <= MAX_ROWS; n_rows += 23) {
+        krn_backend *backend = backends[n_rows % MAX_THREADS];
+        for (uint32_t r = 0; r < n_rows; r++) memcpy(all + (size_t)r * hidden, start, hidden * sizeof(float));
+        backend->mlp(backend, &mlp, x, n_rows, all);
+        uint32_t row = test_random() % n_rows;
+        memcpy(one, start, hidden * sizeof(float));
+        backends[0]->mlp(backends[0], &mlp, x + row * hidden, 1, one);
+        CHECK(memcmp(one, all + (size_t)row * hidden, hidden * sizeof(float)) == 0,
+              "%s: row %u of %u has other bits alone", isa, row, n_rows);
+        mlp_plain(parts, x_float + row * hidden, hidden, inter, expected);
+        double error = 0, size = 0;
+        for (uint32_t o = 0; o < hidden; o++) {
+            error = fmax(error, fabs(one[o] - (start[o] + expected[o])));
+            size = fmax(size, fabs(expected[o]));
+        }
+        CHECK(error <= 0.005 * size, "%s %s %u x %u: row %u is off by %g of %g", isa, mdl_dtype_name(dtype), hidden,
+              inter, row, error, size);
+    }
+    for (int i = 0; i < 3; i++) test_matrix_free(&parts[i]);
+    free(x);
+    free(x_float);
+    free(start);
+    free(all);
+    free(one);
+    free(expected);
 }
 
 static void check_experts(const char *isa, mdl_dtype dtype, krn_backend *const backends[MAX_THREADS],
@@ -261,7 +270,7 @@ static void check_experts(const char *isa, mdl_dtype dtype, krn_backend *const b
             CHECK(memcmp(one, all + (size_t)p * hidden, hidden * sizeof(float)) == 0,
                   "%s: pair %u has other bits alone", isa, p);
             float expected[96];
-            expert_plain(parts[pairs[p].expert], x_float + pairs[p].row * hidden, hidden, inter, expected);
+            mlp_plain(parts[pairs[p].expert], x_float + pairs[p].row * hidden, hidden, inter, expected);
             double error = 0, size = 0;
             for (uint32_t o = 0; o < hidden; o++) {
                 error = fmax(error, fabs(one[o] - pairs[p].weight * expected[o]));
@@ -315,13 +324,21 @@ static void check_isa(const char *isa) {
     check_router(isa, MDL_BF16, 150, 93);
     check_router(isa, MDL_F32, 7, 264);
     check_combine(isa, backends);
-    check_gate_up(isa, MDL_BF16, 97, backends);
-    check_gate_up(isa, MDL_BF16, 8200, backends); /* rows that are cut into blocks of many and few */
-    check_gate_up(isa, MDL_F8_E4M3, 97, backends);
-    check_gate_up(isa, MDL_F16, 97, backends);
+    check_mlp(isa, MDL_BF16, 97, 150, backends);
+    check_mlp(isa, MDL_BF16, 96, 160, backends);
+    check_mlp(isa, MDL_BF16, 8200, 32, backends); /* rows that are cut into blocks of many and few */
+    check_mlp(isa, MDL_F8_E4M3, 97, 150, backends);
+    check_mlp(isa, MDL_F8_E4M3, 96, 160, backends);
+    check_mlp(isa, MDL_F16, 97, 160, backends);
     check_experts(isa, MDL_BF16, backends, &config);
     check_experts(isa, MDL_F8_E4M3, backends, &config);
     check_experts(isa, MDL_F16, backends, &config);
+    for (uint32_t i = 0; i < MAX_THREADS; i++) backends[i]->close(backends[i]);
+
+    config.moe_intermediate_size = 64; /* whole panels */
+    for (uint32_t i = 0; i < MAX_THREADS; i++) backends[i] = test_open(&config, isa, i + 1, MAX_ROWS, 64);
+    check_experts(isa, MDL_BF16, backends, &config);
+    check_experts(isa, MDL_F8_E4M3, backends, &config);
     for (uint32_t i = 0; i < MAX_THREADS; i++) backends[i]->close(backends[i]);
 }
 

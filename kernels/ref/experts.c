@@ -19,8 +19,8 @@ void ref_experts(krn_backend *backend, const krn_experts_args *args) {
         }
         const krn_mlp *mlp = &args->experts[expert];
         float *y = args->y + first * hidden;
-        ref_gate_up(backend, mlp, ref->expert_x, n_rows, ref->expert_h);
-        ref_linear(backend, &mlp->down, ref->expert_h, n_rows, y, false);
+        ref_gate_up(ref, mlp, ref->expert_x, n_rows);
+        ref_linear(backend, &mlp->down, ref->gate, n_rows, y, false);
         for (uint32_t i = 0; i < n_rows; i++) {
             for (size_t j = 0; j < hidden; j++) y[i * hidden + j] *= args->pairs[first + i].weight;
         }

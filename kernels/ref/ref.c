@@ -9,9 +9,8 @@
 static void ref_close(krn_backend *backend) {
     ref_backend *ref = (ref_backend *)backend;
     if (ref == NULL) return;
-    float *scratch[] = {ref->weight_row, ref->head,        ref->q_rope,  ref->keys,    ref->values,
-                        ref->q_latent,   ref->accumulator, ref->row_max, ref->row_sum, ref->expert_x,
-                        ref->expert_h,   ref->gate,        ref->up};
+    float *scratch[] = {ref->weight_row,  ref->head,    ref->q_rope,  ref->keys,     ref->values, ref->q_latent,
+                        ref->accumulator, ref->row_max, ref->row_sum, ref->expert_x, ref->gate,   ref->up};
     for (size_t i = 0; i < sizeof(scratch) / sizeof(scratch[0]); i++) free(scratch[i]);
     free(ref);
 }
@@ -45,7 +44,7 @@ bt_status krn_ref_open(const krn_backend_limits *limits, krn_backend **out, bt_e
         .embed = ref_embed,
         .rmsnorm = ref_rmsnorm,
         .linear = ref_linear,
-        .gate_up = ref_gate_up,
+        .mlp = ref_mlp,
         .attention = ref_attention,
         .router = ref_router,
         .experts = ref_experts,
@@ -64,7 +63,6 @@ bt_status krn_ref_open(const krn_backend_limits *limits, krn_backend **out, bt_e
     ref->row_max = floats(rows, 1);
     ref->row_sum = floats(rows, 1);
     ref->expert_x = floats(rows, config->hidden_size);
-    ref->expert_h = floats(rows, config->moe_intermediate_size);
     ref->gate = floats(rows, mlp);
     ref->up = floats(rows, mlp);
     *out = &ref->backend;

@@ -11,17 +11,17 @@ typedef struct {
     float softmax_scale;
     uint32_t max_rows;
     /* scratch, sized at open */
-    float *weight_row;          /* one decoded row of the widest matrix */
-    float *head;                /* [nope + v][kv_lora_rank]: kv_b's rows of one head */
-    float *q_rope;              /* [max_rows][heads][rope], rotated */
-    float *keys;                /* [KV_BLOCK_TOKENS][nope]: one block of one head, expanded */
-    float *values;              /* [KV_BLOCK_TOKENS][v] */
-    float *q_latent;            /* [kv_lora_rank]: one absorbed query */
-    float *accumulator;         /* [max_rows][max(v, kv_lora_rank)]: sum of p * value of one head */
-    float *row_max;             /* [max_rows]: largest score so far */
-    float *row_sum;             /* [max_rows]: sum of exp(score - row_max) so far */
-    float *gate, *up;           /* [max_rows][widest MLP] */
-    float *expert_x, *expert_h; /* [max_rows][hidden or moe_intermediate]: rows of one expert */
+    float *weight_row;  /* one decoded row of the widest matrix */
+    float *head;        /* [nope + v][kv_lora_rank]: kv_b's rows of one head */
+    float *q_rope;      /* [max_rows][heads][rope], rotated */
+    float *keys;        /* [KV_BLOCK_TOKENS][nope]: one block of one head, expanded */
+    float *values;      /* [KV_BLOCK_TOKENS][v] */
+    float *q_latent;    /* [kv_lora_rank]: one absorbed query */
+    float *accumulator; /* [max_rows][max(v, kv_lora_rank)]: sum of p * value of one head */
+    float *row_max;     /* [max_rows]: largest score so far */
+    float *row_sum;     /* [max_rows]: sum of exp(score - row_max) so far */
+    float *gate, *up;   /* [max_rows][widest MLP] */
+    float *expert_x;    /* [max_rows][hidden]: rows of one expert */
 } ref_backend;
 
 void ref_embed(krn_backend *backend, const krn_matrix *table, const uint32_t *ids, uint32_t n_rows, float *out);
@@ -29,7 +29,7 @@ void ref_rmsnorm(krn_backend *backend, const float *x, uint32_t n_rows, uint32_t
                  void *out_act, float *out_float);
 void ref_linear(krn_backend *backend, const krn_matrix *w, const void *x_act, uint32_t n_rows, float *out,
                 bool accumulate);
-void ref_gate_up(krn_backend *backend, const krn_mlp *mlp, const void *x_act, uint32_t n_rows, void *out_act);
+void ref_mlp(krn_backend *backend, const krn_mlp *mlp, const void *x_act, uint32_t n_rows, float *out);
 void ref_attention(krn_backend *backend, const krn_attention_args *args);
 void ref_router(krn_backend *backend, const krn_router_args *args);
 void ref_experts(krn_backend *backend, const krn_experts_args *args);
@@ -41,6 +41,9 @@ void ref_attend_expanded(ref_backend *ref, const krn_attention_args *args, const
                          uint32_t first_row, uint32_t head);
 void ref_attend_absorbed(ref_backend *ref, const krn_attention_args *args, const krn_sequence *sequence,
                          uint32_t first_row, uint32_t head);
+
+/* The first half of an MLP: silu(gate) * up of n_rows, into ref->gate. */
+void ref_gate_up(ref_backend *ref, const krn_mlp *mlp, const float *x, uint32_t n_rows);
 
 /* Row `row` of W, dequantised, into out[n_in]. */
 void ref_matrix_row(const krn_matrix *w, uint32_t row, float *out);
