@@ -1,5 +1,5 @@
 /* What this machine can do at most, at this moment: how fast n threads read memory, and how fast they multiply bfloat16
- * on operands that stay in registers (2 FLOP per multiply-add). The scale for everything that baton-bench reports. On a
+ * on numbers that stay in registers (2 FLOP per multiply-add). The scale for everything that baton-bench reports. On a
  * shared machine it changes within a second, so it is measured again beside every measurement. */
 #ifndef BATON_BENCH_MACHINE_H
 #define BATON_BENCH_MACHINE_H

@@ -7,7 +7,7 @@ double bench_flops_avx2(void) {
     enum { N = 2000000, ACCUMULATORS = 10, FLOP = ACCUMULATORS * 2 * 8 };
     __m256 acc[ACCUMULATORS];
     for (int k = 0; k < ACCUMULATORS; k++) acc[k] = _mm256_setzero_ps();
-    __m256 a = _mm256_setzero_ps(), b = a;
+    __m256 a = _mm256_set1_ps(0.5f), b = a;
     for (int i = 0; i < N; i++) {
 #pragma GCC unroll 10
         for (int k = 0; k < ACCUMULATORS; k++) acc[k] = _mm256_fmadd_ps(a, b, acc[k]);
