@@ -17,18 +17,18 @@ typedef enum { SUPPLY_NOTHING, SUPPLY_COPY, SUPPLY_DECODE } supply_kind;
 
 enum { UNIT = 128, FETCH_BYTES = 256 }; /* at a time: elements of one row that are copied or decoded; what is fetched */
 
+/* The next piece comes in units: up to UNIT elements of a row, then the same elements of the next row. */
 typedef struct {
     const uint8_t *fetch, *fetch_end; /* what is still to be fetched */
     supply_kind kind;
-    const uint8_t *from; /* row 0 of what is copied or decoded, from its first element in this piece */
+    const uint8_t *from; /* the next unit */
     size_t row_bytes;
     uint32_t elem_bytes;
-    uint32_t n_there;     /* of the panel's rows: those that exist, the others become zero */
-    uint32_t n;           /* elements of a row in this piece */
-    uint32_t skew, n_row; /* of the row, if the piece is its first one and copied; else 0 */
-    uint8_t *to;          /* [half][n_steps][16][64 bytes] */
-    uint32_t n_steps;
-    uint32_t row, at;                  /* the next unit */
+    uint32_t n, at, n_unit; /* elements of a row in this piece; where units are and how many elements they have */
+    uint32_t row, n_there;  /* of the panel: the next unit's; rows that exist, the others become zero */
+    uint32_t skew, n_row;   /* of the row, if the piece is its first one and copied; else 0 */
+    uint8_t *to, *buffer;   /* of the next unit; [half][steps of k][16][64 bytes] */
+    size_t half_bytes;
     uint32_t fetches_each, units_each; /* after one step of the tiles */
 } supply;
 
@@ -40,55 +40,60 @@ static void supply_spread(supply *s, uint32_t n_steps) {
     s->units_each = (n_units + n_steps - 1) / n_steps;
 }
 
-/* Where element `at` of the row lies in the buffer; the next 32 elements are SIDE * 64 bytes behind. */
-INLINE uint8_t *supply_place(const supply *s) {
-    return s->to + (((size_t)s->row / SIDE * s->n_steps + s->at / CPU_K_STEP) * SIDE + s->row % SIDE) * 64;
+INLINE void supply_zero(const supply *s) {
+    for (uint32_t i = 0; i < s->n_unit; i += CPU_K_STEP)
+        _mm512_store_si512(s->to + (size_t)i / CPU_K_STEP * SIDE * 64, _mm512_setzero_si512());
 }
 
-INLINE void supply_zero(const supply *s, uint32_t n) {
-    uint8_t *to = supply_place(s);
-    for (uint32_t i = 0; i < n; i += CPU_K_STEP, to += SIDE * 64) _mm512_store_si512(to, _mm512_setzero_si512());
-}
-
-INLINE void supply_copy(const supply *s, const uint8_t *from, uint32_t n) {
-    uint8_t *to = supply_place(s);
+INLINE void supply_copy(const supply *s) {
     uint32_t i = 0;
     if (s->at == 0 && s->skew > 0) {
-        _mm512_store_si512(to, bf16_load_turned(from + (size_t)s->skew * 2, s->n_row, s->skew));
+        _mm512_store_si512(s->to, bf16_load_turned(s->from + (size_t)s->skew * 2, s->n_row, s->skew));
         i = CPU_K_STEP;
     }
-    for (; i < n; i += CPU_K_STEP) {
-        _mm512_store_si512(to + (size_t)i / CPU_K_STEP * SIDE * 64, bf16_load(from + (size_t)i * 2, n - i));
+    for (; i < s->n_unit; i += CPU_K_STEP) {
+        _mm512_store_si512(s->to + (size_t)i / CPU_K_STEP * SIDE * 64,
+                           bf16_load(s->from + (size_t)i * 2, s->n_unit - i));
     }
 }
 
-INLINE void supply_decode(const supply *s, const uint8_t *from, uint32_t n, const e4m3_table *table) {
-    uint8_t *to = supply_place(s);
+INLINE void supply_decode(const supply *s, const e4m3_table *table) {
     __m512i v[4];
-    if (n == UNIT) {
-        e4m3_decode64(table, _mm512_loadu_si512(from), v);
-        e4m3_decode64(table, _mm512_loadu_si512(from + 64), v + 2);
-        for (uint32_t i = 0; i < 4; i++) _mm512_store_si512(to + i * SIDE * 64, v[i]);
+    if (s->n_unit == UNIT) {
+        e4m3_decode64(table, _mm512_loadu_si512(s->from), v);
+        e4m3_decode64(table, _mm512_loadu_si512(s->from + 64), v + 2);
+        for (uint32_t i = 0; i < 4; i++) _mm512_store_si512(s->to + i * SIDE * 64, v[i]);
         return;
     }
-    for (uint32_t i = 0; i < n; i += 64, to += 2 * SIDE * 64) {
-        e4m3_decode64(table, e4m3_load(from + i, n - i), v);
+    uint8_t *to = s->to;
+    for (uint32_t i = 0; i < s->n_unit; i += 64, to += 2 * SIDE * 64) {
+        e4m3_decode64(table, e4m3_load(s->from + i, s->n_unit - i), v);
         _mm512_store_si512(to, v[0]);
-        if (i + CPU_K_STEP < n) _mm512_store_si512(to + SIDE * 64, v[1]);
+        if (i + CPU_K_STEP < s->n_unit) _mm512_store_si512(to + SIDE * 64, v[1]);
     }
+}
+
+/* From the last row to the first one's next elements. */
+static void supply_next_elements(supply *s) {
+    s->at += s->n_unit;
+    if (s->at >= s->n) return;
+    s->from += (size_t)s->n_unit * s->elem_bytes - CPU_PANEL * s->row_bytes;
+    s->to = s->buffer + (size_t)s->at / CPU_K_STEP * SIDE * 64;
+    s->n_unit = cpu_min(UNIT, s->n - s->at);
+    s->row = 0;
 }
 
 INLINE void supply_unit(supply *s, const e4m3_table *table) {
-    uint32_t n = cpu_min(UNIT, s->n - s->at);
-    const uint8_t *from = s->from + s->row * s->row_bytes + (size_t)s->at * s->elem_bytes;
     if (s->row >= s->n_there)
-        supply_zero(s, n);
+        supply_zero(s);
     else if (s->kind == SUPPLY_DECODE)
-        supply_decode(s, from, n, table);
+        supply_decode(s, table);
     else
-        supply_copy(s, from, n);
-    s->at += n;
-    if (s->at >= s->n) s->at = 0, s->row++;
+        supply_copy(s);
+    s->from += s->row_bytes;
+    s->to += 64;
+    if (++s->row == SIDE) s->to += s->half_bytes - SIDE * 64;
+    if (s->row == CPU_PANEL) supply_next_elements(s);
 }
 
 /* What is due after one step of the tiles. */

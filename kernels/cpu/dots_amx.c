@@ -156,10 +156,11 @@ static supply supply_after(const place *now, const place *next) {
     s.elem_bytes = (uint32_t)elem_bytes;
     s.n_there = cpu_min(CPU_PANEL, next->end - next->first);
     s.n = next->n_k;
+    s.n_unit = cpu_min(UNIT, s.n);
     s.skew = next->k == 0 ? next->job->rows.skew : 0;
     s.n_row = w->n_in;
-    s.to = next->left[0];
-    s.n_steps = cpu_round_up(next->n_k, CPU_K_STEP) / CPU_K_STEP;
+    s.to = s.buffer = next->left[0];
+    s.half_bytes = (size_t)cpu_round_up(s.n, CPU_K_STEP) / CPU_K_STEP * SIDE * 64;
     return s;
 }
 
@@ -358,16 +359,23 @@ static void groups_run(const place *p, panel_run *run) {
     if (n_full > 0) tiles_configure(SIDE, SIDE);
 }
 
+/* The FP8 scales of a piece, output by output. */
+static void load_scales(const place *p, float scales[CPU_PANEL]) {
+    const krn_matrix *w = p->w;
+    uint32_t n = cpu_min(CPU_PANEL, p->end - p->first), row = p->job->first_row + p->first;
+    uint32_t block_end = w->block_rows - row % w->block_rows; /* counted from the panel's first output */
+    const float *scale = w->scale + (size_t)(row / w->block_rows) * w->n_scale_cols + p->k / w->block_cols;
+    for (uint32_t o = 0; o < n; block_end += w->block_rows, scale += w->n_scale_cols) {
+        for (; o < cpu_min(n, block_end); o++) scales[o] = *scale;
+    }
+}
+
 static void place_run(const place *now, const place *next) {
-    const krn_matrix *w = now->w;
     panel_run run = {.piece = piece_of(now), .supply = supply_after(now, next), .table = e4m3_table_load()};
     float scales[CPU_PANEL] = {0};
-    if (w->dtype == MDL_F8_E4M3) {
+    if (now->w->dtype == MDL_F8_E4M3) {
+        load_scales(now, scales);
         run.scale = scales;
-        for (uint32_t o = 0; o < cpu_min(CPU_PANEL, now->end - now->first); o++) {
-            uint32_t row = now->job->first_row + now->first + o;
-            scales[o] = w->scale[(size_t)(row / w->block_rows) * w->n_scale_cols + now->k / w->block_cols];
-        }
     }
     supply_spread(&run.supply, (now->n_groups + 1) / 2 * run.piece.n_steps);
     groups_run(now, &run);
