@@ -4,8 +4,8 @@
  * model, reading the weights once, filling the cache to `depth`, tokenising, sampling. One untimed repetition warms up.
  *   prefill,n,0,1        one prompt of n tokens in one step; tokens/s of the prompt
  *   decode,steps,d,b     b sequences, one token each per step, d tokens before the first; tokens/s of all sequences
- * active_gb_s: the weight bytes that one token reads (krn_model_active_bytes) times steps per second; more sequences
- * read more experts than that. gflop_s: 2 FLOP per weight of the layers' linears and per product in attention's scores
+ * weights_gb_s: the weight bytes that the steps read, a routed expert once per step that visits it (counted in the
+ * repetition that warms up). gflop_s: 2 FLOP per weight of the layers' linears and per product in attention's scores
  * and sums, causal; the head once per sequence. The machine's limits (bench/machine.h) are measured
  * before and after every repetition: a shared machine changes by the second. of_read and of_bf16 are taken of each
  * repetition by itself; medians are reported. */
@@ -51,6 +51,9 @@ typedef struct {
     uint32_t blocks_each;    /* per sequence */
     krn_sequence *sequences; /* [largest batch] */
     uint32_t max_rows;
+    bool is_counting; /* what steps read: */
+    uint64_t *load;   /* [layers][n_routed_experts]: how often experts were visited before the step; NULL: no experts */
+    uint64_t n_visits, n_steps; /* pairs of a step and an expert that it visited, of n_steps */
     bench_machine *machine;
     char processor[128];
 } engine;
@@ -133,6 +136,8 @@ static bt_status open_engine(engine *e, bt_error *err) {
     e->sequences = bt_calloc(n_sequences, sizeof(*e->sequences));
     e->blocks = bt_calloc(e->kv.layout.n_blocks, sizeof(*e->blocks));
     for (uint32_t i = 0; i < e->kv.layout.n_blocks; i++) e->blocks[i] = i;
+    if (krn_model_expert_load(e->model) != NULL)
+        e->load = bt_calloc((size_t)c->num_hidden_layers * c->n_routed_experts, sizeof(*e->load));
     e->machine = bench_machine_open(e->config.threads, krn_model_backend(e->model)->isa);
     e->n_ids = longest;
     e->ids = bt_calloc(e->n_ids, sizeof(*e->ids));
@@ -145,10 +150,28 @@ static void close_engine(engine *e) {
     krn_model_close(e->model);
     bench_machine_close(e->machine);
     free(e->kv.base);
+    free(e->load);
     free(e->logits);
     free(e->sequences);
     free(e->blocks);
     free(e->ids);
+}
+
+/* Counts what a step visits, from the model's own counters. */
+static void count_visits(engine *e) {
+    const mdl_config *c = krn_model_config(e->model);
+    const uint64_t *load = krn_model_expert_load(e->model);
+    for (size_t i = 0; load != NULL && i < (size_t)c->num_hidden_layers * c->n_routed_experts; i++) {
+        e->n_visits += load[i] != e->load[i];
+        e->load[i] = load[i];
+    }
+    e->n_steps++;
+}
+
+static void forward(engine *e, const krn_sequence *sequences, uint32_t n_sequences) {
+    bt_status status = krn_forward(e->model, e->kv, sequences, n_sequences, e->logits, NULL, NULL);
+    BT_ASSERT(status == BT_OK); /* a model alone */
+    if (e->is_counting) count_visits(e);
 }
 
 /* Tokens 0..n of sequence 0, in steps that fit. */
@@ -158,8 +181,7 @@ static void prefill(engine *e, uint32_t n) {
         krn_sequence s = {.token_ids = e->ids + at, .blocks = e->blocks, .n_rows = rows, .position = at};
         s.form = KRN_EXPANDED;
         s.n_logits = at + rows == n;
-        bt_status status = krn_forward(e->model, e->kv, &s, 1, e->logits, NULL, NULL);
-        BT_ASSERT(status == BT_OK); /* a model alone */
+        forward(e, &s, 1);
     }
 }
 
@@ -182,8 +204,7 @@ static void decode(engine *e, uint32_t depth, uint32_t n_sequences) {
             e->sequences[s].form = KRN_ABSORBED;
             e->sequences[s].n_logits = 1;
         }
-        bt_status status = krn_forward(e->model, e->kv, e->sequences, n_sequences, e->logits, NULL, NULL);
-        BT_ASSERT(status == BT_OK); /* a model alone */
+        forward(e, e->sequences, n_sequences);
     }
 }
 
@@ -236,11 +257,26 @@ static double repetition_seconds(engine *e, const row *r) {
     return (double)(bt_now_ns() - start_ns) / BT_NS_PER_S;
 }
 
+/* Runs a repetition that is not timed. Returns the bytes of weights that it reads: all that a token reads but for its
+ * experts once per step, and each expert that the step visits. */
+static double count_bytes(engine *e, const row *r) {
+    const mdl_config *c = krn_model_config(e->model);
+    double expert = (double)krn_model_expert_bytes(e->model), others = (double)krn_model_active_bytes(e->model);
+    for (uint32_t i = 0; i < c->num_hidden_layers; i++) {
+        if (mdl_layer_is_moe(c, i)) others -= expert * c->num_experts_per_tok;
+    }
+    count_visits(e);
+    e->n_visits = e->n_steps = 0;
+    e->is_counting = true;
+    repetition_seconds(e, r);
+    e->is_counting = false;
+    return others * (double)e->n_steps + expert * (double)e->n_visits;
+}
+
 static void measure(engine *e, const row *r) {
     static double seconds[MAX_REPEAT], of_read[MAX_REPEAT], of_bf16[MAX_REPEAT], read[MAX_REPEAT], bf16[MAX_REPEAT];
     uint32_t n = e->config.repeat;
-    double gb = (double)krn_model_active_bytes(e->model) * r->steps * 1e-9, gflop = r->flop * 1e-9;
-    repetition_seconds(e, r);
+    double gb = count_bytes(e, r) * 1e-9, gflop = r->flop * 1e-9;
     bench_limits before = bench_machine_measure(e->machine);
     for (uint32_t i = 0; i < n; i++) {
         seconds[i] = repetition_seconds(e, r);
@@ -299,7 +335,7 @@ int bench_engine(int argc, char **argv) {
     }
     read_processor_name(e.processor, sizeof(e.processor));
     printf("commit,cpu,isa,threads,test,n,depth,batch,repetitions,tokens_s,tokens_s_min,tokens_s_max,step_ms,"
-           "active_gb_s,of_read,gflop_s,of_bf16,read_gb_s,bf16_unit,bf16_gflop_s\n");
+           "weights_gb_s,of_read,gflop_s,of_bf16,read_gb_s,bf16_unit,bf16_gflop_s\n");
     measure_all(&e);
     close_engine(&e);
     return 0;

@@ -202,6 +202,7 @@ const krn_backend *krn_model_backend(const krn_model *model) { return model->bac
 uint64_t krn_model_hash(const krn_model *model) { return model->hash; }
 uint64_t krn_model_weight_bytes(const krn_model *model) { return model->weights->n_bytes; }
 uint64_t krn_model_active_bytes(const krn_model *model) { return model->weights->active_bytes; }
+uint64_t krn_model_expert_bytes(const krn_model *model) { return model->weights->expert_bytes; }
 
 const uint64_t *krn_model_expert_load(const krn_model *model) {
     return model->config.n_routed_experts > 0 ? model->expert_load : NULL;

@@ -30,6 +30,7 @@ const krn_backend *krn_model_backend(const krn_model *model);
 uint64_t krn_model_hash(const krn_model *model);         /* mdl_checkpoint_hash() */
 uint64_t krn_model_weight_bytes(const krn_model *model); /* krn_weights.n_bytes */
 uint64_t krn_model_active_bytes(const krn_model *model); /* krn_weights.active_bytes */
+uint64_t krn_model_expert_bytes(const krn_model *model); /* krn_weights.expert_bytes */
 
 /* How often this model's rows chose each expert: [num_hidden_layers][n_routed_experts], counted since open. NULL: the
  * model has no routed experts. */

@@ -176,8 +176,8 @@ static void bind_attention(binder *b, uint32_t i, krn_layer *out) {
     out->o = bind_matrix(b, hidden, heads * c->v_head_dim, layer_name(name, i, "self_attn.o_proj.weight"));
 }
 
-/* Returns the bytes of the routed experts that are here, of which a token reads a part. */
-static uint64_t bind_moe(binder *b, uint32_t i, krn_layer *out) {
+/* Adds up the routed experts that are here, and their bytes. */
+static void bind_moe(binder *b, uint32_t i, krn_layer *out, uint64_t *n_experts, uint64_t *n_bytes) {
     const mdl_config *c = b->config;
     char name[MAX_NAME], place[64];
     out->router = bind_matrix(b, c->n_routed_experts, c->hidden_size, layer_name(name, i, "mlp.gate.weight"));
@@ -187,14 +187,15 @@ static uint64_t bind_moe(binder *b, uint32_t i, krn_layer *out) {
     if (c->n_shared_experts > 0) {
         out->shared = bind_mlp(b, i, "mlp.shared_experts", c->n_shared_experts * c->moe_intermediate_size);
     }
-    uint64_t n_bytes = b->n_bytes;
+    uint64_t bytes_before = b->n_bytes;
     out->experts = bt_arena_alloc(b->arena, c->n_routed_experts * sizeof(krn_mlp));
     for (uint32_t e = 0; e < c->n_routed_experts; e++) {
         if (b->placement != NULL && !krn_placement_holds(b->placement, b->rank, i, e)) continue;
         snprintf(place, sizeof(place), "mlp.experts.%u", e);
         out->experts[e] = bind_mlp(b, i, place, c->moe_intermediate_size);
+        ++*n_experts;
     }
-    return b->n_bytes - n_bytes;
+    *n_bytes += b->n_bytes - bytes_before;
 }
 
 static void bind_all(binder *b, krn_weights *out) {
@@ -202,6 +203,7 @@ static void bind_all(binder *b, krn_weights *out) {
     char name[MAX_NAME];
     out->embed = bind_matrix(b, c->vocab_size, c->hidden_size, "model.embed_tokens.weight");
     uint64_t embed_bytes = b->n_bytes, idle_bytes = embed_bytes - embed_bytes / c->vocab_size; /* one row is read */
+    uint64_t n_experts = 0, expert_bytes = 0;
     out->final_norm = bind_vector(b, c->hidden_size, "model.norm.weight");
     out->lm_head =
         c->tie_word_embeddings ? out->embed : bind_matrix(b, c->vocab_size, c->hidden_size, "lm_head.weight");
@@ -215,8 +217,7 @@ static void bind_all(binder *b, krn_weights *out) {
         bind_attention(b, i, layer);
         layer->is_moe = mdl_layer_is_moe(c, i);
         if (layer->is_moe) {
-            uint64_t expert_bytes = bind_moe(b, i, layer);
-            idle_bytes += expert_bytes - expert_bytes / c->n_routed_experts * c->num_experts_per_tok;
+            bind_moe(b, i, layer, &n_experts, &expert_bytes);
         } else {
             layer->dense = bind_mlp(b, i, "mlp", c->intermediate_size);
         }
@@ -224,6 +225,10 @@ static void bind_all(binder *b, krn_weights *out) {
     }
     out->n_tensors = b->n_tensors;
     out->n_bytes = b->n_bytes;
+    if (n_experts > 0) {
+        idle_bytes += expert_bytes - expert_bytes / c->n_routed_experts * c->num_experts_per_tok;
+        out->expert_bytes = expert_bytes / n_experts;
+    }
     out->active_bytes = b->n_bytes - idle_bytes;
 }
 

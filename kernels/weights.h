@@ -48,6 +48,7 @@ typedef struct {
     uint64_t n_bytes;      /* of these */
     uint64_t active_bytes; /* of n_bytes that one token reads, on average if experts are elsewhere: the roofline of
                               decode at batch 1 */
+    uint64_t expert_bytes; /* of one routed expert of one layer, on average over those that are here; 0: none */
 } krn_weights;
 
 /* The checkpoint must outlive the weights. Extra tensors (MTP layers, rotary buffers) are ignored. With `placement`, of
