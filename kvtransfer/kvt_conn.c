@@ -8,7 +8,6 @@
 #include <string.h>
 #include <ucp/api/ucp.h>
 
-#include "common/core/address.h"
 #include "common/core/clock.h"
 #include "common/core/log.h"
 #include "kvtransfer/kvt_impl.h"
@@ -74,7 +73,7 @@ static void endpoint_create(kvt_conn *conn, ucp_ep_params_t *params) {
     params->err_mode = UCP_ERR_HANDLING_MODE_PEER;
     params->err_handler.cb = on_error;
     params->err_handler.arg = conn;
-    ucs_status_t status = ucp_ep_create(conn->fabric->worker, params, &conn->ep);
+    ucs_status_t status = ucp_ep_create(conn->fabric->ucx.worker, params, &conn->ep);
     if (status == UCS_OK) return;
     conn->ep = NULL;
     kvt_conn_lose(conn, BT_PEER_LOST, "no connection to %s: %s", conn->address, ucs_status_string(status));
@@ -88,18 +87,10 @@ void kvt_conn_connect(kvt_fabric *fabric, const kvt_command *command) {
         kvt_conn_lose(conn, BT_NO_CAPACITY, "there are %u connections already", fabric->config.cap_peers);
         return;
     }
-    char host[KVT_MAX_ADDRESS], number[8];
-    uint32_t port;
+    struct addrinfo *found = NULL;
     bt_error err = {0};
-    if (bt_address_split(command->address, host, sizeof(host), &port, &err) != BT_OK) {
+    if (kvt_ucx_resolve(command->address, &found, &err) != BT_OK) {
         kvt_conn_lose(conn, BT_BAD_REQUEST, "%s", err.text);
-        return;
-    }
-    snprintf(number, sizeof(number), "%u", port & 0xffff);
-    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICSERV}, *found = NULL;
-    int failed = getaddrinfo(host, number, &hints, &found); /* workers advertise numbers: no look-up */
-    if (failed) {
-        kvt_conn_lose(conn, BT_BAD_REQUEST, "%s: %s", conn->address, gai_strerror(failed));
         return;
     }
     ucp_ep_params_t params = {
@@ -115,17 +106,12 @@ void kvt_conn_connect(kvt_fabric *fabric, const kvt_command *command) {
 void kvt_conn_accept(kvt_fabric *fabric, struct ucp_conn_request *request) {
     if (fabric->n_conns >= fabric->config.cap_peers || fabric->is_stopping) {
         bt_log(BT_LOG_WARN, "kvt", "connection refused", "connections=%u", fabric->n_conns);
-        ucp_listener_reject(fabric->listener, request);
+        ucp_listener_reject(fabric->ucx.listener, request);
         return;
     }
     kvt_conn *conn = conn_new(fabric, atomic_fetch_add(&fabric->last_peer, 1) + 1);
     conn->is_accepted = true;
-    char host[NI_MAXHOST] = "?", port[NI_MAXSERV] = "?";
-    ucp_conn_request_attr_t attr = {.field_mask = UCP_CONN_REQUEST_ATTR_FIELD_CLIENT_ADDR};
-    if (ucp_conn_request_query(request, &attr) == UCS_OK)
-        getnameinfo((struct sockaddr *)&attr.client_address, sizeof(attr.client_address), host, sizeof(host), port,
-                    sizeof(port), NI_NUMERICHOST | NI_NUMERICSERV);
-    snprintf(conn->address, sizeof(conn->address), "%.200s:%s", host, port);
+    kvt_ucx_client(request, conn->address, sizeof(conn->address));
     ucp_ep_params_t params = {.field_mask = UCP_EP_PARAM_FIELD_CONN_REQUEST, .conn_request = request};
     endpoint_create(conn, &params);
 }

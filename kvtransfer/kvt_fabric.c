@@ -93,7 +93,7 @@ static bool is_busy(const kvt_fabric *fabric) {
 }
 
 static void fabric_sleep(kvt_fabric *fabric) {
-    ucs_status_t armed = ucp_worker_arm(fabric->worker);
+    ucs_status_t armed = ucp_worker_arm(fabric->ucx.worker);
     if (armed == UCS_ERR_BUSY) return; /* something happened meanwhile */
     int64_t deadline_ns = kvt_conn_next_deadline(fabric), now_ns = bt_now_ns();
     int timeout_ms = -1;
@@ -103,7 +103,7 @@ static void fabric_sleep(kvt_fabric *fabric) {
         timeout_ms = 0;
     else if (deadline_ns != INT64_MAX)
         timeout_ms = (int)((deadline_ns - now_ns) / BT_NS_PER_MS + 1);
-    struct pollfd fds[] = {{.fd = fabric->worker_fd, .events = POLLIN},
+    struct pollfd fds[] = {{.fd = fabric->ucx.worker_fd, .events = POLLIN},
                            {.fd = bt_queue_fd(fabric->commands), .events = POLLIN}};
     poll(fds, 2, timeout_ms); /* EINTR: an early look does no harm */
 }
@@ -113,7 +113,7 @@ static void *fabric_thread(void *context) {
     int64_t last_move_ns = bt_now_ns();
     while (!(fabric->is_stopping && fabric->n_conns == 0)) {
         bool has_moved = commands_run(fabric);
-        for (int i = 0; i < MAX_PROGRESS && ucp_worker_progress(fabric->worker) != 0; i++) has_moved = true;
+        for (int i = 0; i < MAX_PROGRESS && ucp_worker_progress(fabric->ucx.worker) != 0; i++) has_moved = true;
         has_moved |= kvt_send_pump(fabric);
         int64_t now_ns = bt_now_ns();
         has_moved |= kvt_conn_look(fabric, now_ns);
@@ -206,7 +206,7 @@ void kvt_lease_close(kvt_fabric *fabric, uint64_t lease, uint32_t n_pushes) {
     command_post(fabric, command);
 }
 
-uint32_t kvt_fabric_port(const kvt_fabric *fabric) { return fabric->listen_port; }
+uint32_t kvt_fabric_port(const kvt_fabric *fabric) { return fabric->ucx.listen_port; }
 
 void kvt_fabric_stats(const kvt_fabric *fabric, kvt_stats *out) {
     *out = (kvt_stats){
@@ -230,15 +230,24 @@ static void config_take(kvt_fabric *fabric, const kvt_config *config) {
     if (config->cap_peers == 0) fabric->config.cap_peers = KVT_DEFAULT_CAP_PEERS;
 }
 
+static void on_connection(struct ucp_conn_request *request, void *context) {
+    kvt_fabric *fabric = context;
+    kvt_command *command = command_new(KVT_CMD_ACCEPT, 0, 0, NULL);
+    command->request = request;
+    command_post(fabric, command);
+}
+
 bt_status kvt_fabric_open(const kvt_config *config, kvt_fabric **out, bt_error *err) {
     kvt_fabric *fabric = bt_calloc(1, sizeof(*fabric));
     config_take(fabric, config);
     kvt_lease_table_init(&fabric->leases);
     fabric->probe = bt_calloc_aligned(kvt_block_bytes(fabric), 64);
     bt_status status = bt_queue_open(&fabric->commands, err);
-    if (status == BT_OK) status = kvt_ucx_open(fabric, err);
+    if (status == BT_OK) status = kvt_ucx_open(&fabric->ucx, config->transports, kvt_block_bytes(fabric), err);
+    if (status == BT_OK) status = kvt_ucx_register(&fabric->ucx, config->kv_base, kv_pool_bytes(&config->layout), err);
     if (status == BT_OK) status = kvt_land_open(fabric, err);
-    if (status == BT_OK) status = kvt_ucx_listen(fabric, err);
+    if (status == BT_OK && config->host != NULL && config->host[0] != 0)
+        status = kvt_ucx_listen(&fabric->ucx, config->host, config->port, on_connection, fabric, err);
     if (status != BT_OK) goto fail;
     if (pthread_create(&fabric->thread, NULL, fabric_thread, fabric) != 0) {
         status = bt_fail(err, BT_INTERNAL, "cannot start the KV thread");
@@ -257,7 +266,7 @@ static void commands_drop(kvt_fabric *fabric) {
     for (bt_queue_node *node = bt_queue_take(fabric->commands), *next; node != NULL; node = next) {
         next = node->next;
         kvt_command *command = BT_QUEUE_ENTRY(node, kvt_command, node);
-        if (command->kind == KVT_CMD_ACCEPT) ucp_listener_reject(fabric->listener, command->request);
+        if (command->kind == KVT_CMD_ACCEPT) ucp_listener_reject(fabric->ucx.listener, command->request);
         if (command->kind == KVT_CMD_PUSH) {
             kvt_send_refuse(fabric, command, BT_CANCELED);
             continue;
@@ -274,7 +283,7 @@ void kvt_fabric_close(kvt_fabric *fabric) {
         pthread_join(fabric->thread, NULL);
     }
     if (fabric->commands != NULL) commands_drop(fabric);
-    kvt_ucx_close(fabric);
+    kvt_ucx_close(&fabric->ucx);
     bt_queue_close(fabric->commands);
     kvt_lease_table_fini(&fabric->leases);
     bt_buf_fini(&fabric->scratch);

@@ -36,8 +36,7 @@ static void welcome_send(kvt_conn *conn, const char *refusal) {
     kvt_send_frame(conn, &message);
 }
 
-/* "" when all is equal. The cluster's secret first: a stranger learns nothing about the model. */
-static void mismatch(const wire_compat *theirs, const wire_compat *ours, char *out, size_t cap_bytes) {
+void kvt_hello_mismatch(const wire_compat *theirs, const wire_compat *ours, char *out, size_t cap_bytes) {
     out[0] = 0;
     if (theirs->cluster_key != ours->cluster_key)
         snprintf(out, cap_bytes, "another cluster: --cluster-secret differs");
@@ -88,21 +87,16 @@ static void up(kvt_conn *conn) {
     kvt_event_post(conn->fabric, event);
 }
 
-/* How pushes are sent: shared memory and TCP move a block in one eager fragment, faster than a rendezvous that waits
- * for the receiver; everything else (RDMA) lets UCX choose. */
 static void transport_choose(kvt_conn *conn) {
     kvt_ucx_transport(conn->ep, conn->transport, sizeof(conn->transport));
-    static const char *const eager[] = {"tcp/", "posix/", "sysv/", "self/"};
-    conn->is_eager = false;
-    for (size_t i = 0; i < sizeof(eager) / sizeof(eager[0]); i++)
-        conn->is_eager |= strncmp(conn->transport, eager[i], strlen(eager[i])) == 0;
+    conn->is_eager = kvt_ucx_is_eager(conn->transport);
 }
 
 static void take_hello(kvt_conn *conn, const wire_kv_hello *hello) {
     name_set(conn, hello->name, hello->incarnation);
     wire_compat ours = our_compat(conn->fabric);
     char refusal[WIRE_MAX_TEXT];
-    mismatch(&hello->compat, &ours, refusal, sizeof(refusal));
+    kvt_hello_mismatch(&hello->compat, &ours, refusal, sizeof(refusal));
     welcome_send(conn, refusal);
     transport_choose(conn);
     if (refusal[0] == 0) {

@@ -1,5 +1,5 @@
 /* What the parts of the fabric share. Everything here belongs to the fabric's thread, except what says otherwise.
- * UCX handles are its opaque structs, so that UCX headers stay in the .c files. */
+ */
 #ifndef BATON_KVTRANSFER_KVT_IMPL_H
 #define BATON_KVTRANSFER_KVT_IMPL_H
 
@@ -7,13 +7,7 @@
 #include <stdatomic.h>
 
 #include "kvtransfer/kvt_lease.h"
-
-struct ucp_context;
-struct ucp_worker;
-struct ucp_listener;
-struct ucp_ep;
-struct ucp_mem;
-struct ucp_conn_request;
+#include "kvtransfer/kvt_ucx.h"
 
 enum {
     KVT_PROBE_PIECES = 64, /* pieces of one block each: about what one layer of a 4k prompt is */
@@ -106,12 +100,7 @@ typedef struct kvt_conn {
 struct kvt_fabric {
     kvt_config config; /* its strings are copies */
     char name[WIRE_MAX_NAME + 1];
-    struct ucp_context *context;
-    struct ucp_worker *worker;
-    struct ucp_listener *listener;
-    struct ucp_mem *memory; /* the KV pool, registered */
-    uint32_t listen_port;
-    int worker_fd;
+    kvt_ucx ucx; /* its memory is the KV pool */
     bt_queue *commands;
     pthread_t thread;
     bool has_thread;
@@ -128,14 +117,6 @@ struct kvt_fabric {
 
 static inline size_t kvt_block_bytes(const kvt_fabric *fabric) { return kv_block_bytes(&fabric->config.layout); }
 
-/* kvt_ucx.c: the context, worker and listener; names of errors. */
-bt_status kvt_ucx_open(kvt_fabric *fabric, bt_error *err);
-void kvt_ucx_close(kvt_fabric *fabric);
-bt_status kvt_ucx_listen(kvt_fabric *fabric, bt_error *err);
-/* "posix/memory", "tcp/eth0": what carries active messages of this endpoint. */
-void kvt_ucx_transport(struct ucp_ep *ep, char *out, size_t cap_bytes);
-bool kvt_ucx_has_rdma_device(void);
-
 /* kvt_conn.c: the life of a connection. */
 void kvt_conn_connect(kvt_fabric *fabric, const kvt_command *command);
 void kvt_conn_accept(kvt_fabric *fabric, struct ucp_conn_request *request);
@@ -147,7 +128,10 @@ void kvt_conn_drain(kvt_conn *conn, bt_status status, const char *why);
 bool kvt_conn_look(kvt_fabric *fabric, int64_t now_ns);
 int64_t kvt_conn_next_deadline(const kvt_fabric *fabric); /* INT64_MAX: none */
 
-/* kvt_hello.c: KV_HELLO, KV_WELCOME, PROBE. They answer false for a message that is out of place. */
+/* kvt_hello.c. Writes the first difference into `out`, "" when all is equal. The cluster's secret comes first: a
+ * stranger learns nothing about the model. */
+void kvt_hello_mismatch(const wire_compat *theirs, const wire_compat *ours, char *out, size_t cap_bytes);
+/* KV_HELLO, KV_WELCOME, PROBE. They answer false for a message that is out of place. */
 void kvt_hello_send(kvt_conn *conn);
 bool kvt_hello_take(kvt_conn *conn, const wire_message *message);
 /* A first frame that did not decode may be a HELLO of another version: says so to the peer. false: it is not the first.

@@ -172,12 +172,12 @@ static void landing_begin(const kvt_landing *wanted, void *data, const ucp_am_re
         .cb.recv_am = on_received,
         .user_data = land,
     };
-    if (land->lease != NULL && land->fabric->memory != NULL) {
+    if (land->lease != NULL && land->fabric->ucx.memory != NULL) {
         receive.op_attr_mask |= UCP_OP_ATTR_FIELD_MEMH;
-        receive.memh = land->fabric->memory;
+        receive.memh = land->fabric->ucx.memory;
     }
     flight_begin(land);
-    void *request = ucp_am_recv_data_nbx(land->fabric->worker, data, land->bytes, land->n_bytes, &receive);
+    void *request = ucp_am_recv_data_nbx(land->fabric->ucx.worker, data, land->bytes, land->n_bytes, &receive);
     if (UCS_PTR_IS_PTR(request)) return;
     flight_end(land, request == NULL);
     free(land);
@@ -256,17 +256,8 @@ static ucs_status_t on_data(void *context, const void *header, size_t n_header_b
 bt_status kvt_land_open(kvt_fabric *fabric, bt_error *err) {
     ucp_am_recv_callback_t handlers[] = {[KVT_AM_FRAME] = on_frame, [KVT_AM_DATA] = on_data};
     for (unsigned id = KVT_AM_FRAME; id <= KVT_AM_DATA; id++) {
-        ucp_am_handler_param_t param = {
-            .field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_FLAGS |
-                          UCP_AM_HANDLER_PARAM_FIELD_CB | UCP_AM_HANDLER_PARAM_FIELD_ARG,
-            .id = id,
-            .flags = UCP_AM_FLAG_WHOLE_MSG,
-            .cb = handlers[id],
-            .arg = fabric,
-        };
-        ucs_status_t status = ucp_worker_set_am_recv_handler(fabric->worker, &param);
-        if (status != UCS_OK)
-            return bt_fail(err, BT_INTERNAL, "ucp_worker_set_am_recv_handler: %s", ucs_status_string(status));
+        bt_status status = kvt_ucx_handle(&fabric->ucx, id, (void (*)(void))handlers[id], fabric, err);
+        if (status != BT_OK) return status;
     }
     return BT_OK;
 }

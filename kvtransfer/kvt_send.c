@@ -96,9 +96,9 @@ static void op_begin(kvt_send_op *op, unsigned id, size_t n_header_bytes, const 
         .user_data = op,
         .flags = flags | UCP_AM_SEND_FLAG_REPLY, /* so that the receiver knows whose it is */
     };
-    if (op->push != NULL && conn->fabric->memory != NULL) {
+    if (op->push != NULL && conn->fabric->ucx.memory != NULL) {
         param.op_attr_mask |= UCP_OP_ATTR_FIELD_MEMH;
-        param.memh = conn->fabric->memory;
+        param.memh = conn->fabric->ucx.memory;
     }
     if (conn->n_sends + conn->n_landings == 0) conn->moved_ns = bt_now_ns();
     op->next = conn->ops;

@@ -1,4 +1,4 @@
-/* UCX as we need it: settings, context, worker, listener, and what it chose. Knows nothing of peers and leases.
+/* UCX as we need it: settings, context, worker, listener, and what it chose.
  *
  * The settings are measured: pushes of 73,728 bytes, ucx_perftest's am_bw, Xeon with AMX, 2 shared cores
  * (bench/kv_push.sh).
@@ -20,8 +20,8 @@
 #include <ucs/config/global_opts.h>
 #include <ucs/debug/debug.h>
 
-#include "common/core/log.h"
-#include "kvtransfer/kvt_impl.h"
+#include "common/core/address.h"
+#include "kvtransfer/kvt_ucx.h"
 
 enum { MAX_SHM_SEG_BYTES = 64000, N_CRASH_SIGNALS = 4 };
 static const int crash_signals[N_CRASH_SIGNALS] = {SIGILL, SIGSEGV, SIGBUS, SIGFPE};
@@ -32,12 +32,12 @@ static bt_status check(ucs_status_t status, const char *call, bt_error *err) {
 }
 
 /* The environment is UCX's own way to be configured; what the operator set there stays. */
-static void set_defaults(const kvt_fabric *fabric) {
+static void set_defaults(const char *transports, size_t message_bytes) {
     char seg_bytes[32], shm_seg_bytes[32];
-    size_t push_bytes = kvt_block_bytes(fabric) + 1024;
-    snprintf(seg_bytes, sizeof(seg_bytes), "%zu", push_bytes);
+    message_bytes += 1024; /* headers */
+    snprintf(seg_bytes, sizeof(seg_bytes), "%zu", message_bytes);
     snprintf(shm_seg_bytes, sizeof(shm_seg_bytes), "%zu",
-             push_bytes < MAX_SHM_SEG_BYTES ? push_bytes : MAX_SHM_SEG_BYTES);
+             message_bytes < MAX_SHM_SEG_BYTES ? message_bytes : MAX_SHM_SEG_BYTES);
     setenv("UCX_POSIX_ERROR_HANDLING", "y", 0);
     setenv("UCX_POSIX_SEG_SIZE", shm_seg_bytes, 0);
     setenv("UCX_POSIX_RX_BUFS_GROW", "64", 0);
@@ -47,7 +47,6 @@ static void set_defaults(const kvt_fabric *fabric) {
     setenv("UCX_KEEPALIVE_INTERVAL", "1s", 0);
     setenv("UCX_LOG_LEVEL", "fatal", 0); /* lost peers are a normal day; what matters comes back as a status */
     setenv("UCX_WARN_UNUSED_ENV_VARS", "n", 0);
-    const char *transports = fabric->config.transports;
     if (transports != NULL && transports[0] != 0) setenv("UCX_TLS", transports, 1);
     /* Read before main(), so once more by hand. */
     ucs_global_opts_set_value("LOG_LEVEL", getenv("UCX_LOG_LEVEL"));
@@ -55,8 +54,8 @@ static void set_defaults(const kvt_fabric *fabric) {
     for (int i = 0; i < N_CRASH_SIGNALS; i++) ucs_debug_disable_signal(crash_signals[i]); /* ours to report */
 }
 
-bt_status kvt_ucx_open(kvt_fabric *fabric, bt_error *err) {
-    set_defaults(fabric);
+bt_status kvt_ucx_open(kvt_ucx *ucx, const char *transports, size_t message_bytes, bt_error *err) {
+    set_defaults(transports, message_bytes);
     ucp_config_t *config = NULL;
     bt_status status = check(ucp_config_read(NULL, NULL, &config), "ucp_config_read", err);
     if (status != BT_OK) return status;
@@ -65,7 +64,7 @@ bt_status kvt_ucx_open(kvt_fabric *fabric, bt_error *err) {
         .features = UCP_FEATURE_AM | UCP_FEATURE_WAKEUP,
         .name = "baton",
     };
-    ucs_status_t init = ucp_init(&params, config, &fabric->context);
+    ucs_status_t init = ucp_init(&params, config, &ucx->context);
     ucp_config_release(config);
     if (init == UCS_ERR_NO_DEVICE)
         return bt_fail(err, BT_BAD_REQUEST,
@@ -76,63 +75,87 @@ bt_status kvt_ucx_open(kvt_fabric *fabric, bt_error *err) {
     /* SERIALIZED: opened and closed here, used by the fabric's thread in between. */
     ucp_worker_params_t worker = {.field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE,
                                   .thread_mode = UCS_THREAD_MODE_SERIALIZED};
-    status = check(ucp_worker_create(fabric->context, &worker, &fabric->worker), "ucp_worker_create", err);
+    status = check(ucp_worker_create(ucx->context, &worker, &ucx->worker), "ucp_worker_create", err);
     if (status != BT_OK) return status;
-    status = check(ucp_worker_get_efd(fabric->worker, &fabric->worker_fd), "ucp_worker_get_efd", err);
-    if (status != BT_OK) return status;
+    return check(ucp_worker_get_efd(ucx->worker, &ucx->worker_fd), "ucp_worker_get_efd", err);
+}
 
-    ucp_mem_map_params_t memory = {
+bt_status kvt_ucx_register(kvt_ucx *ucx, void *base, size_t n_bytes, bt_error *err) {
+    ucp_mem_map_params_t params = {
         .field_mask = UCP_MEM_MAP_PARAM_FIELD_ADDRESS | UCP_MEM_MAP_PARAM_FIELD_LENGTH,
-        .address = fabric->config.kv_base,
-        .length = kv_pool_bytes(&fabric->config.layout),
+        .address = base,
+        .length = n_bytes,
     };
-    return check(ucp_mem_map(fabric->context, &memory, &fabric->memory), "ucp_mem_map of the KV memory", err);
+    return check(ucp_mem_map(ucx->context, &params, &ucx->memory), "ucp_mem_map of the KV memory", err);
 }
 
-void kvt_ucx_close(kvt_fabric *fabric) {
-    if (fabric->listener != NULL) ucp_listener_destroy(fabric->listener);
-    if (fabric->memory != NULL) ucp_mem_unmap(fabric->context, fabric->memory);
-    if (fabric->worker != NULL) ucp_worker_destroy(fabric->worker);
-    if (fabric->context != NULL) ucp_cleanup(fabric->context);
+void kvt_ucx_close(kvt_ucx *ucx) {
+    if (ucx->listener != NULL) ucp_listener_destroy(ucx->listener);
+    if (ucx->memory != NULL) ucp_mem_unmap(ucx->context, ucx->memory);
+    if (ucx->worker != NULL) ucp_worker_destroy(ucx->worker);
+    if (ucx->context != NULL) ucp_cleanup(ucx->context);
 }
 
-/* UCX may call this from any of its threads: hand over, nothing else. */
-static void on_connection(ucp_conn_request_h request, void *context) {
-    kvt_fabric *fabric = context;
-    kvt_command *command = bt_calloc(1, sizeof(*command));
-    command->kind = KVT_CMD_ACCEPT;
-    command->request = request;
-    bt_queue_push(fabric->commands, &command->node);
-}
-
-bt_status kvt_ucx_listen(kvt_fabric *fabric, bt_error *err) {
-    const char *host = fabric->config.host;
-    if (host == NULL || host[0] == 0) return BT_OK;
-    char port[8];
-    snprintf(port, sizeof(port), "%u", fabric->config.port & 0xffff);
+bt_status kvt_ucx_listen(kvt_ucx *ucx, const char *host, uint32_t port, kvt_ucx_on_connection *on_connection,
+                         void *context, bt_error *err) {
+    char service[8];
+    snprintf(service, sizeof(service), "%u", port & 0xffff);
     struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICSERV}, *found = NULL;
-    int failed = getaddrinfo(host, port, &hints, &found);
-    if (failed || fabric->config.port > 65535)
-        return bt_fail(err, BT_BAD_REQUEST, "cannot listen for KV on %s:%u: %s", host, fabric->config.port,
+    int failed = getaddrinfo(host, service, &hints, &found);
+    if (failed || port > 65535)
+        return bt_fail(err, BT_BAD_REQUEST, "cannot listen for KV on %s:%u: %s", host, port,
                        failed ? gai_strerror(failed) : "no such port");
     ucp_listener_params_t params = {
         .field_mask = UCP_LISTENER_PARAM_FIELD_SOCK_ADDR | UCP_LISTENER_PARAM_FIELD_CONN_HANDLER,
         .sockaddr = {found->ai_addr, found->ai_addrlen},
-        .conn_handler = {on_connection, fabric},
+        .conn_handler = {on_connection, context},
     };
-    ucs_status_t status = ucp_listener_create(fabric->worker, &params, &fabric->listener);
+    ucs_status_t status = ucp_listener_create(ucx->worker, &params, &ucx->listener);
     freeaddrinfo(found);
     if (status != UCS_OK)
-        return bt_fail(err, BT_INTERNAL, "cannot listen for KV on %s:%s: %s", host, port, ucs_status_string(status));
+        return bt_fail(err, BT_INTERNAL, "cannot listen for KV on %s:%u: %s", host, port, ucs_status_string(status));
     ucp_listener_attr_t attr = {.field_mask = UCP_LISTENER_ATTR_FIELD_SOCKADDR};
-    bt_status got = check(ucp_listener_query(fabric->listener, &attr), "ucp_listener_query", err);
+    bt_status got = check(ucp_listener_query(ucx->listener, &attr), "ucp_listener_query", err);
     if (got != BT_OK) return got;
     char number[NI_MAXSERV];
     failed = getnameinfo((struct sockaddr *)&attr.sockaddr, sizeof(attr.sockaddr), NULL, 0, number, sizeof(number),
                          NI_NUMERICSERV);
     if (failed) return bt_fail(err, BT_INTERNAL, "the KV listener's port: %s", gai_strerror(failed));
-    fabric->listen_port = (uint32_t)strtoul(number, NULL, 10);
+    ucx->listen_port = (uint32_t)strtoul(number, NULL, 10);
     return BT_OK;
+}
+
+bt_status kvt_ucx_handle(kvt_ucx *ucx, unsigned id, void (*handler)(void), void *context, bt_error *err) {
+    ucp_am_handler_param_t param = {
+        .field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_FLAGS | UCP_AM_HANDLER_PARAM_FIELD_CB |
+                      UCP_AM_HANDLER_PARAM_FIELD_ARG,
+        .id = id,
+        .flags = UCP_AM_FLAG_WHOLE_MSG,
+        .cb = (ucp_am_recv_callback_t)handler,
+        .arg = context,
+    };
+    return check(ucp_worker_set_am_recv_handler(ucx->worker, &param), "ucp_worker_set_am_recv_handler", err);
+}
+
+bt_status kvt_ucx_resolve(const char *address, struct addrinfo **out, bt_error *err) {
+    char host[NI_MAXHOST], number[8];
+    uint32_t port;
+    bt_status status = bt_address_split(address, host, sizeof(host), &port, err);
+    if (status != BT_OK) return status;
+    snprintf(number, sizeof(number), "%u", port & 0xffff);
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICSERV};
+    int failed = getaddrinfo(host, number, &hints, out); /* workers advertise numbers: no look-up */
+    if (failed) return bt_fail(err, BT_BAD_REQUEST, "%s: %s", address, gai_strerror(failed));
+    return BT_OK;
+}
+
+void kvt_ucx_client(struct ucp_conn_request *request, char *out, size_t cap_bytes) {
+    char host[NI_MAXHOST] = "?", port[NI_MAXSERV] = "?";
+    ucp_conn_request_attr_t attr = {.field_mask = UCP_CONN_REQUEST_ATTR_FIELD_CLIENT_ADDR};
+    if (ucp_conn_request_query(request, &attr) == UCS_OK)
+        getnameinfo((struct sockaddr *)&attr.client_address, sizeof(attr.client_address), host, sizeof(host), port,
+                    sizeof(port), NI_NUMERICHOST | NI_NUMERICSERV);
+    snprintf(out, cap_bytes, "%.200s:%s", host, port);
 }
 
 /* UCX 1.13 tells an endpoint's transports only as text: lines like
@@ -157,6 +180,14 @@ void kvt_ucx_transport(struct ucp_ep *ep, char *out, size_t cap_bytes) {
         break;
     }
     free(text);
+}
+
+bool kvt_ucx_is_eager(const char *transport) {
+    static const char *const eager[] = {"tcp/", "posix/", "sysv/", "self/"};
+    for (size_t i = 0; i < sizeof(eager) / sizeof(eager[0]); i++) {
+        if (strncmp(transport, eager[i], strlen(eager[i])) == 0) return true;
+    }
+    return false;
 }
 
 bool kvt_ucx_has_rdma_device(void) {
