@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 declare -A may=(
     [common]="common"
     [kernels]="common kernels"
-    [kvtransfer]="common kvtransfer"
+    [kvtransfer]="common kernels kvtransfer"
     [worker]="common kernels kvtransfer worker"
     [prefill]="common kernels kvtransfer worker prefill"
     [decode]="common kernels kvtransfer worker decode"

@@ -62,6 +62,14 @@ static void test_golden_bytes_do_not_change(void) {
                 "03"
                 "02000000"
                 "6e6f");
+    check_bytes("ep_rows", &(wire_message){.type = WIRE_EP_ROWS, .ep_rows = {9, 300, 3, 16, 17}},
+                "1c000000"
+                "42540233"
+                "0900000000000000"
+                "2c01000000000000"
+                "03000000"
+                "10000000"
+                "11000000");
 }
 
 /* A SUBMIT has every kind of field. */
