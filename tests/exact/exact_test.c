@@ -1,0 +1,133 @@
+/* The same bits always: tokens and logprobs of a set of requests are equal, byte for byte, whatever the batch, the
+ * chunk, the caches, the number of expert-parallel ranks, and however often decode had to give blocks up. Greedy and
+ * drawn, on both backends, on the bundled model and on fixture checkpoints (BATON_SHARED). The whole matrix on one of
+ * them and a part of it on the others; `exact_test all`: the whole on all, which takes many minutes. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/core/alloc.h"
+#include "common/core/test.h"
+#include "tests/exact/pair.h"
+
+enum { MAX_PROMPT = 700, N_REQUESTS = 12, SHARED = 130 };
+
+typedef struct {
+    uint32_t prompts[N_REQUESTS][MAX_PROMPT];
+    pair_request requests[N_REQUESTS];
+    pair_stream expected[N_REQUESTS];
+    uint32_t n;
+} texts;
+
+static uint32_t next_random(uint64_t *state) {
+    *state = *state * 6364136223846793005u + 1442695040888963407u;
+    return (uint32_t)(*state >> 33);
+}
+
+/* Short and long prompts; every third one begins like the first; every second request draws. */
+static void make_texts(texts *t, const mdl_config *c, uint32_t n, bool is_short) {
+    static const uint32_t lengths[] = {190, 1, 67, 320, 64, 63, 260, 65, 20, 610, 128, 33};
+    uint64_t state = 7;
+    t->n = n;
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t n_prompt = lengths[i];
+        if (is_short && n_prompt > 200) n_prompt = 200;
+        for (uint32_t k = 0; k < n_prompt; k++)
+            t->prompts[i][k] =
+                i % 3 == 0 && k < SHARED && i > 0 ? t->prompts[0][k] : next_random(&state) % c->vocab_size;
+        t->requests[i] = (pair_request){.prompt = t->prompts[i],
+                                        .n_prompt = n_prompt,
+                                        .max_tokens = 4 + i % 4 * 6,
+                                        .temperature = i % 2 == 0 ? 0 : 0.8f,
+                                        .seed = 1000 + i};
+    }
+}
+
+static void compare(const texts *t, const pair_stream *streams, const char *name) {
+    for (uint32_t i = 0; i < t->n; i++) {
+        uint32_t at = 0;
+        while (at < streams[i].n &&
+               memcmp(&streams[i].outputs[at], &t->expected[i].outputs[at], sizeof(streams[i].outputs[at])) == 0)
+            at++;
+        CHECK(streams[i].n == t->expected[i].n && at == streams[i].n, "%s: request %u differs at output %u of %u", name,
+              i, at, t->expected[i].n);
+    }
+}
+
+/* Returns how often somebody was preempted. */
+static uint64_t run(const texts *t, pair_engine *engine, const pair_options *options, const char *name) {
+    static pair_stream streams[N_REQUESTS];
+    pair *p = pair_open(engine, options);
+    for (uint32_t round = 0; round < (options->has_prefix_cache ? 2u : 1u); round++) { /* cold, then warm */
+        pair_run(p, t->requests, t->n, streams);
+        compare(t, streams, name);
+    }
+    pair_counts counts = pair_counted(p);
+    CHECK(!options->has_prefix_cache || counts.n_prefix_hits > 0, "%s: the caches were not used", name);
+    pair_close(p);
+    return counts.n_preempted;
+}
+
+/* Batches, chunks, caches and small pools of one engine: all, or one in `stride`, other ones for each n_ranks. Returns
+ * preemptions. */
+static uint64_t run_matrix(const texts *t, pair_engine *engine, const char *what, uint32_t n_ranks, uint32_t stride) {
+    static const uint32_t batches[] = {1, 8, 32}, chunks[] = {64, 512};
+    uint64_t n_preempted = 0;
+    char name[400];
+    for (uint32_t m = n_ranks % stride; m < 3 * 2 * 2 * 2; m += stride) {
+        bool is_small = m % 2 != 0, has_cache = m / 2 % 2 != 0;
+        uint32_t chunk = chunks[m / 4 % 2], batch = batches[m / 8];
+        pair_options options = {.max_num_seqs = batch,
+                                .chunk = chunk,
+                                .prefill_blocks = 200,
+                                .decode_blocks = is_small ? 14 : 200,
+                                .has_prefix_cache = has_cache};
+        snprintf(name, sizeof(name), "%s, %u ranks, batch %u, chunk %u, %s cache, %s pool", what, n_ranks, batch, chunk,
+                 has_cache ? "warm" : "no", is_small ? "small" : "large");
+        n_preempted += run(t, engine, &options, name);
+    }
+    return n_preempted;
+}
+
+static void test_model_dir(const char *dir, const char *backend, uint32_t stride) {
+    static texts t;
+    char what[256];
+    bt_error err = {0};
+    const char *base = strrchr(dir, '/');
+    bool is_slow = strcmp(backend, "ref") == 0;
+    uint64_t n_preempted = 0;
+    snprintf(what, sizeof(what), "%s on %s", base != NULL ? base + 1 : dir, backend);
+    for (uint32_t n_ranks = 1; n_ranks <= 4; n_ranks++) {
+        pair_engine *engine = NULL;
+        if (pair_engine_open(dir, backend, n_ranks, &engine, &err) != BT_OK) {
+            CHECK(false, "%s: %s", what, err.text);
+            return;
+        }
+        if (n_ranks == 1) {
+            make_texts(&t, pair_engine_config(engine), is_slow ? 6 : N_REQUESTS, is_slow);
+            pair *alone = pair_open(engine, &(pair_options){1, 512, 200, 200, false});
+            for (uint32_t i = 0; i < t.n; i++) pair_run(alone, &t.requests[i], 1, &t.expected[i]);
+            pair_close(alone);
+        }
+        n_preempted += run_matrix(&t, engine, what, n_ranks, stride);
+        pair_engine_close(engine);
+    }
+    CHECK(is_slow || n_preempted > 0, "%s: nobody was preempted", what);
+    fprintf(stderr, "%s: equal so far in %d checks, %llu preemptions\n", what, test_n_checks - test_n_failed,
+            (unsigned long long)n_preempted);
+}
+
+int main(int argc, char **argv) {
+    static const char *const fixtures[] = {"v3", "v2-lite", "v3-fp8"};
+    bool is_all = argc > 1 && strcmp(argv[1], "all") == 0;
+    const char *shared = test_shared();
+    test_model_dir("deploy/models/nano-r1", "cpu", is_all ? 1 : 7);
+    test_model_dir("deploy/models/nano-r1", "ref", is_all ? 1 : 23);
+    for (size_t i = 0; shared != NULL && i < sizeof(fixtures) / sizeof(fixtures[0]); i++) {
+        char dir[512];
+        snprintf(dir, sizeof(dir), "%s/fixtures/models/%s", shared, fixtures[i]);
+        test_model_dir(dir, "cpu", is_all || i == 0 ? 1 : 5);
+        test_model_dir(dir, "ref", is_all ? 1 : 7);
+    }
+    if (shared == NULL) fprintf(stderr, "SKIPPED: the fixture checkpoints, for want of BATON_SHARED\n");
+    TEST_END();
+}
