@@ -1,7 +1,7 @@
 /* Many small worlds, each with its own cluster and failures; every one ends whole, and the same seed is the same
  * history. */
 #include "common/core/test.h"
-#include "tests/sim/sim.h"
+#include "tests/sim/sim_shrink.h"
 
 static void add(uint64_t *sums, const void *more, size_t bytes) {
     const uint64_t *values = more;
@@ -74,7 +74,28 @@ static void test_a_seed_is_a_history(void) {
     }
 }
 
+/* The world fails when both of its knobs are on and enough requests come; everything else is in the way. */
+static bool is_bad(const sim_config *config, void *context) {
+    ++*(uint32_t *)context;
+    return config->n_requests >= 37 && config->damage_ppm > 0 && config->n_decodes >= 2 && config->max_output >= 9;
+}
+
+static void test_shrinking_keeps_what_matters(void) {
+    sim_config config = sim_config_random(6, 100000);
+    config.damage_ppm = 1000;
+    config.n_decodes = 4;
+    config.max_output = 100;
+    uint32_t n_asked = 0;
+    sim_shrink(&config, is_bad, &n_asked);
+    CHECK(is_bad(&config, &n_asked) && config.n_requests == 37, "%u requests", config.n_requests);
+    CHECK(config.damage_ppm == 1 && config.n_decodes == 2 && config.max_output == 9, "%u ppm, %u decodes, %u tokens",
+          config.damage_ppm, config.n_decodes, config.max_output);
+    CHECK(config.fault_ns == 0 && config.loss_ppm == 0 && config.n_prefills == 1, "what does not matter is off");
+    CHECK(n_asked < 2000, "asked %u times", n_asked);
+}
+
 int main(void) {
+    test_shrinking_keeps_what_matters();
     test_worlds_end_whole_and_every_failure_has_happened();
     test_short_prompts_do_not_wait_for_long_ones();
     test_a_seed_is_a_history();

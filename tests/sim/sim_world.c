@@ -186,7 +186,7 @@ static void say_how_to_replay(int signal_number) {
 }
 
 void sim_run(const sim_config *config, sim_result *out) {
-    snprintf(replay_line, sizeof(replay_line), "replay: build/bin/sim --seed %llu --requests %u --trace\n",
+    snprintf(replay_line, sizeof(replay_line), "replay: build/bin/sim --seed %llu --requests %u --shrink\n",
              (unsigned long long)config->seed, config->n_requests);
     signal(SIGABRT, say_how_to_replay);
     sim_world *world = bt_calloc(1, sizeof(*world));
