@@ -33,15 +33,11 @@ static const cfg_flag flags[] = {
 };
 #undef CFG
 
-enum { MAX_LIST = 16, MAX_REPEAT = 1000, MAX_BATCH = 1024, MAX_TOKENS = 1 << 20 };
-
-typedef struct {
-    uint32_t values[MAX_LIST], n, max;
-} list;
+enum { MAX_REPEAT = 1000, MAX_BATCH = 1024, MAX_TOKENS = 1 << 20 };
 
 typedef struct {
     engine_config config;
-    list prompts, depths, batches;
+    bench_list prompts, depths, batches;
     krn_model *model;
     krn_kv kv;
     float *logits;
@@ -58,31 +54,13 @@ typedef struct {
     char processor[128];
 } engine;
 
-static bt_status parse_list(const char *name, const char *text, uint32_t max, list *out, bt_error *err) {
-    const char *at = text;
-    for (;;) {
-        char *end;
-        unsigned long value = strtoul(at, &end, 10);
-        bool is_number = end != at && *at >= '0' && *at <= '9';
-        if (!is_number || value > max || out->n == MAX_LIST || (*end != ',' && *end != 0)) {
-            return bt_fail(err, BT_BAD_REQUEST,
-                           "--%s is \"%s\", expected up to %d numbers up to %u, separated by commas", name, text,
-                           MAX_LIST, max);
-        }
-        out->values[out->n++] = (uint32_t)value;
-        if (value > out->max) out->max = (uint32_t)value;
-        if (*end == 0) return BT_OK;
-        at = end + 1;
-    }
-}
-
 static bt_status parse(int argc, char **argv, engine *e, bt_error *err) {
     engine_config *c = &e->config;
     bt_status status = cfg_parse("baton-bench engine", "Measures prefill and decode of one model and prints CSV.",
                                  flags, sizeof(flags) / sizeof(flags[0]), argc, argv, c, err);
-    if (status == BT_OK) status = parse_list("prompt", c->prompt, MAX_TOKENS, &e->prompts, err);
-    if (status == BT_OK) status = parse_list("depth", c->depth, MAX_TOKENS, &e->depths, err);
-    if (status == BT_OK) status = parse_list("batch", c->batch, MAX_BATCH, &e->batches, err);
+    if (status == BT_OK) status = bench_list_parse("prompt", c->prompt, MAX_TOKENS, &e->prompts, err);
+    if (status == BT_OK) status = bench_list_parse("depth", c->depth, MAX_TOKENS, &e->depths, err);
+    if (status == BT_OK) status = bench_list_parse("batch", c->batch, MAX_BATCH, &e->batches, err);
     if (status != BT_OK) return status;
     if (c->model[0] == 0)
         return bt_fail(err, BT_BAD_REQUEST, "--model is missing, expected the folder of a checkpoint");
@@ -237,17 +215,6 @@ typedef struct {
     double tokens, steps, flop; /* of one repetition */
 } row;
 
-static int compare_doubles(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-/* Sorts. */
-static double median(double *values, uint32_t n) {
-    qsort(values, n, sizeof(values[0]), compare_doubles);
-    return values[n / 2];
-}
-
 static double repetition_seconds(engine *e, const row *r) {
     int64_t start_ns = bt_now_ns();
     if (strcmp(r->test, "prefill") == 0)
@@ -287,14 +254,14 @@ static void measure(engine *e, const row *r) {
         of_bf16[i] = gflop / seconds[i] / bf16[i];
         before = after;
     }
-    double middle = median(seconds, n);
+    double middle = bench_median(seconds, n);
     const krn_backend *backend = krn_model_backend(e->model);
     printf("%s,%s,%s,%u,%s,%u,%u,%u,%u,", BATON_COMMIT, e->processor, backend->isa, e->config.threads, r->test, r->n,
            r->depth, r->batch, n);
     printf("%.1f,%.1f,%.1f,%.2f,", r->tokens / middle, r->tokens / seconds[n - 1], r->tokens / seconds[0],
            middle / r->steps * 1e3);
-    printf("%.1f,%.2f,%.0f,%.2f,%.1f,%s,%.0f\n", gb / middle, median(of_read, n), gflop / middle, median(of_bf16, n),
-           median(read, n), bench_machine_unit(e->machine), median(bf16, n));
+    printf("%.1f,%.2f,%.0f,%.2f,%.1f,%s,%.0f\n", gb / middle, bench_median(of_read, n), gflop / middle,
+           bench_median(of_bf16, n), bench_median(read, n), bench_machine_unit(e->machine), bench_median(bf16, n));
     fflush(stdout);
 }
 

@@ -1,11 +1,48 @@
 /* baton-bench VERB FLAGS: measures parts of Baton and prints CSV. */
+#include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "bench/bench.h"
 
+static const struct {
+    const char *name;
+    int (*run)(int argc, char **argv);
+} verbs[] = {{"engine", bench_engine}, {"sched", bench_sched}};
+
+bt_status bench_list_parse(const char *name, const char *text, uint32_t max, bench_list *out, bt_error *err) {
+    const char *at = text;
+    for (;;) {
+        char *end;
+        unsigned long value = strtoul(at, &end, 10);
+        bool is_number = end != at && *at >= '0' && *at <= '9';
+        if (!is_number || value > max || out->n == BENCH_MAX_LIST || (*end != ',' && *end != 0)) {
+            return bt_fail(err, BT_BAD_REQUEST,
+                           "--%s is \"%s\", expected up to %d numbers up to %u, separated by commas", name, text,
+                           BENCH_MAX_LIST, max);
+        }
+        out->values[out->n++] = (uint32_t)value;
+        if (value > out->max) out->max = (uint32_t)value;
+        if (*end == 0) return BT_OK;
+        at = end + 1;
+    }
+}
+
+static int compare_doubles(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+double bench_median(double *values, uint32_t n) {
+    qsort(values, n, sizeof(values[0]), compare_doubles);
+    return values[n / 2];
+}
+
 int main(int argc, char **argv) {
-    if (argc >= 2 && strcmp(argv[1], "engine") == 0) return bench_engine(argc - 1, argv + 1);
-    fprintf(stderr, "usage: baton-bench engine --model DIR [flags]; baton-bench engine --help lists them\n");
+    for (size_t i = 0; argc >= 2 && i < sizeof(verbs) / sizeof(verbs[0]); i++) {
+        if (strcmp(argv[1], verbs[i].name) == 0) return verbs[i].run(argc - 1, argv + 1);
+    }
+    fprintf(stderr, "usage: baton-bench engine|sched [flags]; baton-bench VERB --help lists them\n");
     return argc >= 2 && strcmp(argv[1], "--help") == 0 ? 0 : 2;
 }
