@@ -8,6 +8,7 @@
 #include "common/core/status.h"
 
 int bench_engine(int argc, char **argv);
+int bench_ep(int argc, char **argv);
 int bench_sched(int argc, char **argv);
 
 enum { BENCH_MAX_LIST = 16 };

@@ -14,13 +14,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "bench/batch.h"
 #include "bench/bench.h"
 #include "bench/machine.h"
-#include "common/core/alloc.h"
 #include "common/core/clock.h"
 #include "common/core/config.h"
-#include "common/core/log.h"
-#include "kernels/forward.h"
 
 #define CFG(type, name, default_text, help) cfg_##type name;
 typedef struct {
@@ -38,18 +36,7 @@ enum { MAX_REPEAT = 1000, MAX_BATCH = 1024, MAX_TOKENS = 1 << 20 };
 typedef struct {
     engine_config config;
     bench_list prompts, depths, batches;
-    krn_model *model;
-    krn_kv kv;
-    float *logits;
-    uint32_t n_ids;
-    uint32_t *ids;           /* [n_ids]: a fixed pseudo-random text */
-    uint32_t *blocks;        /* [largest batch][blocks_each] */
-    uint32_t blocks_each;    /* per sequence */
-    krn_sequence *sequences; /* [largest batch] */
-    uint32_t max_rows;
-    bool is_counting; /* what steps read: */
-    uint64_t *load;   /* [layers][n_routed_experts]: how often experts were visited before the step; NULL: no experts */
-    uint64_t n_visits, n_steps; /* pairs of a step and an expert that it visited, of n_steps */
+    bench_batch batch;
     bench_machine *machine;
     char processor[128];
 } engine;
@@ -95,95 +82,19 @@ static bt_status open_engine(engine *e, bt_error *err) {
     cpu_set_t set;
     if (e->config.threads == 0 && sched_getaffinity(0, sizeof(set), &set) == 0)
         e->config.threads = (uint32_t)CPU_COUNT(&set);
-    e->max_rows = most > e->batches.max ? most : e->batches.max;
-    if (e->max_rows == 0) return bt_fail(err, BT_BAD_REQUEST, "nothing to measure: all lists are zero");
     krn_model_options options = {.dir = e->config.model, .backend = e->config.backend, .n_threads = e->config.threads};
-    options.max_rows = e->max_rows;
+    options.max_rows = most > e->batches.max ? most : e->batches.max;
     options.max_positions = longest;
     options.max_logits = e->batches.max > 0 ? e->batches.max : 1;
-    bt_status status = krn_model_open(&options, &e->model, err);
-    if (status != BT_OK) return status;
-    const mdl_config *c = krn_model_config(e->model);
-    uint32_t n_sequences = options.max_logits;
-    e->blocks_each = kv_blocks_for(longest);
-    e->kv.layout = (kv_layout){.dtype = krn_model_backend(e->model)->kv, .n_layers = c->num_hidden_layers};
-    e->kv.layout.n_blocks = e->blocks_each * n_sequences;
-    e->kv.layout.width = mdl_kv_width(c);
-    e->kv.base = bt_calloc_aligned(kv_pool_bytes(&e->kv.layout), 64);
-    e->logits = bt_calloc((size_t)n_sequences * c->vocab_size, sizeof(float));
-    e->sequences = bt_calloc(n_sequences, sizeof(*e->sequences));
-    e->blocks = bt_calloc(e->kv.layout.n_blocks, sizeof(*e->blocks));
-    for (uint32_t i = 0; i < e->kv.layout.n_blocks; i++) e->blocks[i] = i;
-    if (krn_model_expert_load(e->model) != NULL)
-        e->load = bt_calloc((size_t)c->num_hidden_layers * c->n_routed_experts, sizeof(*e->load));
-    e->machine = bench_machine_open(e->config.threads, krn_model_backend(e->model)->isa);
-    e->n_ids = longest;
-    e->ids = bt_calloc(e->n_ids, sizeof(*e->ids));
-    for (uint32_t i = 0, x = 12345; i < e->n_ids; i++, x = x * 1664525 + 1013904223)
-        e->ids[i] = (x >> 8) % c->vocab_size;
-    return BT_OK;
+    if (options.max_rows == 0) return bt_fail(err, BT_BAD_REQUEST, "nothing to measure: all lists are zero");
+    bt_status status = bench_batch_open(&options, &e->batch, err);
+    if (status == BT_OK) e->machine = bench_machine_open(e->config.threads, krn_model_backend(e->batch.model)->isa);
+    return status;
 }
 
 static void close_engine(engine *e) {
-    krn_model_close(e->model);
+    bench_batch_close(&e->batch);
     bench_machine_close(e->machine);
-    free(e->kv.base);
-    free(e->load);
-    free(e->logits);
-    free(e->sequences);
-    free(e->blocks);
-    free(e->ids);
-}
-
-/* Counts what a step visits, from the model's own counters. */
-static void count_visits(engine *e) {
-    const mdl_config *c = krn_model_config(e->model);
-    const uint64_t *load = krn_model_expert_load(e->model);
-    for (size_t i = 0; load != NULL && i < (size_t)c->num_hidden_layers * c->n_routed_experts; i++) {
-        e->n_visits += load[i] != e->load[i];
-        e->load[i] = load[i];
-    }
-    e->n_steps++;
-}
-
-static void forward(engine *e, const krn_sequence *sequences, uint32_t n_sequences) {
-    bt_status status = krn_forward(e->model, e->kv, sequences, n_sequences, e->logits, NULL, NULL);
-    BT_ASSERT(status == BT_OK); /* a model alone */
-    if (e->is_counting) count_visits(e);
-}
-
-/* Tokens 0..n of sequence 0, in steps that fit. */
-static void prefill(engine *e, uint32_t n) {
-    for (uint32_t at = 0, rows; at < n; at += rows) {
-        rows = n - at < e->max_rows ? n - at : e->max_rows;
-        krn_sequence s = {.token_ids = e->ids + at, .blocks = e->blocks, .n_rows = rows, .position = at};
-        s.form = KRN_EXPANDED;
-        s.n_logits = at + rows == n;
-        forward(e, &s, 1);
-    }
-}
-
-/* Every sequence gets its own copy of sequence 0's cache, so that nothing is read twice. */
-static void copy_cache(engine *e, uint32_t n_sequences) {
-    size_t bytes = e->blocks_each * kv_block_bytes(&e->kv.layout);
-    for (uint32_t layer = 0; layer < e->kv.layout.n_layers; layer++) {
-        uint8_t *first = (uint8_t *)e->kv.base + kv_offset_bytes(&e->kv.layout, layer, 0, 0);
-        for (uint32_t s = 1; s < n_sequences; s++) memcpy(first + s * bytes, first, bytes);
-    }
-}
-
-static void decode(engine *e, uint32_t depth, uint32_t n_sequences) {
-    for (uint32_t step = 0; step < e->config.steps; step++) {
-        for (uint32_t s = 0; s < n_sequences; s++) {
-            const uint32_t *id = &e->ids[(depth + step + s * 7) % e->n_ids];
-            e->sequences[s] =
-                (krn_sequence){.token_ids = id, .blocks = e->blocks + (size_t)s * e->blocks_each, .n_rows = 1};
-            e->sequences[s].position = depth + step;
-            e->sequences[s].form = KRN_ABSORBED;
-            e->sequences[s].n_logits = 1;
-        }
-        forward(e, e->sequences, n_sequences);
-    }
 }
 
 /* Weights that a token multiplies, without embedding and head. */
@@ -217,33 +128,20 @@ typedef struct {
 
 static double repetition_seconds(engine *e, const row *r) {
     int64_t start_ns = bt_now_ns();
-    if (strcmp(r->test, "prefill") == 0)
-        prefill(e, r->n);
-    else
-        decode(e, r->depth, r->batch);
+    bt_status status = strcmp(r->test, "prefill") == 0
+                           ? bench_batch_prefill(&e->batch, r->n)
+                           : bench_batch_decode(&e->batch, r->depth, r->batch, e->config.steps);
+    BT_ASSERT(status == BT_OK); /* a model alone */
     return (double)(bt_now_ns() - start_ns) / BT_NS_PER_S;
-}
-
-/* Runs a repetition that is not timed. Returns the bytes of weights that it reads: all that a token reads but for its
- * experts once per step, and each expert that the step visits. */
-static double count_bytes(engine *e, const row *r) {
-    const mdl_config *c = krn_model_config(e->model);
-    double expert = (double)krn_model_expert_bytes(e->model), others = (double)krn_model_active_bytes(e->model);
-    for (uint32_t i = 0; i < c->num_hidden_layers; i++) {
-        if (mdl_layer_is_moe(c, i)) others -= expert * c->num_experts_per_tok;
-    }
-    count_visits(e);
-    e->n_visits = e->n_steps = 0;
-    e->is_counting = true;
-    repetition_seconds(e, r);
-    e->is_counting = false;
-    return others * (double)e->n_steps + expert * (double)e->n_visits;
 }
 
 static void measure(engine *e, const row *r) {
     static double seconds[MAX_REPEAT], of_read[MAX_REPEAT], of_bf16[MAX_REPEAT], read[MAX_REPEAT], bf16[MAX_REPEAT];
     uint32_t n = e->config.repeat;
-    double gb = count_bytes(e, r) * 1e-9, gflop = r->flop * 1e-9;
+    double gflop = r->flop * 1e-9;
+    bench_batch_count(&e->batch, true);
+    repetition_seconds(e, r); /* warms up */
+    double gb = bench_batch_count(&e->batch, false) * 1e-9;
     bench_limits before = bench_machine_measure(e->machine);
     for (uint32_t i = 0; i < n; i++) {
         seconds[i] = repetition_seconds(e, r);
@@ -255,7 +153,7 @@ static void measure(engine *e, const row *r) {
         before = after;
     }
     double middle = bench_median(seconds, n);
-    const krn_backend *backend = krn_model_backend(e->model);
+    const krn_backend *backend = krn_model_backend(e->batch.model);
     printf("%s,%s,%s,%u,%s,%u,%u,%u,%u,", BATON_COMMIT, e->processor, backend->isa, e->config.threads, r->test, r->n,
            r->depth, r->batch, n);
     printf("%.1f,%.1f,%.1f,%.2f,", r->tokens / middle, r->tokens / seconds[n - 1], r->tokens / seconds[0],
@@ -266,7 +164,7 @@ static void measure(engine *e, const row *r) {
 }
 
 static void measure_all(engine *e) {
-    const mdl_config *c = krn_model_config(e->model);
+    const mdl_config *c = krn_model_config(e->batch.model);
     double weights = layer_weights(c), head = (double)c->hidden_size * c->vocab_size;
     for (uint32_t i = 0; i < e->prompts.n; i++) {
         double n = e->prompts.values[i], pairs = n * (n + 1) / 2;
@@ -275,8 +173,8 @@ static void measure_all(engine *e) {
         if (r.n > 0) measure(e, &r);
     }
     for (uint32_t d = 0; d < e->depths.n; d++) {
-        prefill(e, e->depths.values[d]);
-        copy_cache(e, e->batches.max);
+        BT_ASSERT(bench_batch_prefill(&e->batch, e->depths.values[d]) == BT_OK);
+        bench_batch_copy(&e->batch);
         for (uint32_t b = 0; b < e->batches.n; b++) {
             double batch = e->batches.values[b], steps = e->config.steps, depth = e->depths.values[d] + steps / 2;
             row r = {

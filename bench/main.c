@@ -9,7 +9,7 @@
 static const struct {
     const char *name;
     int (*run)(int argc, char **argv);
-} verbs[] = {{"engine", bench_engine}, {"sched", bench_sched}};
+} verbs[] = {{"engine", bench_engine}, {"ep", bench_ep}, {"sched", bench_sched}};
 
 bt_status bench_list_parse(const char *name, const char *text, uint32_t max, bench_list *out, bt_error *err) {
     const char *at = text;
@@ -43,6 +43,6 @@ int main(int argc, char **argv) {
     for (size_t i = 0; argc >= 2 && i < sizeof(verbs) / sizeof(verbs[0]); i++) {
         if (strcmp(argv[1], verbs[i].name) == 0) return verbs[i].run(argc - 1, argv + 1);
     }
-    fprintf(stderr, "usage: baton-bench engine|sched [flags]; baton-bench VERB --help lists them\n");
+    fprintf(stderr, "usage: baton-bench engine|ep|sched [flags]; baton-bench VERB --help lists them\n");
     return argc >= 2 && strcmp(argv[1], "--help") == 0 ? 0 : 2;
 }
