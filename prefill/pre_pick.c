@@ -41,7 +41,7 @@ static bool take_blocks(pre_sched *sched, pre_slot *slot) {
 }
 
 static bool admit(pre_sched *sched, pre_slot *slot, int64_t now_ns) {
-    if (!take_blocks(sched, slot)) return false; /* a release comes back here */
+    if (!take_blocks(sched, slot)) return false; /* it is asked again before every step */
     slot->phase = PRE_COMPUTING;
     sched->n_queued--;
     sched->n_computing++;

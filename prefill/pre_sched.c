@@ -65,7 +65,6 @@ void pre_slot_release_if_quiet(pre_sched *sched, pre_slot *slot, int64_t now_ns)
     slot_free_memory(sched, slot);
     *slot = (pre_slot){.phase = PRE_FREE};
     wrk_status_changed(&sched->base, now_ns);
-    pre_queue_admit(sched, now_ns);
     wrk_slot_put(&sched->base, pre_slot_index(sched, slot));
 }
 

@@ -456,6 +456,19 @@ static void test_a_cancel_keeps_what_a_step_or_a_push_reads(void) {
     stop();
 }
 
+static void test_requests_that_end_together_do_not_wake_each_other(void) {
+    start();
+    submit(1, 64 * (BLOCKS - 1), 64 * (BLOCKS - 1), 1); /* all blocks but one */
+    submit(2, 64 * 3, 64 * 3, 1);
+    decode_up(DECODE);
+    clear();
+    sched->gateway_gone(sched, GATEWAY, now_ns);
+    walk();
+    for (uint32_t i = 0; i < n_done; i++)
+        CHECK(done[i].kind != WRK_SEND_PEER || done[i].message.type != WIRE_RESERVE, "room for one that is gone");
+    stop();
+}
+
 static void test_a_token_that_ends_the_request_is_not_handed_on(void) {
     start();
     submit(1, 10, 10, 1);
@@ -508,6 +521,7 @@ int main(void) {
     test_a_baton_in_the_air_is_never_given_to_a_second();
     test_an_answer_to_an_old_question_is_not_taken_for_a_new_one();
     test_a_cancel_keeps_what_a_step_or_a_push_reads();
+    test_requests_that_end_together_do_not_wake_each_other();
     test_a_token_that_ends_the_request_is_not_handed_on();
     test_bad_submits_are_refused_in_a_sentence();
     TEST_END();

@@ -37,6 +37,7 @@ bool pre_step_begin(wrk_sched *base, int64_t now_ns, wrk_step *out) {
     pre_sched *sched = pre_of(base);
     BT_ASSERT(!sched->base.is_stepping);
     sched->n_step_samples = sched->n_layers_done = 0;
+    pre_queue_admit(sched, now_ns); /* here, not where blocks are released: that may be in the midst of ending others */
     pre_pick_rows(sched);
     for (uint32_t i = 0; i < sched->base.n_step; i++) add_sequence(sched, i, now_ns);
     if (sched->base.n_step == 0) return false;
