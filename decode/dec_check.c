@@ -15,19 +15,22 @@ static void check_slot(const dec_sched *sched, const dec_slot *slot) {
     for (uint32_t i = 0; i < slot->n_blocks; i++) /* rule 2: somebody writes, so the slot is alone */
         BT_ASSERT(i < slot->n_shared || (kv_pool_n_holders(sched->pool, slot->blocks[i]) == 1 &&
                                          !kv_pool_is_cached(sched->pool, slot->blocks[i])));
-    BT_ASSERT(slot->n_shared <= slot->n_leased_tokens / KV_BLOCK_TOKENS);
-    BT_ASSERT(has_lease ? slot->n_shared <= slot->n_prefix : slot->n_prefix == 0);
-    BT_ASSERT(slot->n_blocks <= slot->cap_blocks);
+    BT_ASSERT(slot->n_shared * KV_BLOCK_TOKENS <= (has_lease ? slot->n_leased_tokens : slot->n_cached));
+    BT_ASSERT(slot->n_shared <= slot->n_prefix && slot->n_blocks <= slot->cap_blocks);
     BT_ASSERT(!has_lease || bt_map_get(&sched->by_lease, wrk_u64_key(slot->lease)) == index);
     BT_ASSERT(slot->state != DEC_LEASED || bt_timers_is_set(&sched->base.timers, index));
     BT_ASSERT(slot->state == DEC_LEASED || slot->state == DEC_SETTLING ||
               !bt_timers_is_set(&sched->base.timers, index));
-    BT_ASSERT((slot->state == DEC_DEAD) <= slot->in_step);
+    BT_ASSERT(slot->state != DEC_DEAD || slot->n_step_rows > 0);
     if (slot->state != DEC_QUARANTINE && slot->state != DEC_DEAD)
         BT_ASSERT(bt_map_get(&sched->base.by_request, wrk_request_key(&slot->request)) == index);
     if (!is_ours) return;
     BT_ASSERT(sched->gateways[slot->gateway].incarnation == slot->request.gateway);
     BT_ASSERT(slot->n_tokens > slot->n_prompt && slot->n_tokens < slot->n_prompt + slot->end.max_output);
+    BT_ASSERT(slot->n_cached < slot->n_tokens &&
+              slot->n_cached + slot->n_step_rows <= slot->n_blocks * KV_BLOCK_TOKENS);
+    BT_ASSERT(slot->state == DEC_WAITING || slot->n_blocks > 0);
+    BT_ASSERT(slot->n_step_rows == 0 || (slot->state == DEC_RUNNING && sched->base.is_stepping));
 }
 
 void dec_check(const wrk_sched *base) {
@@ -47,5 +50,6 @@ void dec_check(const wrk_sched *base) {
     BT_ASSERT(sched->by_lease.n_used == sched->n_leases + sched->n_quarantined);
     BT_ASSERT(sched->base.by_request.n_used == sched->n_leases + sched->n_waiting + sched->n_running);
     for (uint32_t i = 0; i < sched->n_running + sched->n_waiting; i++)
-        BT_ASSERT(sched->slots[sched->order[i]].state == (i < sched->n_running ? DEC_RUNNING : DEC_WAITING));
+        BT_ASSERT(sched->slots[sched->order[i]].state == DEC_RUNNING ||
+                  sched->slots[sched->order[i]].state == DEC_WAITING);
 }

@@ -13,7 +13,7 @@ typedef enum {
     DEC_LEASED,     /* pushes land */
     DEC_SETTLING,   /* COMMIT is there, its last pushes may not be */
     DEC_QUARANTINE, /* given up; waits for the transfer layer's word that nothing lands any more */
-    DEC_WAITING,    /* ours; joins the batch when there is room in it */
+    DEC_WAITING,    /* ours; joins the batch when there is a place in it, and room if it has no blocks any more */
     DEC_RUNNING,    /* in the batch */
     DEC_DEAD,       /* ended while the step that computes it runs; freed when the step is done */
 } dec_state;
@@ -21,7 +21,6 @@ typedef enum {
 /* A lease, then a sequence: one slot from RESERVE to the end. */
 typedef struct {
     dec_state state;
-    bool in_step;
     wire_request request;
     uint64_t prefill, lease;
     uint32_t gateway; /* index in dec_sched.gateways; from COMMIT on */
@@ -29,9 +28,13 @@ typedef struct {
     uint32_t *blocks; /* [cap_blocks] owned; the first n_blocks are held in the pool */
     uint32_t n_blocks, cap_blocks;
     uint32_t n_leased_tokens; /* positions that prefill fills */
-    uint32_t n_shared;        /* the first blocks, that others may hold too: from the cache, and since COMMIT in it */
-    wire_block_name *prefix;  /* [n_prefix] owned: the prompt's full blocks; until they are in the cache */
+    uint32_t n_shared;        /* the first blocks, that others may hold too: from the cache, or offered to it */
+    wire_block_name *prefix;  /* [n_prefix] owned: the prompt's full blocks */
     uint32_t n_prefix;
+
+    uint32_t n_cached;    /* ours: positions in blocks; a step computes from here on */
+    uint32_t n_lost;      /* positions that were there once, before a preemption */
+    uint32_t n_step_rows; /* of the step that runs; 0: not in it */
 
     uint32_t n_pushes; /* what COMMIT promised */
     uint64_t checksum;
@@ -62,8 +65,9 @@ typedef struct {
     uint32_t n_quarantined;
     uint64_t last_lease;
 
-    uint32_t *order; /* slots in the order of COMMIT: n_running RUNNING ones, then n_waiting WAITING ones */
+    uint32_t *order; /* RUNNING and WAITING slots, the oldest first */
     uint32_t n_running, n_waiting;
+    uint32_t n_step_rows, n_step_samples;
 
     dec_gateway *gateways; /* [cap_gateways] */
     uint32_t cap_gateways;
@@ -102,8 +106,18 @@ void dec_lease_renew(dec_sched *sched, uint64_t prefill, const wire_renew *renew
 void dec_lease_late(dec_sched *sched, dec_slot *slot, int64_t now_ns); /* the slot's timer */
 void dec_lease_refuse_commit(dec_sched *sched, const dec_slot *slot, bt_status status, const char *text);
 
+/* Writes n_blocks block numbers into blocks[]: what the cache has of the named ones, then new ones; *n_held: how many
+ * are from the cache. All, or none (rule 5). A watermark stays free, and a block for each sequence of the batch to grow
+ * into; where nobody holds anything, everything may be taken. */
+bool dec_blocks_take(dec_sched *sched, const wire_block_name *names, uint32_t n_names, uint32_t n_blocks,
+                     uint32_t *blocks, uint32_t *n_held);
+
+/* The prompt's full blocks that are complete are for others too, and read-only from now on (rule 2). */
+void dec_blocks_offer(dec_sched *sched, dec_slot *slot);
+
 /* dec_step.c */
 void dec_batch_add(dec_sched *sched, dec_slot *slot);
 void dec_batch_remove(dec_sched *sched, dec_slot *slot);
+bool dec_batch_is_short(const dec_sched *sched); /* a sequence waits for blocks: nobody else gets any */
 
 #endif

@@ -26,28 +26,12 @@ static const char *why_full(const dec_sched *sched) {
     uint32_t n_pending = sched->n_leases + sched->n_quarantined + sched->n_waiting;
     if (n_pending >= sched->options.max_leases || sched->base.n_free_slots == 0)
         return "This decode worker has no free lease.";
+    if (dec_batch_is_short(sched)) return "This decode worker's own sequences need its free KV blocks.";
     /* Who is taken should decode at once, not wait with a token shown. A few more than fit, because those that are
      * leased have a prompt to be computed first. */
     uint32_t n_places = sched->options.max_num_seqs + sched->options.max_num_seqs / 8;
     if (sched->n_running + sched->n_waiting + sched->n_leases >= n_places) return "This decode worker's batch is full.";
     return NULL;
-}
-
-/* What the cache has of the prompt, and new blocks: all n_blocks, or none (rule 5). *n_held: how many need no push. The
- * watermark is for sequences to grow into; where there is none, a lease may have everything. */
-static bool take_blocks(dec_sched *sched, const wire_reserve *reserve, uint32_t n_blocks, uint32_t *blocks,
-                        uint32_t *n_held) {
-    bool is_empty = kv_pool_n_free(sched->pool) == kv_pool_n_blocks(sched->pool);
-    uint32_t keep = is_empty ? 0 : sched->options.watermark_blocks;
-    uint32_t n = kv_prefix_take(sched->base.prefix, reserve->prefix, reserve->n_prefix, blocks);
-    if (n_blocks - n + keep > kv_pool_n_free(sched->pool)) {
-        kv_pool_release(sched->pool, blocks, n);
-        return false;
-    }
-    bt_status status = kv_pool_acquire(sched->pool, n_blocks - n, blocks + n);
-    BT_ASSERT(status == BT_OK);
-    *n_held = n;
-    return true;
 }
 
 /* Takes `blocks` and those it names. */
@@ -110,7 +94,7 @@ void dec_lease_reserve(dec_sched *sched, uint64_t prefill, const wire_reserve *r
         const char *why = why_full(sched);
         uint32_t n_blocks = kv_blocks_for((uint64_t)reserve->n_tokens + 1), n_held; /* + the row of the first step */
         uint32_t *blocks = bt_calloc(n_blocks, sizeof(uint32_t));
-        if (why == NULL && take_blocks(sched, reserve, n_blocks, blocks, &n_held)) {
+        if (why == NULL && dec_blocks_take(sched, reserve->prefix, reserve->n_prefix, n_blocks, blocks, &n_held)) {
             grant(sched, prefill, reserve, blocks, n_blocks, n_held, now_ns);
             return;
         }
@@ -192,15 +176,6 @@ void dec_lease_commit(dec_sched *sched, uint64_t prefill, const wire_commit *com
     dec_lease_close(sched, slot, commit->n_pushes);
 }
 
-/* What lies in the blocks is right now, and is not written again: for others too. */
-static void offer_blocks(dec_sched *sched, dec_slot *slot) {
-    kv_prefix_put(sched->base.prefix, slot->prefix, slot->blocks, slot->n_prefix);
-    slot->n_shared = slot->n_prefix;
-    slot->n_prefix = 0;
-    free(slot->prefix);
-    slot->prefix = NULL;
-}
-
 /* Everything has landed, or nothing more will: the baton is taken or refused. */
 static void settle(dec_sched *sched, dec_slot *slot, uint32_t n_pushes, uint64_t checksum, int64_t now_ns) {
     const char *why = NULL;
@@ -218,7 +193,8 @@ static void settle(dec_sched *sched, dec_slot *slot, uint32_t n_pushes, uint64_t
         dec_send_prefill(sched, slot->prefill,
                          &(wire_message){.type = WIRE_COMMITTED, .committed = {slot->request, slot->lease}});
         sched->counters.n_committed++;
-        offer_blocks(sched, slot);
+        slot->n_cached = slot->n_leased_tokens;
+        dec_blocks_offer(sched, slot);
         dec_batch_add(sched, slot);
         wrk_status_changed(&sched->base, now_ns);
         return;

@@ -18,13 +18,15 @@ static const cfg_flag flags[] = {
 static void node_options(wrk_node_options *options) {
     options->name = config.name;
     options->role = WIRE_ROLE_DECODE;
-    options->max_rows = options->max_logits = options->capacity = config.max_num_seqs;
+    options->max_rows = config.max_num_batched_tokens;
+    options->max_logits = options->capacity = config.max_num_seqs;
     options->takes_kv = true;
     options->kv_port = config.kv_port;
 }
 
 static bt_status sched_open(const wrk_sched_options *shared, wrk_sched **out, bt_error *err) {
-    const dec_sched_options options = {.max_num_seqs = config.max_num_seqs};
+    const dec_sched_options options = {.max_num_seqs = config.max_num_seqs,
+                                       .max_batched_tokens = config.max_num_batched_tokens};
     return dec_sched_open(shared, &options, out, err);
 }
 
@@ -39,6 +41,7 @@ static const wrk_metric metrics[] = {
     COUNT(TRANSFER_FAILURES, "reason=\"prefill_lost\"", n_prefill_lost),
     COUNT(LEASE_EXPIRIES, "", n_lease_expired),
     COUNT(PREEMPTIONS, "", n_preempted),
+    COUNT(RECOMPUTED_TOKENS, "", n_recomputed),
     COUNT(CANCELS, "phase=\"leased\"", n_canceled_leased),
     COUNT(CANCELS, "phase=\"waiting\"", n_canceled_waiting),
     COUNT(CANCELS, "phase=\"running\"", n_canceled_running),

@@ -90,7 +90,7 @@ void dec_slot_end(dec_sched *sched, dec_slot *slot, int64_t now_ns) {
         dec_batch_remove(sched, slot);
         bt_map_remove(&sched->base.by_request, wrk_request_key(&slot->request));
         slot->state = DEC_DEAD;
-        if (!slot->in_step) slot_release(sched, slot); /* rule 3: else the step still reads and writes */
+        if (slot->n_step_rows == 0) slot_release(sched, slot); /* rule 3: else the step still reads and writes */
         break;
     case DEC_QUARANTINE: /* closed at last */
         sched->n_quarantined--;
@@ -105,6 +105,33 @@ void dec_slot_end(dec_sched *sched, dec_slot *slot, int64_t now_ns) {
     }
     wrk_status_changed(&sched->base, now_ns);
 }
+
+/* ---- blocks ----------------------------------------------------------------------------------------------------- */
+
+bool dec_blocks_take(dec_sched *sched, const wire_block_name *names, uint32_t n_names, uint32_t n_blocks,
+                     uint32_t *blocks, uint32_t *n_held) {
+    bool is_empty = kv_pool_n_free(sched->pool) == kv_pool_n_blocks(sched->pool);
+    uint32_t keep = is_empty ? 0 : sched->options.watermark_blocks + sched->n_running;
+    uint32_t n = kv_prefix_take(sched->base.prefix, names, n_names, blocks);
+    if (n_blocks - n + keep > kv_pool_n_free(sched->pool)) {
+        kv_pool_release(sched->pool, blocks, n);
+        return false;
+    }
+    bt_status status = kv_pool_acquire(sched->pool, n_blocks - n, blocks + n);
+    BT_ASSERT(status == BT_OK);
+    *n_held = n;
+    return true;
+}
+
+void dec_blocks_offer(dec_sched *sched, dec_slot *slot) {
+    uint32_t n = slot->n_cached / KV_BLOCK_TOKENS, first = slot->n_shared;
+    if (n > slot->n_prefix) n = slot->n_prefix;
+    if (n <= first) return;
+    kv_prefix_put(sched->base.prefix, slot->prefix + first, slot->blocks + first, n - first);
+    slot->n_shared = n;
+}
+
+/* ---- the ends --------------------------------------------------------------------------------------------------- */
 
 /* A request that somebody took away from us: counted by phase. */
 static void cancel_slot(dec_sched *sched, dec_slot *slot, int64_t now_ns) {
@@ -285,6 +312,9 @@ bt_status dec_sched_open(const wrk_sched_options *shared, const dec_sched_option
     if (options->max_num_seqs == 0 || options->max_num_seqs > WIRE_MAX_STEP_TOKENS)
         return bt_fail(err, BT_BAD_REQUEST, "max-num-seqs is %u, it must be 1 to %d", options->max_num_seqs,
                        WIRE_MAX_STEP_TOKENS);
+    if (options->max_batched_tokens < options->max_num_seqs)
+        return bt_fail(err, BT_BAD_REQUEST, "max-num-batched-tokens is %u, it must be at least max-num-seqs, %u",
+                       options->max_batched_tokens, options->max_num_seqs);
     if (options->max_leases > WIRE_MAX_LEASES)
         return bt_fail(err, BT_BAD_REQUEST, "max-leases is %u, limit %d", options->max_leases, WIRE_MAX_LEASES);
     if (kv_pool_n_blocks(shared->pool) < 2)

@@ -4,9 +4,9 @@
  * prefill workers, RESERVE, COMMIT, ABORT and RENEW. Others are counted and ignored.
  *
  *     RESERVE ─▶ LEASED ──COMMIT──▶ SETTLING ──closed, counts and checksum right──▶ WAITING ─▶ RUNNING ─▶ FINISHED
- *                  │ ABORT, expiry,     │ wrong, late: COMMIT_FAILED                   │          │ or preempted
- *                  ▼ prefill lost       ▼                                              ▼          ▼
- *              QUARANTINE ──closed──▶ free ◀──────────────── CANCEL, ABORT, gateway lost, end ────┘
+ *                  │ ABORT, expiry,     │ wrong, late: COMMIT_FAILED                   │ ◀ no block │
+ *                  ▼ prefill lost       ▼                                              ▼            ▼
+ *              QUARANTINE ──closed──▶ free ◀──────────────── CANCEL, ABORT, gateway lost, end ──────┘
  *
  * The transfer layer lands bytes by itself, on its own thread, from a table of leases: WRK_LEASE_OPEN tells it where a
  * lease's pushes may land, WRK_LEASE_CLOSE to let no further push begin. Its answer, lease_closed, says
@@ -17,6 +17,11 @@
  * covers are nobody's. A RESERVE names its prompt's blocks; those that are here are the lease's at once, and its pushes
  * begin behind them.
  *
+ * When blocks run out the newest sequence gives its own back, keeps its tokens and waits; until it has got room again
+ * RESERVEs are refused. Then it is computed again, in chunks beside the others' rows: prompt positions in the expanded
+ * form of attention, generated ones in the absorbed form, as the first time, so its tokens are what they would have
+ * been.
+ *
  * Owner: this worker, from the moment a COMMIT is found right until it sends FINISHED or FAILED. */
 #ifndef BATON_DECODE_DEC_SCHED_H
 #define BATON_DECODE_DEC_SCHED_H
@@ -24,10 +29,12 @@
 #include "worker/wrk_sched.h"
 
 typedef struct {
-    uint32_t max_num_seqs;     /* --max-num-seqs: rows of a step, at most; <= WIRE_MAX_STEP_TOKENS. With leases and
-                                * waiting ones an eighth more */
-    uint32_t max_leases;       /* reserved, settling, waiting and in quarantine together [max_num_seqs] */
-    uint32_t watermark_blocks; /* stay free at a RESERVE, for sequences to grow into [1/64 of the pool, at least 1] */
+    uint32_t max_num_seqs; /* --max-num-seqs: sequences of a step, at most; <= WIRE_MAX_STEP_TOKENS. With leases and
+                            * waiting ones an eighth more */
+    uint32_t max_batched_tokens; /* --max-num-batched-tokens: rows of a step, at most; >= max_num_seqs */
+    uint32_t max_leases;         /* reserved, settling, waiting and in quarantine together [max_num_seqs] */
+    uint32_t watermark_blocks; /* stay free, besides one for each running sequence, when blocks are taken for a request
+                                * [1/64 of the pool, at least 1] */
 
     /* In ms; 0: the default in brackets. */
     uint32_t lease_ms;  /* a lease's life without RENEW [5000] */
@@ -46,7 +53,8 @@ typedef struct {
     uint64_t n_prefix_queries, n_prefix_hits; /* positions that were reserved; of these, held already */
     uint64_t n_committed, n_commit_failed;
     uint64_t n_lease_expired, n_lease_aborted, n_prefill_lost;
-    uint64_t n_finished, n_failed, n_preempted;
+    uint64_t n_finished, n_failed;
+    uint64_t n_preempted, n_recomputed; /* sequences that gave way; positions computed once more for that */
     uint64_t n_canceled_leased, n_canceled_waiting, n_canceled_running;
     uint64_t n_gateway_lost; /* requests dropped because their gateway is gone; also counted as canceled */
     uint64_t n_steps, n_sampled;

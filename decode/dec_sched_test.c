@@ -40,7 +40,8 @@ static void start(uint32_t max_num_seqs) {
                                       .eos_ids = eos,
                                       .n_eos_ids = 1,
                                       .has_prefix_cache = true};
-    const dec_sched_options options = {.max_num_seqs = max_num_seqs, .max_leases = 4, .watermark_blocks = 1};
+    const dec_sched_options options = {
+        .max_num_seqs = max_num_seqs, .max_batched_tokens = max_num_seqs + 60, .max_leases = 4, .watermark_blocks = 1};
     CHECK(dec_sched_open(&shared, &options, &sched, NULL) == BT_OK, "open");
     sched->gateway_up(sched, GATEWAY, now_ns);
     walk();
@@ -263,32 +264,111 @@ static void test_what_has_not_landed_right_is_not_taken(void) {
     }
 }
 
-static void test_the_newest_gives_way_and_the_last_never_does(void) {
+/* Steps until a sequence gives way; how many there were. */
+static uint32_t run_to_preemption(void) {
+    uint64_t before = dec_sched_counters(sched)->n_preempted;
+    for (uint32_t n = 0; n < 200; n++) {
+        clear();
+        if (!begin() || dec_sched_counters(sched)->n_preempted > before) return n;
+        end(50);
+    }
+    CHECK(false, "nobody gave way");
+    return 0;
+}
+
+static void test_the_newest_gives_way_and_is_computed_again(void) {
     start(4);
-    admit(1, 63, 1000); /* one block, the next soon */
-    admit(2, 64 * 4 - 1, 1000);
-    admit(3, 64 * 4 - 1, 1000);
-    reserve(4, 64);
-    uint64_t lease = lease_of(4); /* the rest of the pool but one */
-    CHECK(kv_pool_n_free(pool) == 1, "%u free", kv_pool_n_free(pool));
-    CHECK(begin() && step.n_sequences == 3, "all three");
+    admit(1, 64 * 3 - 1, 1000); /* 3 blocks each, the fourth with the second row */
+    admit(2, 64 * 3 - 1, 1000);
+    admit(3, 64 * 3 - 1, 1000);
+    admit(4, 10, 1000);
+    CHECK(begin() && step.n_sequences == 4 && step.n_rows == 4 && kv_pool_n_free(pool) == 2, "all four");
     end(50);
     clear();
-    CHECK(begin() && step.n_sequences == 2, "two of them: a block each");
-    const wire_failed *failed = &find(WRK_SEND_GATEWAY, WIRE_FAILED)->message.failed;
-    CHECK(failed->request.serial == 3 && failed->status == BT_NO_CAPACITY, "the newest goes back to its gateway");
-    CHECK(dec_sched_counters(sched)->n_preempted == 1, "once");
+    CHECK(begin() && step.n_sequences == 3, "a block each for the older ones: the newest gives its only one");
+    CHECK(n_done == 0 && dec_sched_counters(sched)->n_preempted == 1, "and nobody is told");
+    reserve(5, 10);
+    CHECK(find(WRK_SEND_PEER, WIRE_REFUSED)->message.refused.status == BT_NO_CAPACITY, "it comes first");
+    end(51);
+    CHECK(begin() && step.n_sequences == 3, "the pool is full");
+    end(51);
+    cancel(2);
+    clear();
+    CHECK(begin() && step.n_sequences == 3 && step.n_rows == 2 + 10, "there is room: its prompt");
+    const krn_sequence *rows = &step.sequences[2];
+    CHECK(rows->position == 0 && rows->n_rows == 10 && rows->form == KRN_EXPANDED && rows->n_logits == 0, "expanded");
+    CHECK(step.n_samples == 2, "it has its next token already");
+    end(52);
+    CHECK(n_said == 2, "the others go on");
+    clear();
+    CHECK(begin(), "then what it had generated");
+    rows = &step.sequences[2];
+    CHECK(rows->position == 10 && rows->n_rows == 2 && rows->form == KRN_ABSORBED && rows->n_logits == 1, "absorbed");
+    CHECK(rows->token_ids[1] == 50 && step.samples[2].draw.n_tokens == 12, "to its last token");
+    end(53);
+    CHECK(n_said == 3 && said[2].request.serial == 4 && said[2].index == 2 && said[2].token == 53, "the third one");
+    CHECK(dec_sched_counters(sched)->n_recomputed == 11, "of which 11 positions a second time");
+    stop();
+}
+
+static void test_chunks_leave_every_sequence_its_row(void) {
+    start(3); /* 63 rows in a step, so 60 are to spare */
+    admit(1, 64 * 4 - 2, 1000);
+    admit(2, 64 * 4 - 2, 1000);
+    admit(3, 100, 1000);
+    run_to_preemption();
     end(50);
     cancel(1);
-    cancel(2);
-    cancel(4);
-    closed(lease, 0, 0);
+    static const uint32_t n_rows[] = {61, 39, 0};
+    for (uint32_t i = 0; n_rows[i] > 0; i++) {
+        clear();
+        CHECK(begin() && step.n_sequences == 2 && step.sequences[0].n_rows == 1, "the older one has its row");
+        CHECK(step.sequences[1].n_rows == n_rows[i] && step.sequences[1].form == KRN_EXPANDED, "chunk %u: %u", i,
+              step.sequences[1].n_rows);
+        end(50);
+        CHECK(n_said == 1 && said[0].request.serial == 2, "and its token");
+    }
     stop();
+}
 
+static void test_what_gave_way_begins_behind_what_the_cache_still_has(void) {
+    start(3);
+    admit(1, 64 * 5 - 1, 1000);
+    admit(2, 64 * 2 - 1, 1000);
+    reserve_named(3, 64 * 3 - 1, 2);
+    commit(3, lease_of(3), 64 * 3 - 1, 1000);
+    closed(3, LAYERS * 3, 77);
+    run_to_preemption();
+    CHECK(kv_pool_n_cached(pool) > 0, "blocks of its prompt are free, and known");
+    end(50);
+    cancel(2);
+    clear();
+    CHECK(begin() && step.n_sequences == 2, "again");
+    CHECK(step.sequences[1].position == 128 && step.sequences[1].n_rows == 61, "behind the blocks that nobody took: %u",
+          step.sequences[1].position);
+    end(50);
+    stop();
+}
+
+static void test_who_gave_way_may_be_canceled_or_lost(void) {
+    for (uint32_t how = 0; how < 3; how++) {
+        start(2);
+        admit(1, 64 * 5 - 1, 1000);
+        admit(2, 64 * 5 - 1, 1000);
+        run_to_preemption();
+        if (how == 0) cancel(2);
+        if (how == 1) say((wire_message){.type = WIRE_ABORT, .abort = {request(2), 0}});
+        end(50);
+        CHECK(dec_sched_counters(sched)->n_canceled_waiting == (how == 0), "how %u", how);
+        stop(); /* how 2: with its gateway */
+    }
+}
+
+static void test_the_oldest_never_gives_way(void) {
     start(2);
     admit(1, 64 * 8 - 1, 1000);
     reserve(2, 64 * 2);
-    lease = lease_of(2);
+    uint64_t lease = lease_of(2);
     CHECK(kv_pool_n_free(pool) == 1, "%u free", kv_pool_n_free(pool));
     for (int i = 0; i < 65; i++) {
         CHECK(begin(), "step %d", i);
@@ -299,6 +379,25 @@ static void test_the_newest_gives_way_and_the_last_never_does(void) {
     cancel(2);
     closed(lease, 0, 0);
     CHECK(begin(), "and goes on");
+    end(50);
+    stop();
+}
+
+static void test_nobody_overtakes_who_gave_way(void) {
+    start(3);
+    admit(1, 64 * 4 - 1, 1000);
+    admit(2, 64 * 6 - 1, 1000); /* needs more than the third, which comes back first if it may */
+    admit(3, 10, 1000);
+    run_to_preemption(); /* the third, for the second's block */
+    end(50);
+    run_to_preemption(); /* the second, for the first's */
+    CHECK(step.n_sequences == 1 && kv_pool_n_free(pool) == 6, "there would be room for the third: %u blocks",
+          kv_pool_n_free(pool));
+    end(50);
+    CHECK(begin() && step.n_sequences == 1, "but the second comes first");
+    end(50);
+    cancel(1);
+    CHECK(begin() && step.n_sequences == 2 && step.sequences[0].n_rows == 61, "and does");
     end(50);
     stop();
 }
@@ -465,7 +564,12 @@ int main(void) {
     test_a_dropped_lease_is_in_quarantine_until_it_is_closed();
     test_a_lease_lives_as_long_as_it_is_renewed();
     test_what_has_not_landed_right_is_not_taken();
-    test_the_newest_gives_way_and_the_last_never_does();
+    test_the_newest_gives_way_and_is_computed_again();
+    test_chunks_leave_every_sequence_its_row();
+    test_what_gave_way_begins_behind_what_the_cache_still_has();
+    test_who_gave_way_may_be_canceled_or_lost();
+    test_the_oldest_never_gives_way();
+    test_nobody_overtakes_who_gave_way();
     test_the_context_ends_a_request();
     test_a_cancel_in_a_step_keeps_its_blocks_until_the_step_is_done();
     test_more_than_fit_wait_in_order();

@@ -1,5 +1,9 @@
 /* The batch: who decodes together, who waits, who gives way when the pool is full, and what becomes of a step's tokens.
- * order[] holds sequences as they came: the running ones, then the waiting ones, so the newest is always the last. */
+ *
+ * One rule for rows: a sequence's blocks hold its first n_cached positions, and a step computes from there towards its
+ * last known token, whose row is drawn from. That is one row for a sequence that has just been given a token, and all
+ * of them for one that lost its blocks: preemption takes the blocks, never the tokens, and its client sees a pause.
+ * order[] holds sequences by age. The newest gives way, and nobody who lost blocks is overtaken by another such one. */
 #include <string.h>
 
 #include "decode/dec_internal.h"
@@ -20,20 +24,49 @@ void dec_batch_remove(dec_sched *sched, dec_slot *slot) {
     }
 }
 
-static void preempt(dec_sched *sched, dec_slot *slot, int64_t now_ns) {
-    sched->counters.n_preempted++;
-    dec_fail(sched, slot, BT_NO_CAPACITY, "The decode worker ran out of KV blocks.");
-    dec_slot_end(sched, slot, now_ns);
+/* ---- blocks ----------------------------------------------------------------------------------------------------- */
+
+bool dec_batch_is_short(const dec_sched *sched) {
+    for (uint32_t at = 0; at < sched->n_running + sched->n_waiting; at++)
+        if (sched->slots[sched->order[at]].n_blocks == 0) return true;
+    return false;
 }
 
-/* Room in the cache for the slot's next row. The newest sequence gives way, and that may be the slot itself; the oldest
- * never does: alone it waits for the leases that hold the blocks, and the pool holds any single request.
+/* The newest that has blocks: `slot` itself has some. */
+static dec_slot *find_newest(const dec_sched *sched) {
+    uint32_t at = sched->n_running + sched->n_waiting - 1;
+    while (sched->slots[sched->order[at]].n_blocks == 0) at--;
+    return &sched->slots[sched->order[at]];
+}
+
+static bool is_oldest(const dec_sched *sched, const dec_slot *slot) {
+    uint32_t at = 0;
+    while (sched->slots[sched->order[at]].n_blocks == 0) at++;
+    return &sched->slots[sched->order[at]] == slot;
+}
+
+/* No step runs. What the prefix cache has of its prompt stays there until somebody needs the room. */
+static void preempt(dec_sched *sched, dec_slot *slot, int64_t now_ns) {
+    kv_pool_release(sched->pool, slot->blocks, slot->n_blocks);
+    if (slot->n_lost < slot->n_cached) slot->n_lost = slot->n_cached;
+    slot->n_blocks = slot->n_shared = slot->n_cached = 0;
+    if (slot->state == DEC_RUNNING) {
+        slot->state = DEC_WAITING;
+        sched->n_running--;
+        sched->n_waiting++;
+    }
+    sched->counters.n_preempted++;
+    wrk_status_changed(&sched->base, now_ns);
+}
+
+/* Room in the cache for the slot's last token. The newest sequence gives way, and that may be the slot itself; the
+ * oldest never does: alone it waits for the leases that hold the blocks, and the pool holds any single request.
  * false: no row in this step. */
-static bool find_block(dec_sched *sched, dec_slot *slot, int64_t now_ns) {
+static bool grow(dec_sched *sched, dec_slot *slot, int64_t now_ns) {
     if (kv_blocks_for(slot->n_tokens) <= slot->n_blocks) return true;
     while (kv_pool_acquire(sched->pool, 1, &slot->blocks[slot->n_blocks]) != BT_OK) {
-        dec_slot *newest = &sched->slots[sched->order[sched->n_running + sched->n_waiting - 1]];
-        if (sched->n_running + sched->n_waiting == 1) {
+        dec_slot *newest = find_newest(sched);
+        if (newest == slot && is_oldest(sched, slot)) {
             sched->counters.n_stalled++;
             return false;
         }
@@ -45,61 +78,99 @@ static bool find_block(dec_sched *sched, dec_slot *slot, int64_t now_ns) {
     return true;
 }
 
-static void add_row(dec_sched *sched, dec_slot *slot) {
-    uint32_t i = sched->base.n_step++, n_output = slot->n_tokens - slot->n_prompt;
-    bool is_banned = wire_end_is_banned(&slot->end, n_output + 1);
-    slot->in_step = true;
-    sched->base.step_slots[i] = dec_slot_index(sched, slot);
-    sched->base.sequences[i] = (krn_sequence){.token_ids = &slot->tokens[slot->n_tokens - 1],
-                                              .blocks = slot->blocks,
-                                              .n_rows = 1,
-                                              .position = slot->n_tokens - 1,
-                                              .form = KRN_ABSORBED,
-                                              .n_logits = 1};
-    sched->base.samples[i] = (wrk_sample){.draw = {.sampling = &slot->sampling,
-                                                   .constraint = &slot->constraint,
-                                                   .tokens = slot->tokens,
-                                                   .n_prompt = slot->n_prompt,
-                                                   .n_tokens = slot->n_tokens,
-                                                   .banned = slot->end.ids,
-                                                   .n_banned = is_banned ? slot->end.n_ids : 0},
-                                          .prefix_id = slot->request.serial};
-}
-
-bool dec_step_begin(wrk_sched *base, int64_t now_ns, wrk_step *out) {
-    wrk_begin_event(base);
-    dec_sched *sched = dec_of(base);
-    BT_ASSERT(!sched->base.is_stepping);
-    sched->base.n_step = 0;
-    for (uint32_t at = 0;
-         at < sched->n_running + sched->n_waiting && sched->base.n_step < sched->options.max_num_seqs;) {
-        dec_slot *slot = &sched->slots[sched->order[at]];
-        if (slot->state == DEC_WAITING) {
-            slot->state = DEC_RUNNING;
-            sched->n_waiting--;
-            sched->n_running++;
-            wrk_status_changed(&sched->base, now_ns);
-        }
-        if (find_block(sched, slot, now_ns)) add_row(sched, slot);
-        if (slot->state == DEC_RUNNING) at++; /* else it gave way, and the next one moved up */
-    }
-    if (sched->base.n_step == 0) return false;
-    sched->base.is_stepping = true;
-    *out = (wrk_step){.sequences = sched->base.sequences,
-                      .n_sequences = sched->base.n_step,
-                      .n_rows = sched->base.n_step,
-                      .samples = sched->base.samples,
-                      .n_samples = sched->base.n_step};
+/* Blocks for all its tokens, for one that has none. */
+static bool take_blocks(dec_sched *sched, dec_slot *slot) {
+    uint32_t n_held, n_blocks = kv_blocks_for(slot->n_tokens);
+    if (!dec_blocks_take(sched, slot->prefix, slot->n_prefix, n_blocks, slot->blocks, &n_held)) return false;
+    slot->n_blocks = n_blocks;
+    slot->n_shared = n_held;
+    slot->n_cached = n_held * KV_BLOCK_TOKENS;
     return true;
 }
 
-/* Every living sequence's token in one TOKENS per gateway: counted, then placed. */
+static void admit(dec_sched *sched, dec_slot *slot, int64_t now_ns) {
+    if (sched->n_running == sched->options.max_num_seqs) return;
+    if (slot->n_blocks == 0 && !take_blocks(sched, slot)) return;
+    slot->state = DEC_RUNNING;
+    sched->n_waiting--;
+    sched->n_running++;
+    wrk_status_changed(&sched->base, now_ns);
+}
+
+/* ---- steps ------------------------------------------------------------------------------------------------------ */
+
+static void add_sample(dec_sched *sched, const dec_slot *slot) {
+    bool is_banned = wire_end_is_banned(&slot->end, slot->n_tokens - slot->n_prompt + 1);
+    sched->base.samples[sched->n_step_samples++] = (wrk_sample){.draw = {.sampling = &slot->sampling,
+                                                                         .constraint = &slot->constraint,
+                                                                         .tokens = slot->tokens,
+                                                                         .n_prompt = slot->n_prompt,
+                                                                         .n_tokens = slot->n_tokens,
+                                                                         .banned = slot->end.ids,
+                                                                         .n_banned = is_banned ? slot->end.n_ids : 0},
+                                                                .prefix_id = slot->request.serial};
+}
+
+static uint32_t min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }
+
+/* One row, and as many of n_spare as it has use for; how many of these is the answer. The form belongs to the position,
+ * so rows end where the prompt does. */
+static uint32_t add_rows(dec_sched *sched, dec_slot *slot, uint32_t n_spare) {
+    bool is_prompt = slot->n_cached < slot->n_prompt;
+    uint32_t n_left = (is_prompt ? slot->n_prompt : slot->n_tokens) - slot->n_cached;
+    uint32_t n_rows = min_u32(n_left, 1 + n_spare), i = sched->base.n_step++;
+    bool is_last = slot->n_cached + n_rows == slot->n_tokens;
+    slot->n_step_rows = n_rows;
+    sched->n_step_rows += n_rows;
+    sched->base.step_slots[i] = dec_slot_index(sched, slot);
+    sched->base.sequences[i] = (krn_sequence){.token_ids = &slot->tokens[slot->n_cached],
+                                              .blocks = slot->blocks,
+                                              .n_rows = n_rows,
+                                              .position = slot->n_cached,
+                                              .form = is_prompt ? KRN_EXPANDED : KRN_ABSORBED,
+                                              .n_logits = is_last};
+    if (is_last) add_sample(sched, slot);
+    if (slot->n_lost > slot->n_cached) sched->counters.n_recomputed += min_u32(n_rows, slot->n_lost - slot->n_cached);
+    return n_rows - 1;
+}
+
+/* Each sequence of the batch gets a row, so none waits for another one's prompt; what the budget has beyond that goes
+ * to the oldest that have use for it. */
+bool dec_step_begin(wrk_sched *base, int64_t now_ns, wrk_step *out) {
+    wrk_begin_event(base);
+    dec_sched *sched = dec_of(base);
+    BT_ASSERT(!base->is_stepping);
+    base->n_step = sched->n_step_rows = sched->n_step_samples = 0;
+    uint32_t n_spare = sched->options.max_batched_tokens - sched->options.max_num_seqs;
+    bool is_short = false; /* an older one has no blocks */
+    for (uint32_t at = 0; at < sched->n_running + sched->n_waiting; at++) {
+        dec_slot *slot = &sched->slots[sched->order[at]];
+        if (slot->state == DEC_WAITING && (slot->n_blocks > 0 || !is_short)) admit(sched, slot, now_ns);
+        if (slot->state == DEC_RUNNING && grow(sched, slot, now_ns)) n_spare -= add_rows(sched, slot, n_spare);
+        is_short |= slot->n_blocks == 0;
+    }
+    if (base->n_step == 0) return false;
+    base->is_stepping = true;
+    *out = (wrk_step){.sequences = base->sequences,
+                      .n_sequences = base->n_step,
+                      .n_rows = sched->n_step_rows,
+                      .samples = base->samples,
+                      .n_samples = sched->n_step_samples};
+    return true;
+}
+
+/* ---- tokens ----------------------------------------------------------------------------------------------------- */
+
+/* Does the sequence i of the step live, and was a token drawn for it? */
+static bool has_token(const dec_sched *sched, uint32_t i) {
+    return sched->base.sequences[i].n_logits > 0 && sched->slots[sched->base.step_slots[i]].state != DEC_DEAD;
+}
+
+/* All in one TOKENS per gateway: counted, then placed. */
 static void send_tokens(dec_sched *sched, const uint32_t *tokens, const wire_ranked *logprobs) {
     for (uint32_t g = 0; g < sched->cap_gateways; g++) sched->gateways[g].n_tokens = 0;
-    for (uint32_t i = 0; i < sched->base.n_step; i++) {
-        const dec_slot *slot = &sched->slots[sched->base.step_slots[i]];
-        if (slot->state != DEC_DEAD) sched->gateways[slot->gateway].n_tokens++;
-    }
+    for (uint32_t i = 0; i < sched->base.n_step; i++)
+        if (has_token(sched, i)) sched->gateways[sched->slots[sched->base.step_slots[i]].gateway].n_tokens++;
     uint32_t at = 0;
     for (uint32_t g = 0; g < sched->cap_gateways; g++) {
         uint32_t n = sched->gateways[g].n_tokens;
@@ -110,14 +181,14 @@ static void send_tokens(dec_sched *sched, const uint32_t *tokens, const wire_ran
                 &(wire_message){.type = WIRE_TOKENS, .tokens = {.tokens = &sched->step_tokens[at], .n_tokens = n}});
         at += n;
     }
-    for (uint32_t i = 0; i < sched->base.n_step; i++) {
+    for (uint32_t i = 0, sample = 0; i < sched->base.n_step; sample += sched->base.sequences[i].n_logits, i++) {
         const dec_slot *slot = &sched->slots[sched->base.step_slots[i]];
-        if (slot->state == DEC_DEAD) continue;
+        if (!has_token(sched, i)) continue;
         sched->step_tokens[sched->gateways[slot->gateway].n_tokens++] =
             (wire_token){.request = slot->request,
                          .index = slot->n_tokens - slot->n_prompt,
-                         .token = tokens[i],
-                         .logprobs = &logprobs[i],
+                         .token = tokens[sample],
+                         .logprobs = &logprobs[sample],
                          .n_logprobs = slot->sampling.n_logprobs > 0};
     }
 }
@@ -137,18 +208,20 @@ static void take_token(dec_sched *sched, dec_slot *slot, uint32_t token, int64_t
 void dec_step_done(wrk_sched *base, const uint32_t *tokens, const wire_ranked *logprobs, int64_t now_ns) {
     wrk_begin_event(base);
     dec_sched *sched = dec_of(base);
-    BT_ASSERT(sched->base.is_stepping);
-    sched->base.is_stepping = false;
+    BT_ASSERT(base->is_stepping);
+    base->is_stepping = false;
     sched->counters.n_steps++;
-    sched->counters.n_sampled += sched->base.n_step;
+    sched->counters.n_sampled += sched->n_step_samples;
     send_tokens(sched, tokens, logprobs);
-    for (uint32_t i = 0; i < sched->base.n_step; i++) {
-        dec_slot *slot = &sched->slots[sched->base.step_slots[i]];
-        slot->in_step = false;
+    for (uint32_t i = 0, sample = 0; i < base->n_step; sample += base->sequences[i].n_logits, i++) {
+        dec_slot *slot = &sched->slots[base->step_slots[i]];
+        slot->n_cached += slot->n_step_rows;
+        slot->n_step_rows = 0;
         if (slot->state == DEC_DEAD) {
             dec_slot_end(sched, slot, now_ns);
-        } else {
-            take_token(sched, slot, tokens[i], now_ns);
+            continue;
         }
+        dec_blocks_offer(sched, slot);
+        if (base->sequences[i].n_logits > 0) take_token(sched, slot, tokens[sample], now_ns);
     }
 }

@@ -66,8 +66,8 @@ class Cluster:
         flags = ["--prefill", n_prefill, "--decode", n_decode, "--gateways", n_gateways, "--port", 0]
         flags += ["--no-build", "--build-type", BUILD_TYPE]
         for role in ("prefill", "decode", "gateway"):
-            memory = " --kv-cache-memory-bytes 256M" if role != "gateway" else ""
-            flags += [f"--{role}-args", args.get(role, "") + memory]
+            memory = "--kv-cache-memory-bytes 256M " if role != "gateway" else ""
+            flags += [f"--{role}-args", memory + args.get(role, "")]
         self.script("up", *flags)
         self.wait_all_linked()
 

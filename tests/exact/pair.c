@@ -401,7 +401,9 @@ pair *pair_open(pair_engine *engine, const pair_options *options) {
                                 .has_prefix_cache = options->has_prefix_cache};
     const pre_sched_options prefill = {
         .max_requests = PAIR_MAX_REQUESTS, .max_batched_tokens = options->chunk, .max_batched_seqs = options->chunk};
-    const dec_sched_options decode = {.max_num_seqs = options->max_num_seqs, .max_leases = PAIR_MAX_REQUESTS};
+    const dec_sched_options decode = {.max_num_seqs = options->max_num_seqs,
+                                      .max_batched_tokens = options->max_num_seqs + options->chunk / 2,
+                                      .max_leases = PAIR_MAX_REQUESTS};
     bt_error err = {0};
     BT_ASSERT(pre_sched_open(&shared, &prefill, &p->prefill.sched, &err) == BT_OK);
     shared.pool = p->decode.pool;

@@ -25,7 +25,7 @@ const mdl_config *pair_engine_config(const pair_engine *engine);
 
 typedef struct {
     uint32_t max_num_seqs; /* decode's batch */
-    uint32_t chunk;        /* rows of a prefill step */
+    uint32_t chunk;        /* rows of a prefill step; decode computes half as many again after a preemption */
     uint32_t prefill_blocks, decode_blocks;
     bool has_prefix_cache;
 } pair_options;

@@ -359,7 +359,7 @@ static void close_one(wrk_sched *sched, closing *list, int64_t now_ns) {
 static void test_decode_survives_any_peer(void) {
     kv_pool *pool = kv_pool_open(N_BLOCKS);
     const wrk_sched_options shared = worker_options(pool);
-    const dec_sched_options options = {.max_num_seqs = 4, .max_leases = 6};
+    const dec_sched_options options = {.max_num_seqs = 4, .max_batched_tokens = 12, .max_leases = 6};
     wrk_sched *sched;
     CHECK(dec_sched_open(&shared, &options, &sched, NULL) == BT_OK, "open");
     closing list = {.n = 0};

@@ -46,13 +46,14 @@ typedef struct {
     uint32_t n_gateways, n_prefills, n_decodes;
     uint32_t prefill_blocks, decode_blocks;
     uint32_t max_requests, max_batched_tokens, max_batched_seqs;
-    uint32_t max_num_seqs, max_leases;
+    uint32_t max_num_seqs, spare_rows, max_leases; /* spare_rows: of a decode step, besides one for each sequence */
     uint32_t gateway_requests, migration_limit;
     uint32_t max_prompt, max_output;
     uint32_t n_chats; /* half of the prompts begin as one of so many do */
     bool has_prefix_cache;
     int64_t arrival_ns;            /* mean time between requests, of all gateways */
     int64_t fault_ns;              /* mean time between faults; 0: none */
+    uint32_t long_percent;         /* of requests: no end of sequence and no stop token ends them */
     uint32_t cancel_percent;       /* of requests: the client leaves at some time */
     uint32_t stop_percent;         /* of requests: a stop string is found at some token */
     uint32_t stall_ppm;            /* of messages: they and what follows them are very late */

@@ -35,6 +35,10 @@ static void plan_client(sim_world *world, sim_client *client, uint32_t *tokens) 
     client->sampling.ignore_eos = sim_below(world, 4) == 0;
     if (sim_below(world, 4) == 0) client->sampling.min_tokens = sim_below(world, client->max_tokens + 1);
     client->n_stop_ids = sim_below(world, 3);
+    if (sim_below(world, 100) < c->long_percent) {
+        client->sampling.ignore_eos = true;
+        client->n_stop_ids = 0;
+    }
     for (uint32_t i = 0; i < client->n_stop_ids; i++) client->stop_ids[i] = sim_below(world, SIM_VOCAB);
     if (sim_below(world, 100) < c->stop_percent) client->stop_at = 1 + sim_below(world, client->max_tokens);
     client->cell = 0;

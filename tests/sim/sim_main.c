@@ -25,10 +25,12 @@ static void print(const sim_config *c, const sim_result *r, double seconds) {
     printf("failures: %llu crashes, %llu cuts, %llu stalls, %llu drains, %llu blocks damaged, %llu lost\n",
            (unsigned long long)r->n_crashes, (unsigned long long)r->n_cuts, (unsigned long long)r->n_stalls,
            (unsigned long long)r->n_drains, (unsigned long long)r->n_damaged, (unsigned long long)r->n_lost);
-    printf("replays: %llu lost, %llu failed, %llu late, %llu refused; %llu attempts, %llu preemptions\n",
-           (unsigned long long)r->gateway.n_replays_lost, (unsigned long long)r->gateway.n_replays_failed,
-           (unsigned long long)r->gateway.n_replays_late, (unsigned long long)r->gateway.n_replays_refused,
-           (unsigned long long)r->n_attempts, (unsigned long long)r->decode.n_preempted);
+    printf(
+        "replays: %llu lost, %llu failed, %llu late, %llu refused; %llu attempts, %llu preemptions, %llu recomputed\n",
+        (unsigned long long)r->gateway.n_replays_lost, (unsigned long long)r->gateway.n_replays_failed,
+        (unsigned long long)r->gateway.n_replays_late, (unsigned long long)r->gateway.n_replays_refused,
+        (unsigned long long)r->n_attempts, (unsigned long long)r->decode.n_preempted,
+        (unsigned long long)r->decode.n_recomputed);
     printf("hand-offs: %llu committed, %llu commits failed, %llu leases expired, %llu aborted, %llu quarantined\n",
            (unsigned long long)r->decode.n_committed, (unsigned long long)r->decode.n_commit_failed,
            (unsigned long long)r->decode.n_lease_expired, (unsigned long long)r->decode.n_lease_aborted,

@@ -76,37 +76,28 @@ static void check_step(const krn_sequence *sequences, uint32_t n_sequences, uint
     BT_ASSERT(n_sequences > 0 && n_rows <= max_rows);
 }
 
-static void finish_prefill_step(sim_world *world, uint32_t index) {
+/* Decode's rows are computed here, prefill's were with each layer. */
+static void compute_decode(sim_node *node, const krn_sequence *sequence) {
+    for (uint32_t b = 0; b <= (sequence->position + sequence->n_rows - 1) / ROWS; b++)
+        BT_ASSERT(node->kv_owner[sequence->blocks[b]] == 0); /* rule 3: nothing lands there any more */
+    for (uint32_t layer = 0; layer < SIM_LAYERS; layer++) compute(node, sequence, layer);
+    check_cells(node, sequence, sequence->position + sequence->n_rows);
+}
+
+static void finish_step(sim_world *world, uint32_t index) {
     sim_node *node = &world->nodes[index];
     const wrk_step *step = &node->step;
-    uint32_t *tokens = bt_calloc(step->n_samples, sizeof(uint32_t)), n = 0;
+    uint32_t tokens[64], n = 0;
     BT_ASSERT(step->n_samples <= 64);
     for (uint32_t i = 0; i < step->n_sequences; i++) {
-        if (step->sequences[i].n_logits == 0) continue;
-        tokens[n] = draw_after(node, &step->sequences[i], &step->samples[n].draw);
+        const krn_sequence *sequence = &step->sequences[i];
+        if (node->role == WIRE_ROLE_DECODE) compute_decode(node, sequence);
+        if (sequence->n_logits == 0) continue;
+        tokens[n] = draw_after(node, sequence, &step->samples[n].draw);
         node->logprobs[n].rank = tokens[n];
         n++;
     }
     BT_ASSERT(n == step->n_samples);
-    node->is_stepping = false;
-    node->worker->step_done(node->worker, tokens, node->logprobs, world->now_ns);
-    free(tokens);
-}
-
-static void finish_decode_step(sim_world *world, uint32_t index) {
-    sim_node *node = &world->nodes[index];
-    const wrk_step *step = &node->step;
-    uint32_t tokens[64];
-    BT_ASSERT(step->n_sequences <= 64);
-    for (uint32_t i = 0; i < step->n_sequences; i++) {
-        const krn_sequence *sequence = &step->sequences[i];
-        for (uint32_t b = 0; b <= sequence->position / ROWS; b++)
-            BT_ASSERT(node->kv_owner[sequence->blocks[b]] == 0); /* rule 3: nothing lands there any more */
-        for (uint32_t layer = 0; layer < SIM_LAYERS; layer++) compute(node, sequence, layer);
-        check_cells(node, sequence, sequence->position + 1);
-        tokens[i] = draw_after(node, sequence, &step->samples[i].draw);
-        node->logprobs[i].rank = tokens[i];
-    }
     node->is_stepping = false;
     node->worker->step_done(node->worker, tokens, node->logprobs, world->now_ns);
 }
@@ -117,10 +108,8 @@ void sim_node_step_event(sim_world *world, const sim_event *event) {
         uint32_t layer = (uint32_t)event->a;
         for (uint32_t i = 0; i < node->step.n_sequences; i++) compute(node, &node->step.sequences[i], layer);
         node->worker->layer_done(node->worker, layer, world->now_ns);
-    } else if (node->role == WIRE_ROLE_PREFILL) {
-        finish_prefill_step(world, event->node);
     } else {
-        finish_decode_step(world, event->node);
+        finish_step(world, event->node);
     }
     sim_node_after(world, event->node);
 }
@@ -139,9 +128,10 @@ static void begin_prefill_step(sim_world *world, uint32_t index) {
 
 static void begin_decode_step(sim_world *world, uint32_t index) {
     sim_node *node = &world->nodes[index];
-    check_step(node->step.sequences, node->step.n_sequences, world->config.max_num_seqs);
+    check_step(node->step.sequences, node->step.n_sequences, world->config.max_num_seqs + world->config.spare_rows);
+    BT_ASSERT(node->step.n_sequences <= world->config.max_num_seqs);
     node->is_stepping = true;
-    int64_t step_ns = 500000 + (int64_t)node->step.n_sequences * 20000 + sim_below(world, 200000);
+    int64_t step_ns = 500000 + (int64_t)node->step.n_rows * 20000 + sim_below(world, 200000);
     sim_plan(world, world->now_ns + step_ns, SIM_STEP_DONE, index, 0, NULL);
 }
 
@@ -285,8 +275,11 @@ static void start_worker(sim_world *world, sim_node *node) {
                                        .no_decode_ms = 2000,
                                        .commit_ms = 80,
                                        .renew_ms = 40};
-    const dec_sched_options decode = {
-        .max_num_seqs = c->max_num_seqs, .max_leases = c->max_leases, .lease_ms = 200, .settle_ms = 40};
+    const dec_sched_options decode = {.max_num_seqs = c->max_num_seqs,
+                                      .max_batched_tokens = c->max_num_seqs + c->spare_rows,
+                                      .max_leases = c->max_leases,
+                                      .lease_ms = 200,
+                                      .settle_ms = 40};
     bt_status status = is_prefill ? pre_sched_open(&shared, &prefill, &node->worker, NULL)
                                   : dec_sched_open(&shared, &decode, &node->worker, NULL);
     BT_ASSERT(status == BT_OK);

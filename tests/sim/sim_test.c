@@ -22,7 +22,10 @@ static void test_worlds_end_whole_and_every_failure_has_happened(void) {
     CHECK(sum.gateway.n_replays_lost > 0 && sum.gateway.n_replays_refused > 0 && sum.gateway.n_replays_late > 0 &&
               sum.gateway.n_replays_failed > 0,
           "every kind of replay");
-    CHECK(sum.decode.n_preempted > 0 && sum.decode.n_commit_failed > 0 && sum.decode.n_lease_aborted > 0, "decode");
+    CHECK(sum.decode.n_preempted > 0 && sum.decode.n_recomputed > sum.decode.n_preempted,
+          "%llu preempted, %llu positions computed again", (unsigned long long)sum.decode.n_preempted,
+          (unsigned long long)sum.decode.n_recomputed);
+    CHECK(sum.decode.n_commit_failed > 0 && sum.decode.n_lease_aborted > 0, "decode");
     CHECK(sum.prefill.n_prefix_hits > sum.prefill.n_prefix_queries / 100 &&
               sum.decode.n_prefix_hits > sum.decode.n_prefix_queries / 100,
           "both caches are used: %llu of %llu, %llu of %llu", (unsigned long long)sum.prefill.n_prefix_hits,
@@ -63,6 +66,42 @@ static void test_short_prompts_do_not_wait_for_long_ones(void) {
           (unsigned long long)result.max_short_wait_ns / 1000);
 }
 
+/* Prompts fit, what they grow to does not: many a sequence gives way, and its client sees a pause. */
+static void test_preempted_sequences_end_as_if_nothing_had_happened(void) {
+    sim_result sum = {0};
+    for (uint64_t seed = 0; seed < 4; seed++) {
+        const sim_config config = {.seed = seed,
+                                   .n_requests = 150,
+                                   .n_gateways = 1,
+                                   .n_prefills = 1,
+                                   .n_decodes = 1,
+                                   .prefill_blocks = 200,
+                                   .decode_blocks = 20,
+                                   .max_requests = 64,
+                                   .max_batched_tokens = 256,
+                                   .max_batched_seqs = 16,
+                                   .max_num_seqs = 16,
+                                   .spare_rows = (uint32_t)seed * 40,
+                                   .max_leases = 8,
+                                   .gateway_requests = 300,
+                                   .migration_limit = 0,
+                                   .max_prompt = 200,
+                                   .max_output = 900,
+                                   .n_chats = 4,
+                                   .has_prefix_cache = seed % 2 == 0,
+                                   .long_percent = 90,
+                                   .arrival_ns = 80 * (int64_t)BT_NS_PER_MS};
+        sim_result result;
+        sim_run(&config, &result);
+        CHECK(result.n_finished == config.n_requests, "seed %llu: %llu of %u finished", (unsigned long long)seed,
+              (unsigned long long)result.n_finished, config.n_requests);
+        CHECK(result.decode.n_failed == 0 && result.n_attempts == config.n_requests, "without a second attempt");
+        add((uint64_t *)&sum, &result, sizeof(sum));
+    }
+    CHECK(sum.decode.n_preempted > 20 && sum.decode.n_recomputed > 20 * 64, "%llu preempted, %llu recomputed",
+          (unsigned long long)sum.decode.n_preempted, (unsigned long long)sum.decode.n_recomputed);
+}
+
 static void test_a_seed_is_a_history(void) {
     for (uint64_t seed = 1; seed < 6; seed++) {
         sim_config config = sim_config_random(seed, 300);
@@ -98,6 +137,7 @@ int main(void) {
     test_shrinking_keeps_what_matters();
     test_worlds_end_whole_and_every_failure_has_happened();
     test_short_prompts_do_not_wait_for_long_ones();
+    test_preempted_sequences_end_as_if_nothing_had_happened();
     test_a_seed_is_a_history();
     TEST_END();
 }

@@ -36,6 +36,14 @@ sim_config sim_config_random(uint64_t seed, uint32_t n_requests) {
         c.damage_ppm = sim_below(&dice, 3000);
         c.loss_ppm = sim_below(&dice, 1000);
     }
+    c.long_percent = 5;
+    if (sim_below(&dice, 6) == 0) { /* sequences outgrow the pool */
+        c.long_percent = 80;
+        c.max_output = 300 + sim_below(&dice, 500);
+        c.decode_blocks = 17 + sim_below(&dice, 8);
+        c.arrival_ns *= 4;
+    }
+    c.spare_rows = sim_below(&dice, 100);
     return c;
 }
 
