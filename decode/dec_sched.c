@@ -197,7 +197,7 @@ static void gateway_up(wrk_sched *base, uint64_t gateway, int64_t now_ns) {
     }
     drop_gateway(sched, gateway, now_ns);
     add_gateway(sched, gateway);
-    wrk_status_changed(&sched->base, now_ns);
+    wrk_gateway_greet(base, gateway);
 }
 
 static void gateway_gone(wrk_sched *base, uint64_t gateway, int64_t now_ns) {

@@ -227,6 +227,9 @@ void gw_message_handle(gw_core *core, uint64_t peer, const wire_message *message
     case WIRE_STATUS:
         gw_router_status(core->router, peer, &message->status.load);
         break;
+    case WIRE_BLOCKS:
+        if (!gw_router_blocks(core->router, peer, &message->blocks)) core->counters.n_strange++;
+        break;
     default:
         core->counters.n_strange++;
     }

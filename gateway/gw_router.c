@@ -82,6 +82,11 @@ const char *gw_strategy_name(const gw_strategy *strategy) { return strategy->nam
 
 static bt_key key_of(uint64_t incarnation) { return (bt_key){incarnation, 0, 0}; }
 
+static void worker_free(gw_worker *worker) {
+    bt_map_fini(&worker->blocks);
+    free(worker);
+}
+
 gw_router *gw_router_open(uint64_t seed) {
     gw_router *router = bt_calloc(1, sizeof(*router));
     router->random = seed;
@@ -90,7 +95,7 @@ gw_router *gw_router_open(uint64_t seed) {
 
 void gw_router_close(gw_router *router) {
     if (router == NULL) return;
-    for (uint32_t i = 0; i < router->n_workers; i++) free(router->workers[i]);
+    for (uint32_t i = 0; i < router->n_workers; i++) worker_free(router->workers[i]);
     free(router->workers);
     bt_map_fini(&router->by_incarnation);
     free(router);
@@ -131,7 +136,7 @@ void gw_router_gone(gw_router *router, uint64_t incarnation) {
     uint32_t index = bt_map_get(&router->by_incarnation, key_of(incarnation));
     if (index == BT_MAP_NONE) return;
     bt_map_remove(&router->by_incarnation, key_of(incarnation));
-    free(router->workers[index]);
+    worker_free(router->workers[index]);
     router->n_workers--;
     for (uint32_t i = index; i < router->n_workers; i++) {
         router->workers[i] = router->workers[i + 1];
@@ -145,6 +150,23 @@ void gw_router_status(gw_router *router, uint64_t incarnation, const wire_load *
     worker->load = *load;
     worker->is_draining = load->is_draining != 0;
     worker->n_new = worker->n_new_blocks = 0;
+}
+
+static bt_key block_key(const wire_block_name *name) { return (bt_key){name->low, name->high, 0}; }
+
+bool gw_router_blocks(gw_router *router, uint64_t incarnation, const wire_blocks *blocks) {
+    gw_worker *worker = gw_router_worker(router, incarnation);
+    if (worker == NULL) return true;
+    for (uint32_t i = 0; i < blocks->n_gone; i++) bt_map_remove(&worker->blocks, block_key(&blocks->gone[i]));
+    for (uint32_t i = 0; i < blocks->n_come; i++) {
+        if (worker->blocks.n_used >= worker->load.kv_blocks_total) return false;
+        bt_map_put(&worker->blocks, block_key(&blocks->come[i]), 0);
+    }
+    return true;
+}
+
+bool gw_worker_has_block(const gw_worker *worker, const wire_block_name *name) {
+    return bt_map_get(&worker->blocks, block_key(name)) != BT_MAP_NONE;
 }
 
 void gw_router_draining(gw_router *router, uint64_t incarnation) {

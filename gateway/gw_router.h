@@ -10,6 +10,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "common/core/map.h"
 #include "common/wire/wire.h"
 
 typedef struct gw_router gw_router;
@@ -27,6 +28,7 @@ typedef struct gw_worker {
     wire_load load; /* as last reported; zero before the first STATUS */
     uint32_t n_own, n_own_blocks; /* this loop's requests that are there or on their way, and the blocks they need */
     uint32_t n_new, n_new_blocks; /* of those, sent since `load` was reported */
+    bt_map blocks;                /* names of the blocks in its prefix cache, as it told over this link */
 } gw_worker;
 
 gw_router *gw_router_open(uint64_t seed);
@@ -45,6 +47,10 @@ void gw_router_gone(gw_router *router, uint64_t incarnation);
 gw_worker *gw_router_worker(const gw_router *router, uint64_t incarnation); /* NULL: not up */
 
 void gw_router_status(gw_router *router, uint64_t incarnation, const wire_load *load);
+
+/* Its prefix cache has changed. false: it names more blocks than it has; what is too much is left out. */
+bool gw_router_blocks(gw_router *router, uint64_t incarnation, const wire_blocks *blocks);
+bool gw_worker_has_block(const gw_worker *worker, const wire_block_name *name);
 
 /* It said so itself before a STATUS did. */
 void gw_router_draining(gw_router *router, uint64_t incarnation);

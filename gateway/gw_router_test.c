@@ -126,7 +126,26 @@ static void test_a_worker_that_comes_back_has_another_link(void) {
     gw_router_close(router);
 }
 
+static void test_a_workers_blocks_are_known_and_bounded(void) {
+    gw_router *router = open_router(1, 1);
+    const wire_block_name names[] = {{1, 1}, {2, 1}, {2, 2}, {3, 3}};
+    const gw_worker *worker = gw_router_worker(router, 100);
+    CHECK(!gw_router_blocks(router, 100, &(wire_blocks){.come = names, .n_come = 1}), "it has no block yet");
+    gw_router_status(router, 100, &(wire_load){.kv_blocks_total = 3});
+    CHECK(gw_router_blocks(router, 100, &(wire_blocks){.come = names, .n_come = 3}), "three of three");
+    CHECK(gw_worker_has_block(worker, &names[2]) && !gw_worker_has_block(worker, &names[3]), "as it said");
+    CHECK(!gw_router_blocks(router, 100, &(wire_blocks){.come = names + 3, .n_come = 1}), "a fourth of three");
+    const wire_blocks moved = {.gone = names, .n_gone = 2, .come = names, .n_come = 1};
+    CHECK(gw_router_blocks(router, 100, &moved), "gone applies first");
+    CHECK(gw_worker_has_block(worker, &names[0]) && !gw_worker_has_block(worker, &names[1]), "as it said");
+    CHECK(!gw_worker_has_block(gw_router_worker(router, 200), &names[0]), "others know nothing of it");
+    gw_router_gone(router, 100);
+    CHECK(gw_router_blocks(router, 100, &moved), "nobody");
+    gw_router_close(router);
+}
+
 int main(void) {
+    test_a_workers_blocks_are_known_and_bounded();
     test_unknown_strategies_are_refused_by_name();
     test_no_worker_of_a_role_is_no_capacity();
     test_random_reaches_all_and_is_the_same_again();

@@ -214,7 +214,7 @@ static void gateway_up(wrk_sched *base, uint64_t gateway, int64_t now_ns) {
     pre_sched *sched = pre_of(base);
     drop_gateway(sched, gateway, now_ns);
     bt_map_put(&base->by_gateway, wrk_u64_key(gateway), 0);
-    wrk_status_changed(base, now_ns);
+    wrk_gateway_greet(base, gateway);
 }
 
 static void gateway_gone(wrk_sched *base, uint64_t gateway, int64_t now_ns) {

@@ -23,6 +23,7 @@ void wrk_sched_init(wrk_sched *sched, const wrk_sched_options *options, uint32_t
     if (o->n_eos_ids > 0) memcpy(eos_ids, options->eos_ids, o->n_eos_ids * sizeof(uint32_t));
     o->eos_ids = eos_ids;
     sched->prefix = kv_prefix_open(o->pool);
+    sched->told = bt_calloc(kv_pool_n_blocks(o->pool), sizeof(wire_block_name));
     sched->n_slots = sched->n_free_slots = n_slots;
     sched->free_slots = bt_calloc(n_slots, sizeof(uint32_t));
     for (uint32_t i = 0; i < n_slots; i++) sched->free_slots[i] = n_slots - 1 - i;
@@ -34,6 +35,7 @@ void wrk_sched_init(wrk_sched *sched, const wrk_sched_options *options, uint32_t
 
 void wrk_sched_fini(wrk_sched *sched) {
     kv_prefix_close(sched->prefix);
+    free(sched->told);
     bt_map_fini(&sched->by_request);
     bt_map_fini(&sched->by_gateway);
     bt_timers_fini(&sched->timers);
@@ -99,12 +101,39 @@ void wrk_status_changed(wrk_sched *sched, int64_t now_ns) {
     bt_timers_set(&sched->timers, timer, now_ns > sched->next_status_ns ? now_ns : sched->next_status_ns);
 }
 
-static void send_status(wrk_sched *sched, int64_t now_ns) {
-    sched->next_status_ns = wrk_after_ms(now_ns, sched->options.status_ms);
-    if (sched->by_gateway.n_used == 0) return;
+/* To one gateway or all. First what is gone, then what has come, in as many messages as it takes. */
+static void send_blocks(wrk_sched *sched, wrk_action_kind kind, uint64_t gateway, kv_prefix_changes changes) {
+    while (changes.n_gone > 0 || changes.n_come > 0) {
+        wire_blocks blocks = {.gone = changes.gone, .come = changes.come};
+        blocks.n_gone = changes.n_gone < WIRE_MAX_BLOCK_NAMES ? changes.n_gone : WIRE_MAX_BLOCK_NAMES;
+        if (blocks.n_gone == changes.n_gone)
+            blocks.n_come = changes.n_come < WIRE_MAX_BLOCK_NAMES ? changes.n_come : WIRE_MAX_BLOCK_NAMES;
+        wrk_act(sched, kind, gateway)->message = (wire_message){.type = WIRE_BLOCKS, .blocks = blocks};
+        changes.gone += blocks.n_gone;
+        changes.n_gone -= blocks.n_gone;
+        changes.come += blocks.n_come;
+        changes.n_come -= blocks.n_come;
+    }
+}
+
+static void send_status(wrk_sched *sched, wrk_action_kind kind, uint64_t gateway) {
     wire_message message = {.type = WIRE_STATUS};
     sched->load(sched, &message.status.load);
-    wrk_act(sched, WRK_BROADCAST, 0)->message = message;
+    wrk_act(sched, kind, gateway)->message = message;
+}
+
+void wrk_gateway_greet(wrk_sched *sched, uint64_t gateway) {
+    kv_prefix_changes all = {.come = sched->told};
+    all.n_come = kv_prefix_told(sched->prefix, sched->told);
+    send_status(sched, WRK_SEND_GATEWAY, gateway);
+    send_blocks(sched, WRK_SEND_GATEWAY, gateway, all);
+}
+
+static void tell_gateways(wrk_sched *sched, int64_t now_ns) {
+    sched->next_status_ns = wrk_after_ms(now_ns, sched->options.status_ms);
+    if (sched->by_gateway.n_used == 0) return;
+    send_status(sched, WRK_BROADCAST, 0);
+    send_blocks(sched, WRK_BROADCAST, 0, kv_prefix_take_changes(sched->prefix));
 }
 
 void wrk_sched_drain(wrk_sched *sched, uint32_t grace_ms, int64_t now_ns) {
@@ -122,7 +151,7 @@ void wrk_sched_tick(wrk_sched *sched, int64_t now_ns) {
     uint32_t id;
     while (bt_timers_pop(&sched->timers, now_ns, &id)) {
         if (id == sched->n_slots + WRK_TIMER_STATUS) {
-            send_status(sched, now_ns);
+            tell_gateways(sched, now_ns);
         } else if (id != sched->n_slots + WRK_TIMER_GRACE) {
             sched->late(sched, id, now_ns);
         } else if (sched->n_actions > 0) { /* they may point to what give_back() frees: the next tick does it */

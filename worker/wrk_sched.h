@@ -24,7 +24,7 @@
 
 typedef enum {
     WRK_SEND_GATEWAY, /* message -> the link of gateway `peer`; dropped by the caller if that link is gone */
-    WRK_BROADCAST,    /* message -> every gateway that is up (STATUS) */
+    WRK_BROADCAST,    /* message -> every gateway that is up (STATUS, BLOCKS) */
     WRK_SEND_PEER,    /* message -> KV connection of `peer`, in order with its pushes. In a COMMIT the caller fills the
                        * checksum: what the transfer layer summed up over the pushes of commit.lease */
     WRK_DRAINED,      /* once, after wrk_sched_drain(): nothing is left, exit */
@@ -131,6 +131,7 @@ struct wrk_sched {
     /* What follows is touched by the role and by wrk_sched.c alone. */
     wrk_sched_options options; /* eos_ids owned */
     kv_prefix *prefix;         /* on top of the pool, owned */
+    wire_block_name *told;     /* [blocks of the pool] scratch of wrk_gateway_greet() */
     uint32_t n_slots, n_free_slots;
     uint32_t *free_slots;
     bt_map by_request; /* -> slot, living ones only */
@@ -172,7 +173,8 @@ void wrk_sched_fini(wrk_sched *sched);
 void wrk_begin_event(const wrk_sched *sched);
 
 wrk_action *wrk_act(wrk_sched *sched, wrk_action_kind kind, uint64_t peer);
-void wrk_status_changed(wrk_sched *sched, int64_t now_ns); /* STATUS goes out soon */
+void wrk_status_changed(wrk_sched *sched, int64_t now_ns);  /* STATUS goes out soon, and BLOCKS if they have changed */
+void wrk_gateway_greet(wrk_sched *sched, uint64_t gateway); /* a new link: STATUS, and BLOCKS with all names */
 
 uint32_t wrk_slot_take(wrk_sched *sched); /* n_free_slots > 0 */
 void wrk_slot_put(wrk_sched *sched, uint32_t slot);

@@ -14,6 +14,8 @@ struct kv_pool {
     uint32_t *next, *prev; /* [n_blocks + 1] the ring of free blocks; n_blocks is where it begins and ends */
     uint32_t *n_holders;   /* [n_blocks] */
     bool *is_cached;       /* [n_blocks] */
+    void (*on_evict)(void *context, uint32_t block);
+    void *context;
 };
 
 static void ring_insert(kv_pool *pool, uint32_t block, uint32_t before) {
@@ -62,6 +64,7 @@ bt_status kv_pool_acquire(kv_pool *pool, uint32_t n_blocks, uint32_t *blocks) {
         uint32_t block = blocks[i] = pool->next[pool->n_blocks];
         BT_ASSERT(pool->n_holders[block] == 0);
         hold(pool, block);
+        if (pool->is_cached[block] && pool->on_evict != NULL) pool->on_evict(pool->context, block);
         pool->is_cached[block] = false; /* rule 6 */
         pool->n_holders[block] = 1;
     }
@@ -90,6 +93,11 @@ void kv_pool_release(kv_pool *pool, const uint32_t *blocks, uint32_t n_blocks) {
         if (pool->is_cached[block]) pool->n_cached++;
         ring_insert(pool, block, pool->is_cached[block] ? pool->n_blocks : pool->next[pool->n_blocks]);
     }
+}
+
+void kv_pool_on_evict(kv_pool *pool, void (*fn)(void *context, uint32_t block), void *context) {
+    pool->on_evict = fn;
+    pool->context = context;
 }
 
 void kv_pool_cache(kv_pool *pool, uint32_t block) {

@@ -33,6 +33,10 @@ bt_status kv_pool_acquire(kv_pool *pool, uint32_t n_blocks, uint32_t *blocks);
 void kv_pool_ref(kv_pool *pool, const uint32_t *blocks, uint32_t n_blocks);     /* one more holder of each: rule 1 */
 void kv_pool_release(kv_pool *pool, const uint32_t *blocks, uint32_t n_blocks); /* one holder less of each */
 
+/* Called within kv_pool_acquire() when it gives away a cached block: what was in it is gone. One listener; may not call
+ * the pool. */
+void kv_pool_on_evict(kv_pool *pool, void (*fn)(void *context, uint32_t block), void *context);
+
 /* The caller holds the block, its content is complete and worth keeping: rule 2 and rule 6 from now on. */
 void kv_pool_cache(kv_pool *pool, uint32_t block);
 bool kv_pool_is_cached(const kv_pool *pool, uint32_t block);

@@ -20,9 +20,9 @@
 
 typedef struct kv_prefix kv_prefix;
 
-/* `pool` is borrowed until close, and nobody else caches blocks in it. */
+/* `pool` is borrowed until close, and nobody else caches blocks in it or listens to its evictions. */
 kv_prefix *kv_prefix_open(kv_pool *pool);
-void kv_prefix_close(kv_prefix *prefix); /* NULL is accepted; the pool is left as it is */
+void kv_prefix_close(kv_prefix *prefix); /* NULL is accepted; the pool keeps its blocks */
 
 /* Writes the names of the first n_blocks blocks of tokens[n_blocks * KV_BLOCK_TOKENS] into names[]. */
 void kv_prefix_names(uint64_t model_hash, wire_str cache_salt, const uint32_t *tokens, uint32_t n_blocks,
@@ -34,6 +34,19 @@ uint32_t kv_prefix_take(kv_prefix *prefix, const wire_block_name *names, uint32_
 
 /* The caller holds blocks[n], each complete and right, named names[n]. A name that is here already keeps its block. */
 void kv_prefix_put(kv_prefix *prefix, const wire_block_name *names, const uint32_t *blocks, uint32_t n);
+
+/* What has changed since it was last asked for. `gone` applies first: a name may have moved to another block. Valid
+ * until the next call of any function here. */
+typedef struct {
+    const wire_block_name *gone, *come;
+    uint32_t n_gone, n_come;
+} kv_prefix_changes;
+kv_prefix_changes kv_prefix_take_changes(kv_prefix *prefix);
+bool kv_prefix_has_changes(const kv_prefix *prefix);
+
+/* All names that were told of by kv_prefix_take_changes() and have not gone since: what a new listener starts from.
+ * names[n_blocks of the pool]; returns their number. */
+uint32_t kv_prefix_told(const kv_prefix *prefix, wire_block_name *names);
 
 /* For tests: asserts that names and blocks agree (linear in the pool). */
 void kv_prefix_check(const kv_prefix *prefix);

@@ -141,7 +141,35 @@ static void test_many_operations_never_find_anything_else(void) {
     stop();
 }
 
+static void test_changes_are_told_once_and_add_up(void) {
+    start();
+    wire_block_name names[4], others[4], told[BLOCKS];
+    uint32_t blocks[BLOCKS], more[BLOCKS];
+    names_of(0, 4, names);
+    names_of(1, 4, others);
+    kv_pool_acquire(pool, 3, blocks);
+    kv_prefix_put(prefix, names, blocks, 3);
+    CHECK(kv_prefix_told(prefix, told) == 0 && kv_prefix_has_changes(prefix), "not told yet");
+    kv_prefix_changes changes = kv_prefix_take_changes(prefix);
+    CHECK(changes.n_gone == 0 && changes.n_come == 3 && is_same(changes.come[2], names[2]), "three have come");
+    CHECK(!kv_prefix_has_changes(prefix) && kv_prefix_told(prefix, told) == 3, "told");
+    kv_pool_release(pool, blocks, 3);
+    kv_pool_acquire(pool, 4, more); /* three were never cached; the end of the chain goes */
+    changes = kv_prefix_take_changes(prefix);
+    CHECK(changes.n_gone == 1 && is_same(changes.gone[0], names[2]) && changes.n_come == 0, "one is gone");
+    kv_prefix_put(prefix, &names[2], &more[0], 1); /* it comes back in another block, */
+    kv_pool_release(pool, more, 4);
+    kv_pool_acquire(pool, BLOCKS, more); /* and all go before anybody asks */
+    changes = kv_prefix_take_changes(prefix);
+    CHECK(changes.n_gone == 2 && changes.n_come == 0, "what came and went is not told: %u, %u", changes.n_gone,
+          changes.n_come);
+    CHECK(kv_prefix_told(prefix, told) == 0, "nothing is left");
+    kv_pool_release(pool, more, BLOCKS);
+    stop();
+}
+
 int main(void) {
+    test_changes_are_told_once_and_add_up();
     test_a_name_stands_for_model_salt_and_everything_before();
     test_the_longest_chain_is_taken_and_cached_blocks_count_as_free();
     test_a_name_that_is_known_keeps_its_block();

@@ -12,6 +12,7 @@
  *     transferred, overwritten or reused for another prompt is a wrong token, and every token that a client gets is
  *     compared with the oracle. Each step also checks every cell that it reads (check_cells), cached blocks included.
  *   - A block that others may read is written by nobody, from memory or network (kv_pool.h rule 2).
+ *   - At the end every gateway knows the names in each worker's prefix cache, neither more nor less.
  *   - A request ends exactly once, at the right token, for the right reason. At the end nothing is left anywhere. */
 #ifndef BATON_TESTS_SIM_SIM_H
 #define BATON_TESTS_SIM_SIM_H

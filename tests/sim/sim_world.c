@@ -165,6 +165,21 @@ static void add_links(sim_world *world) {
     }
 }
 
+/* What a gateway was told of a worker's prefix cache is what the worker holds. */
+static void check_blocks(const sim_world *world, const sim_node *gateway) {
+    for (uint32_t i = 0; i < world->n_nodes; i++) {
+        const sim_node *node = &world->nodes[i];
+        if (node->worker == NULL) continue;
+        const gw_worker *known = gw_router_worker(gw_core_router(gateway->gateway), node->incarnation);
+        if (known == NULL) continue; /* the link is down */
+        wire_block_name *names = bt_calloc(kv_pool_n_blocks(node->pool), sizeof(wire_block_name));
+        uint32_t n = kv_prefix_told(node->worker->prefix, names);
+        BT_ASSERT(!kv_prefix_has_changes(node->worker->prefix) && known->blocks.n_used == n);
+        for (uint32_t k = 0; k < n; k++) BT_ASSERT(gw_worker_has_block(known, &names[k]));
+        free(names);
+    }
+}
+
 /* Everything has ended, so nothing is held anywhere, and no honest core found another one strange. */
 static void check_end(sim_world *world) {
     BT_ASSERT(world->n_alive == 0 && world->n_clients == world->config.n_requests);
@@ -172,7 +187,10 @@ static void check_end(sim_world *world) {
         const sim_node *node = &world->nodes[i];
         wire_load load = {0};
         BT_ASSERT(node->incarnation != 0 && !node->is_stepping && node->n_leases == 0);
-        if (node->gateway != NULL) BT_ASSERT(gw_core_n_alive(node->gateway) == 0);
+        if (node->gateway != NULL) {
+            BT_ASSERT(gw_core_n_alive(node->gateway) == 0);
+            check_blocks(world, node);
+        }
         if (node->worker != NULL) node->worker->load(node->worker, &load);
         BT_ASSERT(load.running == 0 && load.waiting == 0 && load.waiting_tokens == 0 && load.kv_blocks_used == 0);
     }
