@@ -57,16 +57,19 @@ double bench_batch_count(bench_batch *b, bool is_counting) {
     for (uint32_t i = 0; i < c->num_hidden_layers; i++) {
         if (mdl_layer_is_moe(c, i)) others -= expert * c->num_experts_per_tok;
     }
-    double n_bytes = others * (double)b->n_steps + expert * (double)b->n_visits;
+    double cached = (double)kv_token_bytes(&b->kv.layout) * c->num_hidden_layers;
+    double n_bytes = others * (double)b->n_steps + expert * (double)b->n_visits + cached * (double)b->n_cached;
     count_visits(b);
-    b->n_visits = b->n_steps = 0;
+    b->n_visits = b->n_steps = b->n_cached = 0;
     b->is_counting = is_counting;
     return n_bytes;
 }
 
 static bt_status forward(bench_batch *b, const krn_sequence *sequences, uint32_t n_sequences) {
     bt_status status = krn_forward(b->model, b->kv, sequences, n_sequences, b->logits, NULL, NULL);
-    if (b->is_counting) count_visits(b);
+    if (!b->is_counting) return status;
+    count_visits(b);
+    for (uint32_t i = 0; i < n_sequences; i++) b->n_cached += sequences[i].position + sequences[i].n_rows;
     return status;
 }
 

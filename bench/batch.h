@@ -17,6 +17,7 @@ typedef struct {
     bool is_counting;
     uint64_t *load; /* [layers][n_routed_experts]: how often experts were visited before the step; NULL: no experts */
     uint64_t n_visits, n_steps; /* pairs of a step and an expert that it visited, of n_steps */
+    uint64_t n_cached;          /* positions of the cache that their sequences attended to */
 } bench_batch;
 
 /* options: max_rows of a step, max_positions and max_logits, the number of sequences. *out is zeroed by the caller and
@@ -33,8 +34,8 @@ void bench_batch_copy(bench_batch *b);
 /* n_sequences get one token each per step, behind `depth` tokens. */
 bt_status bench_batch_decode(bench_batch *b, uint32_t depth, uint32_t n_sequences, uint32_t n_steps);
 
-/* From here on the bytes of weights that steps read are counted. Returns those since the last call: all that a token
- * reads but for its experts once per step, and each expert that the step visits. */
+/* From here on the bytes that steps read are counted. Returns those since the last call: of weights all that a token
+ * reads but for its experts once per step, and each expert that the step visits; of the cache each sequence's part. */
 double bench_batch_count(bench_batch *b, bool is_counting);
 
 #endif

@@ -4,9 +4,9 @@
  * model, reading the weights once, filling the cache to `depth`, tokenising, sampling. One untimed repetition warms up.
  *   prefill,n,0,1        one prompt of n tokens in one step; tokens/s of the prompt
  *   decode,steps,d,b     b sequences, one token each per step, d tokens before the first; tokens/s of all sequences
- * weights_gb_s: the weight bytes that the steps read, a routed expert once per step that visits it (counted in the
- * repetition that warms up). gflop_s: 2 FLOP per weight of the layers' linears and per product in attention's scores
- * and sums, causal; the head once per sequence. The machine's limits (bench/machine.h) are measured
+ * gb_s: the bytes that the steps read, of weights, a routed expert once per step that visits it, and of the cache
+ * (counted in the repetition that warms up). gflop_s: 2 FLOP per weight of the layers' linears and per product in
+ * attention's scores and sums, causal; the head once per sequence. The machine's limits (bench/machine.h) are measured
  * before and after every repetition: a shared machine changes by the second. of_read and of_bf16 are taken of each
  * repetition by itself; medians are reported. */
 #include <sched.h>
@@ -200,7 +200,7 @@ int bench_engine(int argc, char **argv) {
     }
     read_processor_name(e.processor, sizeof(e.processor));
     printf("commit,cpu,isa,threads,test,n,depth,batch,repetitions,tokens_s,tokens_s_min,tokens_s_max,step_ms,"
-           "weights_gb_s,of_read,gflop_s,of_bf16,read_gb_s,bf16_unit,bf16_gflop_s\n");
+           "gb_s,of_read,gflop_s,of_bf16,read_gb_s,bf16_unit,bf16_gflop_s\n");
     measure_all(&e);
     close_engine(&e);
     return 0;
