@@ -43,15 +43,18 @@ static void write_redis(void) {
     for (size_t i = 0; i < sizeof(keys) / sizeof(keys[0]); i++)
         printf("| `%s` | %s | %s | %s | %s |\n", keys[i].pattern, keys[i].type, keys[i].life, keys[i].who,
                keys[i].meaning);
-    reg_worker worker = {.name = "decode-0",
-                         .role = WIRE_ROLE_DECODE,
-                         .incarnation = 0x2f1cadc54ff10b8d,
-                         .control_address = "10.0.0.7:7001",
-                         .kv_address = "10.0.0.7:7002",
-                         .model_hash = 0x25d2dc6a278dc2dd,
-                         .served_model = "nano-r1",
-                         .max_model_len = 163840,
-                         .capacity = 32};
+    reg_worker worker = {
+        .name = "decode-0",
+        .role = WIRE_ROLE_DECODE,
+        .incarnation = 0x2f1cadc54ff10b8d,
+        .control_address = "10.0.0.7:7001",
+        .kv_address = "10.0.0.7:7002",
+        .model_hash = 0x25d2dc6a278dc2dd,
+        .served_model = "nano-r1",
+        .max_model_len = 163840,
+        .capacity = 32,
+        .ep = {
+            .group = "decode", .rank = 0, .size = 2, .address = "10.0.0.7:7003", .epoch = 3, .state = REG_RANK_FORMED}};
     bt_buf json = {0};
     reg_worker_write(&worker, &json);
     printf("\nAn announcement (`reg_worker` in `common/registry/registry.h` says what each field may be):\n\n"
