@@ -93,6 +93,7 @@ void dec_slot_end(dec_sched *sched, dec_slot *slot, int64_t now_ns);
 /* dec_step.c, dec_check.c, dec_lease.c: events of wrk_sched.h */
 bool dec_step_begin(wrk_sched *base, int64_t now_ns, wrk_step *out);
 void dec_step_done(wrk_sched *base, const uint32_t *tokens, const wire_ranked *logprobs, int64_t now_ns);
+void dec_step_lost(wrk_sched *base, int64_t now_ns);
 bool dec_is_owner(const wrk_sched *base, const wire_request *request);
 void dec_check(const wrk_sched *base);
 void dec_lease_closed(wrk_sched *base, uint64_t lease, uint32_t n_pushes, uint64_t checksum, int64_t now_ns);

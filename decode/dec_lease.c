@@ -83,8 +83,10 @@ void dec_lease_reserve(dec_sched *sched, uint64_t prefill, const wire_reserve *r
     }
     if (old != NULL) dec_slot_end(sched, old, now_ns); /* its owner starts anew */
 
-    if (sched->base.is_draining) {
-        refuse(sched, prefill, request, BT_AGAIN, "This decode worker is draining.");
+    bt_status closed;
+    const char *why_closed = wrk_sched_why_closed(&sched->base, &closed);
+    if (why_closed != NULL) {
+        refuse(sched, prefill, request, closed, why_closed);
     } else if (reserve->n_tokens == 0 || reserve->n_tokens >= sched->max_positions) {
         refuse(sched, prefill, request, BT_BAD_REQUEST, "The request does not fit this decode worker's context.");
     } else if (reserve->n_prefix > reserve->n_tokens / KV_BLOCK_TOKENS) {

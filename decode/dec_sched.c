@@ -257,14 +257,13 @@ static void prefill_message(wrk_sched *base, uint64_t prefill, const wire_messag
 
 /* ---- time, load ------------------------------------------------------------------------------------------------- */
 
-static void give_back(wrk_sched *base, int64_t now_ns) {
+static void give_back(wrk_sched *base, bt_status status, const char *text, int64_t now_ns) {
     dec_sched *sched = dec_of(base);
     for (uint32_t i = 0; i < sched->base.n_slots; i++) {
         dec_slot *slot = &sched->slots[i];
         if (!is_living(slot)) continue;
-        if (slot->state == DEC_SETTLING) dec_lease_refuse_commit(sched, slot, BT_AGAIN, "the worker shuts down");
-        if (slot->state == DEC_WAITING || slot->state == DEC_RUNNING)
-            dec_fail(sched, slot, BT_AGAIN, "The worker shuts down.");
+        if (slot->state == DEC_SETTLING) dec_lease_refuse_commit(sched, slot, status, text);
+        if (slot->state == DEC_WAITING || slot->state == DEC_RUNNING) dec_fail(sched, slot, status, text);
         dec_slot_end(sched, slot, now_ns);
     }
 }
@@ -280,7 +279,8 @@ static void load(const wrk_sched *base, wire_load *out) {
                        .waiting = sched->n_waiting + sched->n_leases,
                        .kv_blocks_total = n_blocks,
                        .kv_blocks_used = n_blocks - kv_pool_n_free(sched->pool),
-                       .is_draining = base->is_draining};
+                       .is_draining = base->is_draining,
+                       .is_incomplete = base->is_incomplete};
 }
 
 uint32_t dec_sched_n_leases(const wrk_sched *sched) { return ((const dec_sched *)sched)->n_leases; }
@@ -298,6 +298,7 @@ static const wrk_sched events = {
     .lease_closed = dec_lease_closed,
     .step_begin = dec_step_begin,
     .step_done = dec_step_done,
+    .step_lost = dec_step_lost,
     .load = load,
     .late = late,
     .give_back = give_back,

@@ -433,6 +433,35 @@ static void test_a_cancel_in_a_step_keeps_its_blocks_until_the_step_is_done(void
     stop();
 }
 
+static void test_a_lost_group_gives_everything_back_and_takes_nothing_until_it_is_whole(void) {
+    for (int has_step = 0; has_step < 2; has_step++) {
+        start(4);
+        admit(1, 10, 100);
+        reserve(2, 10);
+        uint64_t lease = lease_of(2);
+        CHECK(!has_step || (begin() && step.n_sequences == 1), "a step");
+        clear();
+        wrk_sched_lose_group(sched, now_ns);
+        walk();
+        CHECK(done[0].kind == WRK_BROADCAST && done[0].message.status.load.is_incomplete, "gateways know it first");
+        CHECK(find(WRK_SEND_GATEWAY, WIRE_FAILED)->message.failed.status == BT_PEER_LOST, "then their requests fail");
+        CHECK(find(WRK_LEASE_CLOSE, 0) != NULL, "nobody counts on the lease");
+        closed(lease, 0, 0);
+        CHECK(kv_pool_n_free(pool) == BLOCKS && !begin(), "nothing is left, of the step neither");
+        reserve(3, 10);
+        CHECK(find(WRK_SEND_PEER, WIRE_REFUSED)->message.refused.status == BT_NO_CAPACITY, "incomplete");
+        wrk_sched_set_complete(sched, true, now_ns);
+        walk();
+        clear();
+        tick_after_ms(5);
+        CHECK(done[0].kind == WRK_BROADCAST && !done[0].message.status.load.is_incomplete, "gateways hear of it");
+        admit(4, 10, 100);
+        CHECK(begin(), "and it goes on");
+        end(50);
+        stop();
+    }
+}
+
 static void test_more_than_fit_wait_in_order(void) {
     start(2);
     admit(1, 10, 3);
@@ -572,6 +601,7 @@ int main(void) {
     test_nobody_overtakes_who_gave_way();
     test_the_context_ends_a_request();
     test_a_cancel_in_a_step_keeps_its_blocks_until_the_step_is_done();
+    test_a_lost_group_gives_everything_back_and_takes_nothing_until_it_is_whole();
     test_more_than_fit_wait_in_order();
     test_an_abort_behind_the_hand_off_gives_the_request_back();
     test_min_tokens_bans_what_would_end_it();

@@ -225,3 +225,14 @@ void dec_step_done(wrk_sched *base, const uint32_t *tokens, const wire_ranked *l
         if (base->sequences[i].n_logits > 0) take_token(sched, slot, tokens[sample], now_ns);
     }
 }
+
+void dec_step_lost(wrk_sched *base, int64_t now_ns) {
+    dec_sched *sched = dec_of(base);
+    base->is_stepping = false;
+    for (uint32_t i = 0; i < base->n_step; i++) {
+        dec_slot *slot = &sched->slots[base->step_slots[i]];
+        BT_ASSERT(slot->state == DEC_DEAD);
+        slot->n_step_rows = 0;
+        dec_slot_end(sched, slot, now_ns);
+    }
+}

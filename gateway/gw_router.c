@@ -126,6 +126,7 @@ gw_worker *gw_router_up(gw_router *router, const gw_worker *known) {
     }
     worker = bt_calloc(1, sizeof(*worker));
     copy_known(worker, known);
+    worker->is_incomplete = known->is_incomplete;
     worker->link = ++router->n_links;
     bt_map_put(&router->by_incarnation, key_of(worker->incarnation), router->n_workers);
     router->workers[router->n_workers++] = worker;
@@ -149,6 +150,7 @@ void gw_router_status(gw_router *router, uint64_t incarnation, const wire_load *
     if (worker == NULL) return;
     worker->load = *load;
     worker->is_draining = load->is_draining != 0;
+    worker->is_incomplete = load->is_incomplete != 0;
     worker->n_new = worker->n_new_blocks = 0;
 }
 
@@ -187,11 +189,20 @@ void gw_worker_unbook(gw_worker *worker, uint32_t n_blocks) {
     worker->n_own_blocks -= n_blocks;
 }
 
-static bool is_usable(const gw_worker *worker, wire_role role) { return worker->role == role && !worker->is_draining; }
+static bool is_usable(const gw_worker *worker, wire_role role) {
+    return worker->role == role && !worker->is_draining && !worker->is_incomplete;
+}
 
 uint32_t gw_router_n_usable(const gw_router *router, wire_role role) {
     uint32_t n = 0;
     for (uint32_t i = 0; i < router->n_workers; i++) n += is_usable(router->workers[i], role);
+    return n;
+}
+
+uint32_t gw_router_n_incomplete(const gw_router *router, wire_role role) {
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < router->n_workers; i++)
+        n += router->workers[i]->role == role && router->workers[i]->is_incomplete;
     return n;
 }
 

@@ -3,7 +3,7 @@
  *
  * A strategy is a name and a cost function; the prefill worker with the lowest cost is taken, ties are broken by the
  * seeded generator. Decode workers are ranked by one rule: room for the request's blocks first, then fewest sequences,
- * then most free blocks. Draining workers are not chosen. */
+ * then most free blocks. Workers that drain, or whose expert-parallel group lacks a rank, are not chosen. */
 #ifndef BATON_GATEWAY_GW_ROUTER_H
 #define BATON_GATEWAY_GW_ROUTER_H
 
@@ -22,6 +22,7 @@ typedef struct gw_worker {
     char kv_address[WIRE_MAX_NAME + 1]; /* decode: host:port of its KV listener */
     uint64_t incarnation;
     bool is_draining;
+    bool is_incomplete; /* lacks ranks of its expert-parallel group; after gw_router_up() its STATUS says */
 
     /* Kept by the router. */
     uint64_t link;  /* which link this is, counted over all: a worker that was gone and came back has another */
@@ -40,8 +41,8 @@ bt_status gw_strategy_find(const char *name, const gw_strategy **out, bt_error *
 const char *gw_strategy_name(const gw_strategy *strategy);
 const char *gw_strategy_names(void); /* "random, least-request": all, for error texts */
 
-/* Takes what the caller knows (role, name, kv_address, incarnation, is_draining); an incarnation that is there already
- * is updated and keeps its link. */
+/* Takes what the caller knows (role, name, kv_address, incarnation, is_draining, is_incomplete); an incarnation that is
+ * there already is updated, but keeps its link and is_incomplete. */
 gw_worker *gw_router_up(gw_router *router, const gw_worker *known);
 void gw_router_gone(gw_router *router, uint64_t incarnation);
 gw_worker *gw_router_worker(const gw_router *router, uint64_t incarnation); /* NULL: not up */
@@ -60,8 +61,9 @@ void gw_router_draining(gw_router *router, uint64_t incarnation);
 void gw_worker_book(gw_worker *worker, uint32_t n_blocks);
 void gw_worker_unbook(gw_worker *worker, uint32_t n_blocks);
 
-/* Workers of the role that are up and not draining. */
+/* Workers of the role that are up, not draining and not incomplete; up and incomplete. */
 uint32_t gw_router_n_usable(const gw_router *router, wire_role role);
+uint32_t gw_router_n_incomplete(const gw_router *router, wire_role role);
 
 /* All workers, in the order in which they came; stops early when fn says false. */
 void gw_router_each(const gw_router *router, bool (*fn)(void *context, const gw_worker *worker), void *context);

@@ -96,6 +96,20 @@ static void test_draining_is_not_chosen_and_avoided_only_if_there_is_another(voi
     gw_router_close(router);
 }
 
+static void test_an_incomplete_worker_is_not_chosen_until_its_status_says_otherwise(void) {
+    gw_router *router = open_router(1, 2);
+    gw_worker known = {.role = WIRE_ROLE_DECODE, .incarnation = 300, .is_incomplete = true};
+    gw_router_up(router, &known);
+    CHECK(choose(router, "random", 0, 0).n_decodes == 2 && gw_router_n_usable(router, WIRE_ROLE_DECODE) == 2, "not it");
+    CHECK(gw_router_n_incomplete(router, WIRE_ROLE_DECODE) == 1, "it is counted apart");
+    gw_router_status(router, 300, &(wire_load){.running = 1});
+    gw_router_up(router, &known); /* the registry is late */
+    CHECK(choose(router, "random", 0, 0).n_decodes == 3, "complete");
+    gw_router_status(router, 300, &(wire_load){.is_incomplete = 1});
+    CHECK(choose(router, "random", 0, 0).n_decodes == 2, "and again not");
+    gw_router_close(router);
+}
+
 static void test_decode_workers_are_ranked_by_room_then_sequences_then_blocks(void) {
     gw_router *router = open_router(1, 10);
     for (uint64_t w = 0; w < 10; w++) { /* the query needs 2 blocks */
@@ -151,6 +165,7 @@ int main(void) {
     test_random_reaches_all_and_is_the_same_again();
     test_least_request_fills_evenly_and_counts_what_was_just_sent();
     test_draining_is_not_chosen_and_avoided_only_if_there_is_another();
+    test_an_incomplete_worker_is_not_chosen_until_its_status_says_otherwise();
     test_decode_workers_are_ranked_by_room_then_sequences_then_blocks();
     test_a_worker_that_comes_back_has_another_link();
     TEST_END();

@@ -20,7 +20,7 @@ struct gw_telemetry {
     bt_metrics *metrics; /* owned, with all series */
     bt_series *outcomes[GW_N_OUTCOMES], *stages[N_STAGES], *replays[N_REPLAYS], *responses[N_STATUSES + 1];
     bt_series *running, *ttft, *tpot, *itl, *e2e, *prompt_tokens, *output_tokens;
-    bt_series *workers_prefill, *workers_decode, *redis_up;
+    bt_series *workers_prefill, *workers_decode, *incomplete_prefill, *incomplete_decode, *redis_up;
     gw_vllm_series vllm;
 };
 
@@ -65,6 +65,8 @@ gw_telemetry *gw_telemetry_open(const char *model_name) {
     t->output_tokens = bt_metrics_series(m, BT_METRIC_OUTPUT_TOKENS, "");
     t->workers_prefill = labelled(m, BT_METRIC_WORKERS, "role", "prefill");
     t->workers_decode = labelled(m, BT_METRIC_WORKERS, "role", "decode");
+    t->incomplete_prefill = labelled(m, BT_METRIC_WORKERS_INCOMPLETE, "role", "prefill");
+    t->incomplete_decode = labelled(m, BT_METRIC_WORKERS_INCOMPLETE, "role", "decode");
     t->redis_up = bt_metrics_series(m, BT_METRIC_REDIS_UP, "");
     gw_vllm_open(&t->vllm, m);
     return t;
@@ -127,6 +129,8 @@ void gw_telemetry_answered(gw_telemetry *t, int status) {
 void gw_telemetry_workers(gw_telemetry *t, const gw_router *router, bool is_redis_up) {
     bt_series_set(t->workers_prefill, gw_router_n_usable(router, WIRE_ROLE_PREFILL));
     bt_series_set(t->workers_decode, gw_router_n_usable(router, WIRE_ROLE_DECODE));
+    bt_series_set(t->incomplete_prefill, gw_router_n_incomplete(router, WIRE_ROLE_PREFILL));
+    bt_series_set(t->incomplete_decode, gw_router_n_incomplete(router, WIRE_ROLE_DECODE));
     bt_series_set(t->redis_up, is_redis_up);
     gw_vllm_load(&t->vllm, router);
 }

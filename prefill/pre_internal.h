@@ -128,6 +128,7 @@ void pre_pick_rows(pre_sched *sched);                          /* fills step_slo
 bool pre_step_begin(wrk_sched *base, int64_t now_ns, wrk_step *out);
 void pre_layer_done(wrk_sched *base, uint32_t layer, int64_t now_ns);
 void pre_step_done(wrk_sched *base, const uint32_t *tokens, const wire_ranked *logprobs, int64_t now_ns);
+void pre_step_lost(wrk_sched *base, int64_t now_ns);
 bool pre_is_owner(const wrk_sched *base, const wire_request *request);
 void pre_check(const wrk_sched *base);
 void pre_decode_up(wrk_sched *base, uint64_t decode, int64_t now_ns);

@@ -178,8 +178,10 @@ static void take_submit(pre_sched *sched, uint64_t gateway, const wire_submit *s
     }
     sched->counters.n_submitted++;
     const char *why = why_senseless(sched, submit);
-    if (sched->base.is_draining) {
-        refuse(sched, request, BT_AGAIN, "The prefill worker is draining.");
+    bt_status closed;
+    const char *why_closed = wrk_sched_why_closed(&sched->base, &closed);
+    if (why_closed != NULL) {
+        refuse(sched, request, closed, why_closed);
     } else if (why != NULL) {
         refuse(sched, request, BT_BAD_REQUEST, why);
     } else if (sched->base.n_free_slots == 0) {
@@ -239,11 +241,10 @@ static void gateway_message(wrk_sched *base, uint64_t gateway, const wire_messag
 
 /* ---- time, load ------------------------------------------------------------------------------------------------- */
 
-static void give_back(wrk_sched *base, int64_t now_ns) {
+static void give_back(wrk_sched *base, bt_status status, const char *text, int64_t now_ns) {
     pre_sched *sched = pre_of(base);
     for (uint32_t i = 0; i < base->n_slots; i++)
-        if (pre_is_living(&sched->slots[i]))
-            pre_slot_fail(sched, &sched->slots[i], BT_AGAIN, "The worker shuts down.", now_ns);
+        if (pre_is_living(&sched->slots[i])) pre_slot_fail(sched, &sched->slots[i], status, text, now_ns);
 }
 
 static void late(wrk_sched *base, uint32_t id, int64_t now_ns) {
@@ -264,7 +265,8 @@ static void load(const wrk_sched *base, wire_load *out) {
                     .waiting_tokens = sched->n_tokens_left > UINT32_MAX ? UINT32_MAX : (uint32_t)sched->n_tokens_left,
                     .kv_blocks_total = n_blocks,
                     .kv_blocks_used = n_blocks - kv_pool_n_free(sched->pool),
-                    .is_draining = base->is_draining};
+                    .is_draining = base->is_draining,
+                    .is_incomplete = base->is_incomplete};
 }
 
 /* ---- open ------------------------------------------------------------------------------------------------------- */
@@ -281,6 +283,7 @@ static const wrk_sched events = {
     .step_begin = pre_step_begin,
     .layer_done = pre_layer_done,
     .step_done = pre_step_done,
+    .step_lost = pre_step_lost,
     .load = load,
     .late = late,
     .give_back = give_back,

@@ -469,6 +469,33 @@ static void test_requests_that_end_together_do_not_wake_each_other(void) {
     stop();
 }
 
+static void test_a_lost_group_gives_everything_back_and_keeps_no_half_computed_block(void) {
+    start();
+    is_alike = true;
+    submit(1, 300, 300, 1);
+    decode_up(DECODE);
+    say_reserved(DECODE, 1, 5);
+    CHECK(begin(), "a step");
+    layer_done(0);
+    finish_pushes();
+    clear();
+    wrk_sched_lose_group(sched, now_ns);
+    walk();
+    CHECK(done[0].kind == WRK_BROADCAST && done[0].message.status.load.is_incomplete, "gateways know it first");
+    CHECK(find(WRK_SEND_GATEWAY, WIRE_FAILED)->message.failed.status == BT_PEER_LOST, "then their requests fail");
+    CHECK(find(WRK_SEND_PEER, WIRE_ABORT)->message.abort.lease == 5, "decode is told");
+    submit(2, 10, 10, 1);
+    CHECK(find(WRK_SEND_GATEWAY, WIRE_FAILED)->message.failed.status == BT_NO_CAPACITY, "incomplete");
+    wrk_sched_set_complete(sched, true, now_ns);
+    walk();
+    submit(3, 300, 300, 1);
+    CHECK(begin() && step.sequences[0].position == 0, "the first layer of a block is no block");
+    for (uint32_t layer = 0; layer < LAYERS; layer++) layer_done(layer);
+    end(50);
+    is_alike = false;
+    stop();
+}
+
 static void test_a_token_that_ends_the_request_is_not_handed_on(void) {
     start();
     submit(1, 10, 10, 1);
@@ -522,6 +549,7 @@ int main(void) {
     test_an_answer_to_an_old_question_is_not_taken_for_a_new_one();
     test_a_cancel_keeps_what_a_step_or_a_push_reads();
     test_requests_that_end_together_do_not_wake_each_other();
+    test_a_lost_group_gives_everything_back_and_keeps_no_half_computed_block();
     test_a_token_that_ends_the_request_is_not_handed_on();
     test_bad_submits_are_refused_in_a_sentence();
     TEST_END();

@@ -142,3 +142,16 @@ void pre_step_done(wrk_sched *base, const uint32_t *tokens, const wire_ranked *l
     pre_queue_admit(sched, now_ns);
     wrk_status_changed(&sched->base, now_ns);
 }
+
+/* What the step has written is half done: no block of it is offered. */
+void pre_step_lost(wrk_sched *base, int64_t now_ns) {
+    pre_sched *sched = pre_of(base);
+    sched->base.is_stepping = false;
+    sched->n_layers_done = 0;
+    for (uint32_t i = 0; i < sched->base.n_step; i++) {
+        pre_slot *slot = &sched->slots[sched->base.step_slots[i]];
+        BT_ASSERT(slot->phase == PRE_CLOSING);
+        slot->n_step_rows = 0;
+        pre_slot_release_if_quiet(sched, slot, now_ns);
+    }
+}

@@ -7,6 +7,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,7 +25,7 @@ struct wrk_http {
     int listener, stop; /* stop: an eventfd, readable when the thread shall end */
     pthread_t thread;
     bool has_thread;
-    _Atomic bool is_healthy; /* any thread */
+    _Atomic(const char *) trouble; /* any thread; NULL: none */
 };
 
 static bool wait_for(int fd, short events, int64_t deadline_ns) {
@@ -71,9 +72,9 @@ static void answer_make(wrk_http *http, const char *request, bt_buf *out) {
     } else if (n_path == strlen("/metrics") && strncmp(path, "/metrics", n_path) == 0) {
         bt_metrics_write(http->metrics, &body);
     } else if (n_path == strlen("/health") && strncmp(path, "/health", n_path) == 0) {
-        bool is_healthy = atomic_load(&http->is_healthy);
-        if (!is_healthy) status = "503 Service Unavailable";
-        bt_buf_puts(&body, is_healthy ? "ok\n" : "draining\n");
+        const char *trouble = atomic_load(&http->trouble);
+        if (trouble != NULL) status = "503 Service Unavailable";
+        bt_buf_printf(&body, "%s\n", trouble != NULL ? trouble : "ok");
     } else {
         status = "404 Not Found";
         bt_buf_puts(&body, "only /metrics and /health\n");
@@ -134,7 +135,7 @@ bt_status wrk_http_open(const char *host, uint32_t port, bt_metrics *metrics, wr
     wrk_http *http = bt_calloc(1, sizeof(*http));
     http->metrics = metrics;
     http->listener = http->stop = -1;
-    atomic_store(&http->is_healthy, true);
+    atomic_store(&http->trouble, "starting");
     bt_status status = listener_open(host, port, &http->listener, err);
     if (status != BT_OK) goto fail;
     http->stop = eventfd(0, EFD_CLOEXEC);
@@ -150,7 +151,7 @@ fail:
     return status;
 }
 
-void wrk_http_set_healthy(wrk_http *http, bool is_healthy) { atomic_store(&http->is_healthy, is_healthy); }
+void wrk_http_set_trouble(wrk_http *http, const char *trouble) { atomic_store(&http->trouble, trouble); }
 
 void wrk_http_close(wrk_http *http) {
     if (http == NULL) return;

@@ -4,7 +4,6 @@
 #ifndef BATON_WORKER_WRK_HTTP_H
 #define BATON_WORKER_WRK_HTTP_H
 
-#include <stdbool.h>
 #include <stdint.h>
 
 #include "common/core/metrics.h"
@@ -15,8 +14,8 @@ typedef struct wrk_http wrk_http;
 /* `metrics` is borrowed until close. BT_BAD_REQUEST: not an address. BT_INTERNAL: the port is taken, no thread. */
 bt_status wrk_http_open(const char *host, uint32_t port, bt_metrics *metrics, wrk_http **out, bt_error *err);
 
-/* Any thread. /health answers 200 "ok" while true, 503 "draining" otherwise. Starts true. */
-void wrk_http_set_healthy(wrk_http *http, bool is_healthy);
+/* Any thread. /health answers 200 "ok" with NULL, else 503 and this text, which is static. Starts with "starting". */
+void wrk_http_set_trouble(wrk_http *http, const char *trouble);
 
 void wrk_http_close(wrk_http *http); /* NULL is accepted */
 

@@ -3,6 +3,7 @@
  * Does not choose, order or time anything. */
 #include "worker/wrk_loop.h"
 
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -20,6 +21,15 @@ typedef struct {
     bool is_asked;   /* drain was begun for a signal or a replaced name */
     bool is_drained; /* WRK_DRAINED */
 } wrk_engine;
+
+/* For poll(). */
+static int timeout_ms(int64_t deadline_ns, int64_t now_ns) {
+    enum { MAX_SLEEP_MS = 60000 };
+    if (deadline_ns == INT64_MAX) return -1;
+    if (deadline_ns <= now_ns) return 0;
+    int64_t ms = (deadline_ns - now_ns) / BT_NS_PER_MS + 1;
+    return ms < MAX_SLEEP_MS ? (int)ms : MAX_SLEEP_MS;
+}
 
 /* ---- actions ---- */
 
@@ -160,6 +170,13 @@ static void drain(wrk_engine *engine, int64_t now_ns) {
     actions_run(engine);
 }
 
+static void on_registry(wrk_engine *engine, const wrk_event *event, int64_t now_ns) {
+    if (event->is_replaced)
+        drain(engine, now_ns);
+    else
+        wrk_ep_on_worker(engine->node->ep, event->change, &event->worker);
+}
+
 /* Everything that arrived so far. */
 static void queue_run(wrk_engine *engine) {
     for (bt_queue_node *node = bt_queue_take(engine->node->queue), *next; node != NULL; node = next) {
@@ -172,11 +189,42 @@ static void queue_run(wrk_engine *engine) {
         case WRK_FROM_KV:
             on_kv(engine, (kvt_event *)(void *)node, now_ns);
             break;
-        default: /* our name was taken over */
-            drain(engine, now_ns);
+        default:
+            on_registry(engine, (wrk_event *)(void *)node, now_ns);
         }
         actions_run(engine);
         wrk_event_free(node);
+    }
+}
+
+/* ---- the group of ranks, where there is one ---- */
+
+static void group_look(wrk_engine *engine) {
+    wrk_ep *ep = engine->node->ep;
+    if (ep == NULL) return;
+    if (!engine->sched->is_draining) wrk_ep_look(ep); /* who leaves joins no group */
+    wrk_sched_set_complete(engine->sched, wrk_ep_is_complete(ep), bt_now_ns());
+    actions_run(engine);
+}
+
+static void group_lose(wrk_engine *engine) {
+    wrk_sched_lose_group(engine->sched, bt_now_ns());
+    actions_run(engine); /* first: closing takes its time */
+    wrk_ep_lose(engine->node->ep);
+}
+
+/* Drained; but what the others still have needs our experts. They see that we leave, and take nothing new. */
+static void group_help(const wrk_node *node) {
+    enum { QUIET_MS = 1000 };
+    int64_t quiet_ns = (int64_t)QUIET_MS * BT_NS_PER_MS, until_ns = bt_now_ns() + quiet_ns;
+    while (wrk_ep_is_formed(node->ep) && bt_now_ns() < until_ns) {
+        if (!wrk_ep_is_called(node->ep)) {
+            struct pollfd fd = {.fd = wrk_ep_wait_fd(node->ep), .events = POLLIN};
+            poll(&fd, 1, timeout_ms(until_ns, bt_now_ns()));
+            continue;
+        }
+        if (krn_forward(node->model, node->kv, NULL, 0, NULL, NULL, NULL) != BT_OK) return;
+        until_ns = bt_now_ns() + quiet_ns;
     }
 }
 
@@ -190,17 +238,24 @@ static void on_layer(void *context, uint32_t layer) {
     queue_run(engine);
 }
 
+/* false: there was none. */
 static bool step_run(wrk_engine *engine) {
     wrk_node *node = engine->node;
     wrk_sched *sched = engine->sched;
     int64_t begin_ns = bt_now_ns();
-    wrk_step step;
+    if (node->ep != NULL && !wrk_ep_is_formed(node->ep)) return false;
+    wrk_step step = {0};
     bool has_step = sched->step_begin(sched, begin_ns, &step);
     actions_run(engine);
-    if (!has_step) return false;
+    bool is_called = !has_step && node->ep != NULL && wrk_ep_is_called(node->ep); /* a step without rows of ours */
+    if (!has_step && !is_called) return false;
     bt_status status =
         krn_forward(node->model, node->kv, step.sequences, step.n_sequences, node->logits, on_layer, engine);
-    BT_ASSERT(status == BT_OK); /* only a group of ranks can fail, and this worker is alone */
+    if (status != BT_OK) { /* only a group of ranks can fail */
+        group_lose(engine);
+        return true;
+    }
+    if (!has_step) return true;
     for (uint32_t i = 0; i < step.n_samples; i++) {
         const wrk_sample *sample = &step.samples[i];
         if (sample->is_given) {
@@ -234,13 +289,17 @@ static void figures_export(wrk_engine *engine) {
     if (options->export_more != NULL) options->export_more(node, engine->sched);
 }
 
-/* For bt_queue_wait(). */
-static int timeout_ms(int64_t deadline_ns, int64_t now_ns) {
-    enum { MAX_SLEEP_MS = 60000 };
-    if (deadline_ns == INT64_MAX) return -1;
-    if (deadline_ns <= now_ns) return 0;
-    int64_t ms = (deadline_ns - now_ns) / BT_NS_PER_MS + 1;
-    return ms < MAX_SLEEP_MS ? (int)ms : MAX_SLEEP_MS;
+/* Until something comes or is due. */
+static void sleep_now(const wrk_engine *engine) {
+    const wrk_node *node = engine->node;
+    int64_t deadline_ns = wrk_sched_deadline_ns(engine->sched);
+    struct pollfd fds[2] = {{.fd = bt_queue_fd(node->queue), .events = POLLIN}};
+    if (node->ep != NULL) {
+        int64_t ep_ns = wrk_ep_deadline_ns(node->ep);
+        fds[1] = (struct pollfd){.fd = wrk_ep_wait_fd(node->ep), .events = POLLIN};
+        if (ep_ns < deadline_ns) deadline_ns = ep_ns;
+    }
+    poll(fds, node->ep != NULL ? 2 : 1, timeout_ms(deadline_ns, bt_now_ns())); /* EINTR: a look too many */
 }
 
 void wrk_loop_run(const wrk_loop_options *options) {
@@ -254,11 +313,13 @@ void wrk_loop_run(const wrk_loop_options *options) {
     }
     engine.step_seconds = bt_metrics_series(node->metrics, BT_METRIC_STEP_SECONDS, "");
     engine.step_rows = bt_metrics_series(node->metrics, BT_METRIC_STEP_ROWS, "");
+    wrk_sched_set_complete(sched, node->ep == NULL, bt_now_ns());
     figures_export(&engine);
     while (!engine.is_drained) {
         queue_run(&engine);
         int64_t now_ns = bt_now_ns();
         if (wrk_signals_is_asked()) drain(&engine, now_ns);
+        group_look(&engine);
         if (wrk_sched_deadline_ns(sched) <= now_ns) {
             wrk_sched_tick(sched, now_ns);
             actions_run(&engine);
@@ -266,8 +327,9 @@ void wrk_loop_run(const wrk_loop_options *options) {
         bool has_stepped = step_run(&engine);
         figures_export(&engine);
         if (has_stepped || engine.is_drained) continue;
-        bt_queue_wait(node->queue, timeout_ms(wrk_sched_deadline_ns(sched), bt_now_ns()));
+        sleep_now(&engine);
     }
+    if (node->ep != NULL) group_help(node);
     free(engine.series);
     free(engine.tokens);
 }

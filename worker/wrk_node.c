@@ -28,8 +28,13 @@ static bt_status check_flags(const wrk_node *node, bt_error *err) {
                        "a step has %u rows of %u sequences, expected 1 to %u rows of 1 to %u: see %s",
                        node->options.max_rows, node->options.max_logits, MAX_ROWS, WIRE_MAX_STEP_TOKENS,
                        "--max-num-batched-tokens and --max-num-seqs");
-    if (config->port > 65535 || config->metrics_port > 65535)
+    if (config->port > 65535 || config->metrics_port > 65535 || config->ep_port > 65535)
         return bt_fail(err, BT_BAD_REQUEST, "a port is above 65535");
+    if (config->ep_size > EP_MAX_RANKS || config->ep_rank >= (config->ep_size > 0 ? config->ep_size : 1))
+        return bt_fail(err, BT_BAD_REQUEST, "--ep-rank is %u of --ep-size %u, expected 0 to size - 1, size up to %d",
+                       config->ep_rank, config->ep_size, EP_MAX_RANKS);
+    if (config->ep_size < 2 && config->placement[0] != 0)
+        return bt_fail(err, BT_BAD_REQUEST, "--placement needs --ep-size of at least 2");
     return BT_OK;
 }
 
@@ -69,6 +74,8 @@ static bt_status memory_open(wrk_node *node, bt_error *err) {
     node->drawer = krn_drawer_open(model->vocab_size);
     node->logprobs = bt_calloc(node->options.max_logits, sizeof(wire_ranked));
     node->top = bt_calloc((size_t)node->options.max_logits * WIRE_MAX_TOP_LOGPROBS, sizeof(wire_logprob));
+    bt_series_set(bt_metrics_series(node->metrics, BT_METRIC_WEIGHT_BYTES, ""),
+                  (double)krn_model_weight_bytes(node->model));
     bt_log(BT_LOG_INFO, "worker", "memory", "kv_bytes=%zu kv_blocks=%u kv_dtype=%s max_model_len=%u logits_bytes=%zu",
            kv_pool_bytes(&layout), layout.n_blocks, dtype, node->max_model_len, logits_bytes);
     return BT_OK;
@@ -89,6 +96,9 @@ static bt_status model_open(wrk_node *node, bt_error *err) {
         .max_rows = node->options.max_rows,
         .max_positions = config->max_model_len > 0 ? config->max_model_len : model.max_position_embeddings,
         .max_logits = node->options.max_logits,
+        .rank = config->ep_rank,
+        .n_ranks = config->ep_size > 1 ? config->ep_size : 0,
+        .placement = config->placement,
     };
     return krn_model_open(&options, &node->model, err);
 }
@@ -111,6 +121,32 @@ static bt_status fabric_open(wrk_node *node, bt_error *err) {
         .source = WRK_FROM_KV,
     };
     return kvt_fabric_open(&fabric, &node->fabric, err);
+}
+
+static void announce_rank(void *context, const reg_rank *rank) {
+    wrk_node *node = context;
+    bt_error err = {0};
+    node->announcement.ep = *rank;
+    if (reg_announcer_update(node->announcer, &node->announcement, &err) != BT_OK)
+        bt_log_error("worker", "the rank's state was not announced", &err);
+}
+
+static bt_status ep_open(wrk_node *node, bt_error *err) {
+    const wrk_config *config = node->options.config;
+    if (config->ep_size < 2) return BT_OK;
+    const wrk_ep_config ep = {
+        .net = {.compat = {.model_hash = krn_model_hash(node->model),
+                           .cluster_key = link_cluster_key(config->cluster_secret)},
+                .host = config->host,
+                .port = config->ep_port,
+                .transports = config->kv_transports},
+        .model = node->model,
+        .metrics = node->metrics,
+        .step_timeout_ms = config->ep_timeout_ms,
+        .announce = announce_rank,
+        .context = node,
+    };
+    return wrk_ep_open(&ep, &node->ep, err);
 }
 
 static bt_status links_open(wrk_node *node, bt_error *err) {
@@ -166,6 +202,7 @@ bt_status wrk_node_open(wrk_node *node, const wrk_node_options *options, bt_erro
     if (status == BT_OK) status = model_open(node, err);
     if (status == BT_OK) status = memory_open(node, err);
     if (status == BT_OK) status = fabric_open(node, err);
+    if (status == BT_OK) status = ep_open(node, err);
     if (status == BT_OK) status = links_open(node, err);
     if (status == BT_OK && config->metrics_port > 0)
         status = wrk_http_open(config->host, config->metrics_port, node->metrics, &node->http, err);
@@ -183,13 +220,39 @@ static void on_replaced(void *context) {
     wrk_node *node = context;
     wrk_event *event = bt_calloc(1, sizeof(*event));
     event->source = WRK_FROM_NODE;
+    event->is_replaced = true;
     bt_queue_push(node->queue, &event->node);
+}
+
+static void on_worker(void *context, reg_change change, const reg_worker *worker) {
+    wrk_node *node = context;
+    wrk_event *event = bt_calloc(1, sizeof(*event));
+    event->source = WRK_FROM_NODE;
+    event->change = change;
+    event->worker = *worker;
+    bt_queue_push(node->queue, &event->node);
+}
+
+/* "host:port" as others reach us. false: too long. */
+static bool put_address(const wrk_node *node, uint32_t port, char out[REG_CAP_ADDRESS]) {
+    const wrk_config *config = node->options.config;
+    const char *host = config->advertise_host[0] != 0 ? config->advertise_host : config->host;
+    bool is_v6 = strchr(host, ':') != NULL;
+    return snprintf(out, REG_CAP_ADDRESS, is_v6 ? "[%s]:%u" : "%s:%u", host, port) < REG_CAP_ADDRESS;
+}
+
+/* What we say about our place in a group; false: too long. */
+static bool put_rank(const wrk_node *node, reg_rank *out) {
+    const wrk_config *config = node->options.config;
+    const char *role = node->options.role == WIRE_ROLE_PREFILL ? "prefill" : "decode";
+    *out = (reg_rank){.rank = config->ep_rank, .size = config->ep_size};
+    bool fits = snprintf(out->group, sizeof(out->group), "%s", config->ep_group[0] != 0 ? config->ep_group : role) <
+                REG_CAP_NAME;
+    return put_address(node, wrk_ep_port(node->ep), out->address) && fits;
 }
 
 bt_status wrk_node_announce(wrk_node *node, bt_error *err) {
     const wrk_config *config = node->options.config;
-    const char *host = config->advertise_host[0] != 0 ? config->advertise_host : config->host;
-    bool is_v6 = strchr(host, ':') != NULL;
     reg_worker *worker = &node->announcement;
     *worker = (reg_worker){
         .role = node->options.role,
@@ -199,21 +262,21 @@ bt_status wrk_node_announce(wrk_node *node, bt_error *err) {
         .capacity = node->options.capacity,
     };
     char served[REG_CAP_MODEL];
-    const char *open = is_v6 ? "[" : "", *close = is_v6 ? "]" : "";
     bool fits = snprintf(worker->name, sizeof(worker->name), "%s", node->options.name) < REG_CAP_NAME;
     fits &= snprintf(worker->served_model, sizeof(worker->served_model), "%s",
                      served_name(config, served, sizeof(served))) < REG_CAP_MODEL;
-    fits &= snprintf(worker->control_address, sizeof(worker->control_address), "%s%s%s:%u", open, host, close,
-                     node->control_port) < REG_CAP_ADDRESS;
-    if (node->options.takes_kv)
-        fits &= snprintf(worker->kv_address, sizeof(worker->kv_address), "%s%s%s:%u", open, host, close,
-                         kvt_fabric_port(node->fabric)) < REG_CAP_ADDRESS;
-    if (!fits) return bt_fail(err, BT_BAD_REQUEST, "--name, --served-model-name or --advertise-host is too long");
+    fits &= put_address(node, node->control_port, worker->control_address);
+    if (node->options.takes_kv) fits &= put_address(node, kvt_fabric_port(node->fabric), worker->kv_address);
+    if (node->ep != NULL) fits &= put_rank(node, &worker->ep);
+    if (!fits)
+        return bt_fail(err, BT_BAD_REQUEST, "--name, --served-model-name, --advertise-host or --ep-group is too long");
+    if (node->ep != NULL) wrk_ep_join(node->ep, worker);
     reg_announcer_config announcer = {
         .redis = config->redis,
         .lease_ms = config->lease_ms,
         .on_redis = on_redis,
         .on_replaced = on_replaced,
+        .on_worker = node->ep != NULL ? on_worker : NULL,
         .context = node,
     };
     bt_status status = reg_announcer_open(&announcer, worker, &node->announcer, err);
@@ -228,7 +291,6 @@ void wrk_node_announce_drain(wrk_node *node) {
     if (node->has_drained) return;
     node->has_drained = true;
     bt_log(BT_LOG_INFO, "worker", "draining", "worker=%s", node->options.name);
-    if (node->http != NULL) wrk_http_set_healthy(node->http, false);
     node->announcement.is_draining = true;
     bt_error err = {0};
     if (node->announcer != NULL && reg_announcer_update(node->announcer, &node->announcement, &err) != BT_OK)
@@ -257,6 +319,7 @@ void wrk_node_close(wrk_node *node) {
     wrk_http_close(node->http);
     link_hub_close(node->links, LINGER_MS);
     kvt_fabric_close(node->fabric);
+    wrk_ep_close(node->ep);
     for (bt_queue_node *event = bt_queue_take(node->queue), *next; event != NULL; event = next) {
         next = event->next;
         wrk_event_free(event);
@@ -290,4 +353,6 @@ void wrk_node_export(wrk_node *node, const wire_load *load, uint32_t n_cached_bl
     bt_series_set(node->kv_total, load->kv_blocks_total);
     bt_series_set(node->kv_used, load->kv_blocks_used);
     bt_series_set(node->kv_cached, n_cached_blocks);
+    const char *trouble = load->is_incomplete ? "the expert-parallel group is incomplete" : NULL;
+    if (node->http != NULL) wrk_http_set_trouble(node->http, load->is_draining ? "draining" : trouble);
 }

@@ -14,6 +14,7 @@
 #include "kernels/forward.h"
 #include "kernels/logprobs.h"
 #include "kvtransfer/kvt.h"
+#include "worker/wrk_ep.h"
 #include "worker/wrk_http.h"
 #include "worker/wrk_peers.h"
 
@@ -26,10 +27,13 @@ typedef struct {
 /* Where a queue node comes from: link_event, kvt_event and wrk_event begin with the node and this number. */
 enum { WRK_FROM_LINKS = 1, WRK_FROM_KV = 2, WRK_FROM_NODE = 3 };
 
-/* WRK_FROM_NODE: another process took our name; drain. Freed with free(). */
+/* WRK_FROM_NODE: what the registry has to say. Freed with free(). */
 typedef struct {
     bt_queue_node node;
     uint32_t source;
+    bool is_replaced; /* another process took our name: drain; else: */
+    reg_change change;
+    reg_worker worker;
 } wrk_event;
 
 typedef struct {
@@ -60,6 +64,7 @@ typedef struct {
     wrk_http *http;
     reg_announcer *announcer;
     reg_worker announcement;
+    wrk_ep *ep; /* NULL: this worker is alone */
     bt_series *redis_up, *running, *waiting, *kv_total, *kv_used, *kv_cached;
     wrk_peers peers;
     bool has_drained; /* the announcement says so */
@@ -93,7 +98,7 @@ uint32_t wrk_node_draw(wrk_node *node, uint32_t row, const krn_draw_args *args);
  * it. */
 void wrk_node_score(wrk_node *node, uint32_t row, uint32_t token, uint32_t n_top);
 
-/* Gauges that both roles have: running, waiting, KV blocks. */
+/* Gauges that both roles have: running, waiting, KV blocks; and /health. */
 void wrk_node_export(wrk_node *node, const wire_load *load, uint32_t n_cached_blocks);
 
 #endif

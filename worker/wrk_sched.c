@@ -144,6 +144,27 @@ void wrk_sched_drain(wrk_sched *sched, uint32_t grace_ms, int64_t now_ns) {
     drain_if_empty(sched);
 }
 
+const char *wrk_sched_why_closed(const wrk_sched *sched, bt_status *status) {
+    *status = sched->is_draining ? BT_AGAIN : BT_NO_CAPACITY;
+    if (sched->is_draining) return "The worker is draining.";
+    return sched->is_incomplete ? "The worker's expert-parallel group is incomplete." : NULL;
+}
+
+void wrk_sched_set_complete(wrk_sched *sched, bool is_complete, int64_t now_ns) {
+    wrk_begin_event(sched);
+    if (sched->is_incomplete == !is_complete) return;
+    sched->is_incomplete = !is_complete;
+    wrk_status_changed(sched, now_ns);
+}
+
+void wrk_sched_lose_group(wrk_sched *sched, int64_t now_ns) {
+    wrk_begin_event(sched);
+    sched->is_incomplete = true;
+    if (sched->by_gateway.n_used > 0) send_status(sched, WRK_BROADCAST, 0); /* first: nobody shall try here again */
+    sched->give_back(sched, BT_PEER_LOST, "A rank of the worker's expert-parallel group was lost.", now_ns);
+    if (sched->is_stepping) sched->step_lost(sched, now_ns);
+}
+
 int64_t wrk_sched_deadline_ns(const wrk_sched *sched) { return bt_timers_next_ns(&sched->timers); }
 
 void wrk_sched_tick(wrk_sched *sched, int64_t now_ns) {
@@ -158,7 +179,7 @@ void wrk_sched_tick(wrk_sched *sched, int64_t now_ns) {
             bt_timers_set(&sched->timers, id, now_ns);
             return;
         } else {
-            sched->give_back(sched, now_ns);
+            sched->give_back(sched, BT_AGAIN, "The worker shuts down.", now_ns);
         }
     }
 }

@@ -115,14 +115,16 @@ struct wrk_sched {
     /* tokens[n_samples]: what was drawn. logprobs[n_samples]: of those whose sampling asks for them; kept until the
      * actions are walked. */
     void (*step_done)(wrk_sched *sched, const uint32_t *tokens, const wire_ranked *logprobs, int64_t now_ns);
+    /* For wrk_sched_lose_group(): the step that runs came to nothing, and none of its requests lives any more. */
+    void (*step_lost)(wrk_sched *sched, int64_t now_ns);
 
     void (*load)(const wrk_sched *sched, wire_load *out);
     const void *counters; /* pre_counters or dec_counters: all uint64_t, and they only grow */
 
-    /* For wrk_sched_tick(): the timer of slot id, or the role's own one, is due. The drain's grace is over: what lives
-     * goes back to its gateway, which replays it elsewhere. */
+    /* For wrk_sched_tick(): the timer of slot id, or the role's own one, is due. */
     void (*late)(wrk_sched *sched, uint32_t id, int64_t now_ns);
-    void (*give_back)(wrk_sched *sched, int64_t now_ns);
+    /* What lives goes back to its gateway, which replays it elsewhere. text outlives the actions. */
+    void (*give_back)(wrk_sched *sched, bt_status status, const char *text, int64_t now_ns);
 
     /* For tests: may this worker finish the request now? And: asserts that the books balance (linear in the slots). */
     bool (*is_owner)(const wrk_sched *sched, const wire_request *request);
@@ -139,6 +141,7 @@ struct wrk_sched {
     bt_timers timers;  /* ids: slots, then WRK_TIMER_* */
     int64_t next_status_ns;
     bool is_draining, is_drained;
+    bool is_incomplete; /* no step begins, or none for anybody new: see wrk_sched_set_complete() */
     bool is_stepping;
     uint32_t n_step;      /* sequences of the step that runs, or ran last */
     uint32_t *step_slots; /* [max_step_seqs]; so are those: */
@@ -153,6 +156,13 @@ bool wrk_sched_next(wrk_sched *sched, wrk_action *out);
 
 /* SIGTERM. grace_ms as in DRAIN. */
 void wrk_sched_drain(wrk_sched *sched, uint32_t grace_ms, int64_t now_ns);
+
+/* Whether the ranks of the worker's expert-parallel group are all there to stay; true unless said otherwise. While they
+ * are not, what is new is refused, and gateways are told. */
+void wrk_sched_set_complete(wrk_sched *sched, bool is_complete, int64_t now_ns);
+
+/* A rank is gone: not complete, and what lives, with the step that runs if there is one, goes back to its gateways. */
+void wrk_sched_lose_group(wrk_sched *sched, int64_t now_ns);
 
 /* When wrk_sched_tick() wants to be called, INT64_MAX: never. Calling it more often does no harm. */
 int64_t wrk_sched_deadline_ns(const wrk_sched *sched);
@@ -175,6 +185,9 @@ void wrk_begin_event(const wrk_sched *sched);
 wrk_action *wrk_act(wrk_sched *sched, wrk_action_kind kind, uint64_t peer);
 void wrk_status_changed(wrk_sched *sched, int64_t now_ns);  /* STATUS goes out soon, and BLOCKS if they have changed */
 void wrk_gateway_greet(wrk_sched *sched, uint64_t gateway); /* a new link: STATUS, and BLOCKS with all names */
+
+/* Why a request that comes now is refused, and with which status; NULL: it is not. */
+const char *wrk_sched_why_closed(const wrk_sched *sched, bt_status *status);
 
 uint32_t wrk_slot_take(wrk_sched *sched); /* n_free_slots > 0 */
 void wrk_slot_put(wrk_sched *sched, uint32_t slot);

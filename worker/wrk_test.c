@@ -51,9 +51,12 @@ static void metrics_and_health_are_served(void) {
     const char *answer = ask(port, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
     CHECK(begins_with(answer, "HTTP/1.1 200 "), "%s", answer);
     CHECK(strstr(answer, "\nbaton_running{model_name=\"m\"} 3\n") != NULL, "%s", answer);
+    CHECK(begins_with(ask(port, "GET /health HTTP/1.0\r\n\r\n"), "HTTP/1.1 503 "), "starting");
+    wrk_http_set_trouble(http, NULL);
     CHECK(begins_with(ask(port, "GET /health HTTP/1.0\r\n\r\n"), "HTTP/1.1 200 "), "healthy");
-    wrk_http_set_healthy(http, false);
-    CHECK(begins_with(ask(port, "GET /health?x=1 HTTP/1.1\r\n\r\n"), "HTTP/1.1 503 "), "draining");
+    wrk_http_set_trouble(http, "draining");
+    answer = ask(port, "GET /health?x=1 HTTP/1.1\r\n\r\n");
+    CHECK(begins_with(answer, "HTTP/1.1 503 ") && strstr(answer, "\r\n\r\ndraining\n") != NULL, "%s", answer);
     CHECK(begins_with(ask(port, "GET / HTTP/1.1\r\n\r\n"), "HTTP/1.1 404 "), "no such page");
     CHECK(begins_with(ask(port, "GET /metricsx HTTP/1.1\r\n\r\n"), "HTTP/1.1 404 "), "no such page");
     CHECK(begins_with(ask(port, "POST /metrics HTTP/1.1\r\n\r\n"), "HTTP/1.1 405 "), "only GET");

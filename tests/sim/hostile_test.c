@@ -129,7 +129,8 @@ static wire_message random_message(uint64_t gateway) {
         m.failed = (wire_failed){r, (uint8_t)number(9), text};
         break;
     case WIRE_STATUS:
-        m.status.load = (wire_load){number(9), number(9), number(900), number(99), number(99), below(4) == 0};
+        m.status.load =
+            (wire_load){number(9), number(9), number(900), number(99), number(99), below(4) == 0, below(4) == 0};
         break;
     case WIRE_RESERVE:
         for (uint32_t i = 0; i < 6; i++) names[i] = (wire_block_name){below(8) == 0 ? below(6) : i, 1};

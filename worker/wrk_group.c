@@ -1,0 +1,76 @@
+/* Members by rank, and the rules of wrk_group.h. */
+#include "worker/wrk_group.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/core/alloc.h"
+
+void wrk_group_init(wrk_group *group, const reg_worker *own) {
+    *group = (wrk_group){.own = *own, .members = bt_calloc(own->ep.size, sizeof(wrk_member))};
+    group->own.ep.epoch = 0;
+    group->own.ep.state = REG_RANK_WAITING;
+}
+
+void wrk_group_fini(wrk_group *group) {
+    free(group->members);
+    *group = (wrk_group){0};
+}
+
+static bool is_ours(const wrk_group *group, const reg_worker *worker) {
+    const reg_worker *own = &group->own;
+    return worker->incarnation != own->incarnation && worker->role == own->role &&
+           worker->model_hash == own->model_hash && worker->ep.size == own->ep.size && worker->ep.rank < own->ep.size &&
+           worker->ep.rank != own->ep.rank && strcmp(worker->ep.group, own->ep.group) == 0;
+}
+
+void wrk_group_on_worker(wrk_group *group, reg_change change, const reg_worker *worker) {
+    for (uint32_t i = 0; i < group->own.ep.size; i++) { /* it may have been another rank before */
+        if (group->members[i].incarnation == worker->incarnation) group->members[i] = (wrk_member){0};
+    }
+    if (change == REG_WORKER_LEFT || change == REG_WORKER_EXPIRED || !is_ours(group, worker)) return;
+    group->members[worker->ep.rank] = (wrk_member){worker->incarnation, worker->is_draining, worker->ep};
+}
+
+uint32_t wrk_group_n_announced(const wrk_group *group) {
+    uint32_t n = 1;
+    for (uint32_t i = 0; i < group->own.ep.size; i++) n += group->members[i].incarnation != 0;
+    return n;
+}
+
+bool wrk_group_is_leaving(const wrk_group *group) {
+    for (uint32_t i = 0; i < group->own.ep.size; i++) {
+        if (group->members[i].incarnation != 0 && group->members[i].is_draining) return true;
+    }
+    return false;
+}
+
+/* The epoch that rank 0 shall form now, 0: none. */
+static uint64_t epoch_to_lead(const wrk_group *group) {
+    uint64_t epoch = group->own.ep.epoch;
+    for (uint32_t i = 1; i < group->own.ep.size; i++) {
+        if (group->members[i].ep.state != REG_RANK_WAITING) return 0;
+        if (group->members[i].ep.epoch > epoch) epoch = group->members[i].ep.epoch;
+    }
+    return epoch == UINT64_MAX ? 0 : epoch + 1; /* that is nobody's honest epoch */
+}
+
+static uint64_t epoch_to_follow(const wrk_group *group) {
+    const reg_rank *first = &group->members[0].ep;
+    return first->state == REG_RANK_FORMING && first->epoch > group->own.ep.epoch ? first->epoch : 0;
+}
+
+bool wrk_group_begin(wrk_group *group) {
+    reg_rank *own = &group->own.ep;
+    if (own->state != REG_RANK_WAITING || wrk_group_n_announced(group) < own->size || wrk_group_is_leaving(group))
+        return false;
+    uint64_t epoch = own->rank == 0 ? epoch_to_lead(group) : epoch_to_follow(group);
+    if (epoch == 0) return false;
+    own->epoch = epoch;
+    own->state = REG_RANK_FORMING;
+    return true;
+}
+
+void wrk_group_formed(wrk_group *group) { group->own.ep.state = REG_RANK_FORMED; }
+
+void wrk_group_lost(wrk_group *group) { group->own.ep.state = REG_RANK_WAITING; }
