@@ -56,14 +56,16 @@ class Metrics:
 
 
 class Cluster:
-    """Workers are named prefill-0, decode-0, ...; gateways gateway-0, ..."""
+    """Workers are named prefill-0, decode-0, ...; gateways gateway-0, ... The decode workers are the ranks of one group,
+    unless decode_ep says how many are."""
 
-    def __init__(self, run, n_prefill=1, n_decode=2, n_gateways=1, **args):
+    def __init__(self, run, n_prefill=1, n_decode=2, n_gateways=1, prefill_ep=1, decode_ep=None, **args):
         self.run = Path(run)
         self.workers = [f"prefill-{i}" for i in range(n_prefill)] + [f"decode-{i}" for i in range(n_decode)]
         self.gateways = [f"gateway-{i}" for i in range(n_gateways)]
         self.names = self.gateways + self.workers + ["redis"]
         flags = ["--prefill", n_prefill, "--decode", n_decode, "--gateways", n_gateways, "--port", 0]
+        flags += ["--prefill-ep", prefill_ep, "--decode-ep", decode_ep or n_decode]
         flags += ["--no-build", "--build-type", BUILD_TYPE]
         for role in ("prefill", "decode", "gateway"):
             memory = "--kv-cache-memory-bytes 256M " if role != "gateway" else ""
@@ -149,9 +151,11 @@ class Cluster:
 
     def heal(self):
         """Starts what died and continues what was stopped: a test leaves the cluster as it found it."""
-        for name in ["redis"] + self.workers + self.gateways:
+        names = ["redis"] + self.workers + self.gateways
+        for name in names:
             if self.is_alive(name):
                 self.signal(name, signal.SIGCONT)
-            else:
+        for name in names:
+            if not self.is_alive(name):
                 self.restart(name)
         self.wait_all_linked()

@@ -1,5 +1,5 @@
-"""Fixtures: `cluster` (1 prefill, 2 decode, 1 gateway) and `pair` (2 + 2) are started once and shared; after each test
-they are healed and must be idle. `client` is the openai client of `cluster`; start_cluster(...) starts one more."""
+"""Fixtures: `cluster` (1 prefill, 1 decode group of 2 ranks, 1 gateway) and `pair` (2 + 2 workers, each alone) are
+started once and shared; after each test they are healed and must be idle. `client` is the openai client of `cluster`; start_cluster(...) starts one more."""
 
 import re
 
@@ -53,7 +53,7 @@ def shared_cluster(start_cluster):
 
 @pytest.fixture(scope="session")
 def shared_pair(start_cluster):
-    return start_cluster(n_prefill=2, n_decode=2)
+    return start_cluster(n_prefill=2, n_decode=2, decode_ep=1)
 
 
 def lend(one):

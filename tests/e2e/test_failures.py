@@ -72,18 +72,19 @@ def test_killing_the_only_prefill_worker_gives_an_error_or_an_answer_and_heals(c
     assert text_of(ask(client, "What is 3 + 4?", max_tokens=5))
 
 
-def test_health_is_503_while_a_role_is_missing_and_requests_say_so(cluster, client):
-    assert cluster.get("/health")[0] == 200
-    cluster.kill("decode-0")
-    wait_for(lambda: cluster.linked("decode") == 1, 5, "one decode worker left")
-    assert cluster.get("/health")[0] == 200
-    cluster.kill("decode-1")
-    wait_for(lambda: cluster.get("/health")[0] == 503, 5, "unhealthy")
+def test_health_is_503_while_a_role_is_missing_and_requests_say_so(pair):
+    client = client_of(pair)
+    assert pair.get("/health")[0] == 200
+    pair.kill("decode-0")
+    wait_for(lambda: pair.linked("decode") == 1, 5, "one decode worker left")
+    assert pair.get("/health")[0] == 200
+    pair.kill("decode-1")
+    wait_for(lambda: pair.get("/health")[0] == 503, 5, "unhealthy")
     with pytest.raises(openai.APIStatusError) as caught:
         ask(client, "hi", max_tokens=3)
     assert caught.value.status_code == 503 and "retry-after" in caught.value.response.headers
-    cluster.restart("decode-0")
-    wait_for(lambda: cluster.get("/health")[0] == 200, 10, "healthy with one")
+    pair.restart("decode-0")
+    wait_for(lambda: pair.get("/health")[0] == 200, 10, "healthy with one")
     ask(client, "hi", max_tokens=3)
 
 

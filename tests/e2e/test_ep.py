@@ -1,0 +1,122 @@
+"""Groups of ranks that share the experts: the same tokens on any number of them, whole or not at all, and again after a
+loss."""
+
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
+import openai
+import pytest
+
+from cluster import wait_for
+from conftest import ask, client_of, text_of
+from test_failures import LONG, Background, worker_of
+
+PROMPTS = [[100 + (i * 37 + j * 11) % 997 for j in range(length)] for i, length in enumerate((1, 63, 64, 200, 700))]
+SAMPLINGS = [{"temperature": 0}, {"temperature": 1.2, "top_p": 0.95, "seed": 5}]
+
+
+def streams(one):
+    """Tokens and logprobs of prompts of several lengths, greedy and seeded, all at once."""
+    client = client_of(one)
+
+    def run(job):
+        prompt, sampling = job
+        choice = client.completions.create(model="nano-r1", prompt=prompt, max_tokens=60, logprobs=3, **sampling,
+                                           extra_body={"ignore_eos": True, "return_token_ids": True}).choices[0]
+        return choice.token_ids, choice.logprobs.token_logprobs, choice.logprobs.top_logprobs
+
+    jobs = [(prompt, sampling) for prompt in PROMPTS for sampling in SAMPLINGS]
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        return list(pool.map(run, jobs))
+
+
+def test_streams_are_equal_on_any_number_of_ranks_and_each_reads_its_own_experts(start_cluster):
+    expected = alone_bytes = None
+    experts_bytes = set()
+    for n_prefill, n_ranks in ((1, 1), (1, 2), (1, 3), (2, 4)):
+        one = start_cluster(n_prefill=n_prefill, n_decode=n_ranks, prefill_ep=n_prefill)
+        got = streams(one)
+        read_bytes = [one.metrics(f"decode-{i}").value("baton_weight_bytes") for i in range(n_ranks)]
+        one.down()
+        expected, alone_bytes = expected or got, alone_bytes or read_bytes[0]
+        assert got == expected, f"{n_prefill} prefill, {n_ranks} decode ranks"
+        if n_ranks > 1:  # all have what is shared, and each expert one of them
+            experts_bytes.add((n_ranks * alone_bytes - sum(read_bytes)) / (n_ranks - 1))
+            assert max(read_bytes) < alone_bytes
+    assert len(experts_bytes) == 1, experts_bytes
+
+
+def test_prefill_2_decode_3_works(start_cluster):
+    one = start_cluster(n_prefill=2, n_decode=3)
+    assert text_of(ask(client_of(one), "Solve 17 * 23. Show the final answer only."))[1].strip() == "391"
+    assert [one.metrics(f"decode-{i}").value("baton_ep_group_formed") for i in range(3)] == [1, 1, 1]
+    one.down()
+
+
+def test_an_incomplete_group_takes_nothing_and_says_so(cluster, client):
+    epoch = cluster.metrics("decode-0").value("baton_ep_group_epoch")
+    cluster.kill("decode-1")
+    wait_for(lambda: cluster.get("/health")[0] == 503, 5, "unhealthy")
+    assert cluster.get("/health", "decode-0") == (503, "the expert-parallel group is incomplete\n")
+    wait_for(lambda: cluster.metrics().value("baton_workers_incomplete", role="decode") == 1, 5, "one rank waits")
+    with pytest.raises(openai.APIStatusError) as caught:
+        ask(client, "hi", max_tokens=3)
+    assert caught.value.status_code == 503 and "retry-after" in caught.value.response.headers
+    cluster.restart("decode-1")
+    wait_for(lambda: cluster.get("/health")[0] == 200, 10, "whole again")
+    assert cluster.metrics("decode-0").value("baton_ep_group_epoch") > epoch
+    assert text_of(ask(client, "What is 3 + 4?", max_tokens=5))
+
+
+@pytest.mark.parametrize("which", ["the one that decodes", "the one that helps"])
+def test_a_request_outlives_a_rank_that_comes_back(cluster, client, which):
+    expected = client.completions.create(**LONG).choices[0].token_ids
+    running = Background(lambda: client.completions.create(**LONG))
+    name = worker_of(cluster, "decode")
+    if which == "the one that helps":
+        name = "decode-1" if name == "decode-0" else "decode-0"
+    cluster.kill(name)
+    cluster.restart(name)
+    assert running.result().choices[0].token_ids == expected
+
+
+def test_a_rank_that_hangs_is_lost_and_comes_back_by_itself(start_cluster):
+    one = start_cluster(decode="--ep-timeout-ms 1000")
+    client = client_of(one)
+    expected = client.completions.create(**LONG).choices[0].token_ids
+    running = Background(lambda: client.completions.create(**LONG))
+    name = worker_of(one, "decode")
+    other = "decode-1" if name == "decode-0" else "decode-0"
+    one.signal(other, signal.SIGSTOP)
+    wait_for(lambda: one.metrics(name).value("baton_ep_group_losses_total") == 1, 10, f"{name} lost {other}")
+    one.signal(other, signal.SIGCONT)
+    assert running.result().choices[0].token_ids == expected
+    one.wait_all_linked()
+    one.down()
+
+
+def test_a_rank_told_to_stop_helps_until_the_others_are_done(cluster, client):
+    replays = cluster.metrics().value("baton_replays_total")
+    running = Background(lambda: client.completions.create(**LONG))
+    name = worker_of(cluster, "decode")
+    other = "decode-1" if name == "decode-0" else "decode-0"
+    cluster.signal(other, signal.SIGTERM)
+    wait_for(lambda: cluster.get("/health")[0] == 503, 5, "a group that breaks up takes nothing new")
+    assert len(running.result().choices[0].token_ids) == LONG["max_tokens"]
+    wait_for(lambda: not cluster.is_alive(other), 10, f"{other} exits when nobody needs it")
+    assert cluster.metrics().value("baton_replays_total") == replays
+
+
+def test_a_request_moves_to_another_group(start_cluster):
+    one = start_cluster(n_decode=4, decode_ep=2)
+    client = client_of(one)
+    expected = client.completions.create(**LONG).choices[0].token_ids
+    running = Background(lambda: client.completions.create(**LONG))
+    name = worker_of(one, "decode")
+    one.kill(name)
+    assert running.result().choices[0].token_ids == expected
+    wait_for(lambda: one.linked("decode") == 2, 5, "one group left")
+    assert one.get("/health")[0] == 200
+    one.restart(name)
+    one.wait_all_linked()
+    one.down()
