@@ -1,44 +1,55 @@
 #!/bin/sh
-# KV pushes between two processes of this machine, beside what UCX itself reaches with the same settings. Prints CSV.
+# KV pushes between two processes of this machine, beside what UCX itself reaches for messages of the same size over the
+# same transport. Prints CSV; every row was measured in one round, a minute apart at most.
 #
-#   bench/kv_push.sh [BUILD_DIR]         REPEAT=3 BYTES=73728 PUSHES=20000
+#   bench/kv_push.sh [BUILD_DIR]         REPEAT=3 BYTES=73728 PUSHES=10000
 #
-# kvt_push:   kvt_bench, whose header says what is inside the timed window (hashing on both sides, landing in the KV pool).
-# am_bw:      ucx_perftest's ucp_am_bw with the fabric's own UCX settings: sends one buffer again and again, throws away.
-# The last column is kvt_push's share of am_bw in the same round.
+# kvt_push:   kvt_bench, whose header says what is inside the timed window: all messages, hashing on both sides, landing
+#             in the KV pool. walk: the KV memory that is walked round; 2M: in the caches, as perftest's only buffer is;
+#             64M: in none.
+# am_bw:      ucx_perftest's ucp_am_bw: sends one buffer again and again, throws away; no check, no memory to land in.
+#             With UCX's defaults, and with the fabric's own settings for eager messages (the faster on this machine).
+# copy, hash: one core's memcpy and kvt_push_hash() over the same walk, nobody else running: a push needs one copy and
+#             two hashes, so copy is what no transport exceeds that brings bytes to where they must lie.
+# of_*:       kvt_push's share of each.
 set -eu
 build=${1:-build}
 repeat=${REPEAT:-3}
 bytes=${BYTES:-73728} # one block of 64 tokens of DeepSeek-V3: 64 * 576 * 2
-pushes=${PUSHES:-20000}
+pushes=${PUSHES:-10000}
 command -v ucx_perftest > /dev/null || { echo "kv_push.sh: ucx_perftest is missing (apt install ucx-utils)" >&2; exit 1; }
 
 seg=$((bytes + 1024))
 shm_seg=$seg
 [ "$shm_seg" -gt 64000 ] && shm_seg=64000
-export UCX_TCP_TX_SEG_SIZE=$seg UCX_TCP_RX_SEG_SIZE=$seg UCX_POSIX_SEG_SIZE=$shm_seg UCX_LOG_LEVEL=error
-export UCX_POSIX_ERROR_HANDLING=y UCX_WARN_UNUSED_ENV_VARS=n
+export UCX_LOG_LEVEL=error UCX_POSIX_ERROR_HANDLING=y UCX_WARN_UNUSED_ENV_VARS=n
+ours="UCX_TCP_TX_SEG_SIZE=$seg UCX_TCP_RX_SEG_SIZE=$seg UCX_POSIX_SEG_SIZE=$shm_seg UCX_RNDV_THRESH=inf"
 
-am_bw() { # TRANSPORTS: MB/s
+am_bw() { # TRANSPORTS SETTINGS: MB/s
     port=$((20000 + $$ % 20000))
-    UCX_TLS=$1 UCX_RNDV_THRESH=inf ucx_perftest -p $port -t ucp_am_bw > /dev/null 2>&1 &
+    # shellcheck disable=SC2086 # SETTINGS is a list
+    env UCX_TLS="$1" $2 timeout 30 ucx_perftest -p $port -t ucp_am_bw > /dev/null 2>&1 &
     server=$!
     sleep 0.5
-    UCX_TLS=$1 UCX_RNDV_THRESH=inf ucx_perftest -p $port -t ucp_am_bw -s "$bytes" -n "$pushes" -f 127.0.0.1 2> /dev/null |
+    # shellcheck disable=SC2086
+    env UCX_TLS="$1" $2 timeout 30 ucx_perftest -p $port -t ucp_am_bw -s "$bytes" -n "$pushes" -f 127.0.0.1 2> /dev/null |
         awk 'END { print $6 * 1.048576 }' # it counts in MiB
     wait $server || true
 }
 
 echo "# commit=$(git -C "$(dirname "$0")" rev-parse --short HEAD) cpu=$(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -1 | tr ' ' _) cores=$(nproc)"
-echo "transport,bytes,pool_bytes,kvt_push_mb_s,probe_mb_s,am_bw_mb_s,share"
-for transports in posix,tcp,self tcp,self; do
-    for pool in 64M 0; do # 0: two leases of 16 blocks, in the caches as am_bw's only buffer is
-        batch=$([ "$pool" = 0 ] && echo 2 || echo 16)
-        for _ in $(seq "$repeat"); do
-            ucx=$(am_bw "$transports")
-            "$build/bin/kvt_bench" --transports "$transports" --width $((bytes / 128)) --pushes "$pushes" \
-                --pool-bytes "$pool" --batch "$batch" |
-                awk -F, -v ucx="$ucx" -v pool="$pool" '{ printf "%s,%s,%s,%s,%s,%.0f,%.2f\n", $2, $3, pool, $4, $5, ucx, $4 / ucx }'
+echo "transport,way,bytes,walk,kvt_push_mb_s,probe_mb_s,copy_mb_s,hash_mb_s,am_bw_default_mb_s,am_bw_mb_s,of_default,of_am_bw,of_copy"
+for _ in $(seq "$repeat"); do
+    for way in posix,tcp,self:pull posix,tcp,self:eager tcp,self:eager; do
+        transports=${way%:*}
+        default=$(am_bw "$transports" "")
+        tuned=$(am_bw "$transports" "$ours")
+        for walk in 2M 64M; do
+            timeout 60 "$build/bin/kvt_bench" --transports "$transports" --way "${way#*:}" --width $((bytes / 128)) \
+                --pushes "$pushes" --walk-bytes $walk |
+                awk -F, -v way="${way#*:}" -v walk=$walk -v default="$default" -v tuned="$tuned" \
+                    '{ printf "%s,%s,%s,%s,%s,%s,%s,%s,%.0f,%.0f,%.2f,%.2f,%.2f\n", $2, way, $3, walk, $4, $5, $6, $7,
+                       default, tuned, $4 / default, $4 / tuned, $4 / $6 }'
         done
     done
 done

@@ -2,9 +2,10 @@
  * nothing.
  *
  * Everything travels as UCX active messages: id KVT_AM_FRAME carries one wire frame; id KVT_AM_DATA carries KV bytes
- * behind a PUSH frame (or probe bytes behind a PROBE frame). The receiver decides where bytes land: a PUSH names a
- * lease, and the lease, opened here by the owner of the KV memory, names the blocks. So nobody ever holds a remote key,
- * and:
+ * behind a PUSH frame (or probe bytes behind a PROBE frame). Within one machine KV bytes need not travel: a PULL says
+ * where they lie, and the receiver reads them from the sender's memory. Either way the receiver decides where bytes
+ * land: a push names a lease, and the lease, opened here by the owner of the KV memory, names the blocks. So nobody
+ * ever holds a key to write with, and:
  *
  *   rule 1: a push lands only in a block of an open lease that was given to the very connection that it came from.
  *   rule 2: after KVT_LEASE_CLOSED nothing lands in that lease's blocks any more; until then they must not be reused.
@@ -40,6 +41,14 @@ typedef uint64_t kvt_peer; /* one connection; never 0, never used twice by one f
 enum { KVT_AM_FRAME = 1, KVT_AM_DATA = 2 };
 enum { KVT_MAX_ADDRESS = 280 }; /* "host:port" with its NUL */
 
+/* How KV bytes get there. */
+typedef enum {
+    KVT_WAY_BEST,       /* by what suits the transport */
+    KVT_WAY_PULL,       /* fetched from the sender's memory; shared memory only, else as BEST */
+    KVT_WAY_EAGER,      /* behind their PUSH */
+    KVT_WAY_RENDEZVOUS, /* when the receiver asks UCX for them */
+} kvt_way;
+
 typedef struct {
     /* Who we are, for KV_HELLO and KV_WELCOME. Copied. */
     const char *name;
@@ -55,7 +64,7 @@ typedef struct {
     uint32_t port;          /* 0: the system chooses */
     const char *transports; /* UCX_TLS, e.g. "tcp,self"; NULL or "": all that the machine has */
 
-    bool is_rendezvous; /* pushes always by rendezvous, whatever suits the transport: to measure and to test it */
+    kvt_way way; /* of our pushes; KVT_WAY_BEST but to measure and to test the others */
 
     bt_queue *queue; /* borrowed: where events go; must outlive the fabric and be emptied after kvt_fabric_close() */
     uint32_t source; /* copied into each event: lets one queue carry other modules' events too */
@@ -160,6 +169,7 @@ uint64_t kvt_push_hash(uint32_t layer, uint32_t block, const void *bytes, size_t
 /* Counters since open. Any thread. */
 typedef struct {
     uint64_t bytes_sent, bytes_landed;
+    uint64_t bytes_pulled;   /* of those that landed: fetched from the sender's memory */
     uint64_t pushes_refused; /* arrived for no open lease, or not as agreed */
     uint64_t frames_refused; /* malformed or out of place: their peers were closed */
 } kvt_stats;

@@ -1,10 +1,11 @@
 /* Measures KV pushes between two processes and prints CSV. Run by bench/kv_push.sh beside ucx_perftest.
  *
- *   kvt_bench --transports tcp,self --block-bytes 73728 --pushes 20000 [--batch 16]
+ *   kvt_bench --transports tcp,self --way eager --pushes 20000
  *
- * Inside the timed window: from the first kvt_push() to the KVT_LEASE_CLOSED of the last lease, at the receiver's word,
- * so sending, landing in the pool, hashing on both sides and all messages (RESERVED, COMMIT) count. Outside:
- * connecting. The pool of each side is walked round, 64 MiB by default: no push finds its bytes in a cache. */
+ * Inside the timed window: from the first kvt_push() to COMMITTED, which the receiver says when all has landed and the
+ * checksum is right: sending, landing in the pool, hashing on both sides, COMMIT. Outside: connecting, RESERVE. One
+ * lease takes all pushes; its blocks walk round --walk-bytes of the pool on both sides.
+ * Before that, alone: memcpy and kvt_push_hash() by one core over the same walk. */
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,10 +20,11 @@
 
 #define FLAGS                                                                                                          \
     CFG(str, transports, "", "UCX_TLS of both sides; empty: all that the machine has")                                 \
+    CFG(str, way, "best", "of the pushes: best, pull, eager or rendezvous")                                            \
     CFG(u32, width, "576", "elements of 2 bytes per token and layer")                                                  \
     CFG(u32, pushes, "20000", "pushes of 64 tokens each")                                                              \
-    CFG(u32, batch, "16", "blocks per kvt_push(), and per lease times 8")                                              \
-    CFG(u64, pool_bytes, "64M", "KV memory of each side that is walked round; small: it stays in the caches")
+    CFG(u32, batch, "16", "blocks per kvt_push()")                                                                     \
+    CFG(u64, walk_bytes, "64M", "KV memory of each side that is walked round; small: it stays in the caches")
 
 #define CFG(type, name, default_text, help) cfg_##type name;
 typedef struct {
@@ -33,7 +35,7 @@ typedef struct {
 static const cfg_flag flags[] = {FLAGS};
 #undef CFG
 
-enum { BATCHES_PER_LEASE = 8 };
+enum { MIN_POOL_BYTES = 8 << 20 }; /* on huge pages, as the pools of workers are */
 
 typedef struct {
     bench_config config;
@@ -42,18 +44,45 @@ typedef struct {
     bt_queue *queue;
 } side;
 
-static uint32_t lease_blocks(const bench_config *config) { return config->batch * BATCHES_PER_LEASE; }
+/* The block of the i-th push: round the walk and round again. */
+static uint32_t walk_block(const side *side, uint32_t i) {
+    return i % (uint32_t)(side->config.walk_bytes / kv_block_bytes(&side->kvt.layout) + 1);
+}
+
+static size_t block_at(const side *side, uint32_t i) {
+    return kv_offset_bytes(&side->kvt.layout, 0, walk_block(side, i), 0);
+}
+
+static uint32_t *walk(const side *side) { /* [pushes], owned by the caller */
+    uint32_t *blocks = bt_calloc(side->config.pushes, sizeof(*blocks));
+    for (uint32_t i = 0; i < side->config.pushes; i++) blocks[i] = walk_block(side, i);
+    return blocks;
+}
+
+static double all_bytes(const side *side) {
+    return (double)side->config.pushes * (double)kv_block_bytes(&side->kvt.layout);
+}
+
+static kvt_way way_of(const char *name) {
+    static const char *const names[] = {"best", "pull", "eager", "rendezvous"}; /* as in kvt_way */
+    for (uint32_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        if (strcmp(name, names[i]) == 0) return (kvt_way)i;
+    }
+    fprintf(stderr, "--way is \"%s\", expected best, pull, eager or rendezvous\n", name);
+    exit(2);
+}
 
 static void side_open(side *side, bool is_listening) {
     bt_error err = {0};
     uint64_t block_bytes = (uint64_t)side->config.width * KV_BLOCK_TOKENS * 2;
-    uint32_t n_leases = (uint32_t)(side->config.pool_bytes / (block_bytes * lease_blocks(&side->config))) + 2;
+    uint64_t pool_bytes = side->config.walk_bytes + MIN_POOL_BYTES;
     side->kvt = (kvt_config){
         .name = is_listening ? "receiver" : "sender",
         .incarnation = 1,
-        .layout = {KV_BFLOAT16, 1, lease_blocks(&side->config) * n_leases, side->config.width},
+        .layout = {KV_BFLOAT16, 1, (uint32_t)(pool_bytes / block_bytes), side->config.width},
         .host = is_listening ? "127.0.0.1" : NULL,
         .transports = side->config.transports,
+        .way = way_of(side->config.way),
     };
     side->kvt.kv_base = bt_calloc_aligned(kv_pool_bytes(&side->kvt.layout), 4096);
     memset(side->kvt.kv_base, 1, kv_pool_bytes(&side->kvt.layout));
@@ -76,86 +105,95 @@ static kvt_event *next_event(side *side) {
     return event;
 }
 
-/* Answers each RESERVE with a lease over the next part of its pool. */
+/* Answers RESERVE with a lease that walks round its pool. */
 static int receive(side *side) {
-    uint64_t lease = 0, checksum = 0;
-    uint32_t n_blocks = lease_blocks(&side->config), n_tokens = n_blocks * KV_BLOCK_TOKENS;
-    uint32_t *blocks = bt_calloc(n_blocks, sizeof(*blocks));
+    uint32_t n_blocks = side->config.pushes, *blocks = walk(side);
+    uint64_t checksum = 0;
     wire_message message;
     for (;;) {
         kvt_event *event = next_event(side);
         if (event->kind == KVT_DOWN) _exit(0);
         if (event->kind == KVT_MESSAGE && event->message.type == WIRE_RESERVE) {
-            lease++;
-            for (uint32_t i = 0; i < n_blocks; i++)
-                blocks[i] = (uint32_t)((lease * n_blocks + i) % side->kvt.layout.n_blocks);
-            kvt_lease_args args = {lease, blocks, 0, n_blocks, n_tokens};
+            kvt_lease_args args = {1, blocks, 0, n_blocks, n_blocks * KV_BLOCK_TOKENS};
             kvt_lease_open(side->fabric, event->peer, &args);
-            message = (wire_message){.type = WIRE_RESERVED, .reserved = {.lease = lease, .ttl_ms = 1000}};
+            message = (wire_message){.type = WIRE_RESERVED, .reserved = {.lease = 1, .ttl_ms = 1000}};
             kvt_send(side->fabric, event->peer, &message);
         } else if (event->kind == KVT_MESSAGE && event->message.type == WIRE_COMMIT) {
             checksum = event->message.commit.checksum;
-            kvt_lease_close(side->fabric, event->message.commit.lease, event->message.commit.n_pushes);
+            kvt_lease_close(side->fabric, 1, event->message.commit.n_pushes);
         } else if (event->kind == KVT_LEASE_CLOSED) {
             if (event->landed.checksum != checksum) bt_log(BT_LOG_ERROR, "bench", "checksum differs", " ");
-            message = (wire_message){.type = WIRE_COMMITTED, .committed = {.lease = event->lease}};
+            message = (wire_message){.type = WIRE_COMMITTED, .committed = {.lease = 1}};
             kvt_send(side->fabric, event->peer, &message);
         }
         kvt_event_free(event);
     }
 }
 
-static void reserve(side *side, kvt_peer peer) {
-    wire_message message = {.type = WIRE_RESERVE,
-                            .reserve = {.n_tokens = lease_blocks(&side->config) * KV_BLOCK_TOKENS}};
-    kvt_send(side->fabric, peer, &message);
-}
-
-static void push_lease(side *side, kvt_peer peer, uint64_t lease) {
-    uint32_t n_blocks = side->config.batch, *blocks = bt_calloc(n_blocks, sizeof(*blocks));
-    for (uint32_t b = 0; b < BATCHES_PER_LEASE; b++) {
-        for (uint32_t i = 0; i < n_blocks; i++)
-            blocks[i] =
-                (uint32_t)((lease * lease_blocks(&side->config) + b * n_blocks + i) % side->kvt.layout.n_blocks);
-        kvt_push_args args = {lease, 0, b * n_blocks, blocks, n_blocks, KV_BLOCK_TOKENS};
-        kvt_push(side->fabric, peer, &args, lease);
+static void push_all(side *side, kvt_peer peer) {
+    uint32_t *blocks = walk(side);
+    for (uint32_t i = 0; i < side->config.pushes; i += side->config.batch) {
+        uint32_t n_left = side->config.pushes - i, n = n_left < side->config.batch ? n_left : side->config.batch;
+        kvt_push_args args = {1, 0, i, blocks + i, n, KV_BLOCK_TOKENS};
+        kvt_push(side->fabric, peer, &args, 0);
     }
-    wire_message message = {.type = WIRE_COMMIT, .commit = {.lease = lease}};
-    kvt_send(side->fabric, peer, &message);
+    kvt_send(side->fabric, peer, &(wire_message){.type = WIRE_COMMIT, .commit = {.lease = 1}});
     free(blocks);
 }
 
-/* Two leases at a time: one fills while the other one is being settled. */
+/* One core's bytes per second over the walk: the better of two rounds. */
+static double copy_rate(const side *side, uint8_t *to) {
+    const uint8_t *from = side->kvt.kv_base;
+    double best = 0;
+    for (int a_round = 0; a_round < 2; a_round++) {
+        int64_t begin_ns = bt_now_ns();
+        for (uint32_t i = 0; i < side->config.pushes; i++)
+            memcpy(to + block_at(side, i), from + block_at(side, i), kv_block_bytes(&side->kvt.layout));
+        double rate = all_bytes(side) * BT_NS_PER_S / (double)(bt_now_ns() - begin_ns);
+        if (rate > best) best = rate;
+    }
+    return best;
+}
+
+static double hash_rate(const side *side) {
+    const uint8_t *from = side->kvt.kv_base;
+    double best = 0;
+    uint64_t sum = 0;
+    for (int a_round = 0; a_round < 2; a_round++) {
+        int64_t begin_ns = bt_now_ns();
+        for (uint32_t i = 0; i < side->config.pushes; i++)
+            sum += kvt_push_hash(0, i, from + block_at(side, i), kv_block_bytes(&side->kvt.layout));
+        double rate = all_bytes(side) * BT_NS_PER_S / (double)(bt_now_ns() - begin_ns);
+        if (rate > best && sum != 0) best = rate;
+    }
+    return best;
+}
+
 static int drive(side *side, const char *address) {
+    uint8_t *copy = bt_calloc_aligned(kv_pool_bytes(&side->kvt.layout), 4096);
+    double copy_bytes_s = copy_rate(side, copy), hash_bytes_s = hash_rate(side);
+    free(copy);
     kvt_peer peer = kvt_connect(side->fabric, address, 0);
-    uint32_t n_leases = side->config.pushes / lease_blocks(&side->config) + 1, n_reserved = 0, n_committed = 0;
     int64_t begin_ns = 0;
     char transport[64] = "";
     double probe = 0;
-    while (n_committed < n_leases) {
+    for (bool is_over = false; !is_over;) {
         kvt_event *event = next_event(side);
         if (event->kind == KVT_DOWN) return fprintf(stderr, "%s\n", event->text), 1;
         if (event->kind == KVT_UP) {
             memcpy(transport, event->transport, sizeof(transport));
             probe = event->bytes_per_second;
-            begin_ns = bt_now_ns();
-            for (; n_reserved < 2 && n_reserved < n_leases; n_reserved++) reserve(side, peer);
+            kvt_send(side->fabric, peer, &(wire_message){.type = WIRE_RESERVE, .reserve = {.n_tokens = 1}});
         } else if (event->kind == KVT_MESSAGE && event->message.type == WIRE_RESERVED) {
-            push_lease(side, peer, event->message.reserved.lease);
-        } else if (event->kind == KVT_MESSAGE && event->message.type == WIRE_COMMITTED) {
-            n_committed++;
-            if (n_reserved < n_leases) {
-                reserve(side, peer);
-                n_reserved++;
-            }
+            begin_ns = bt_now_ns();
+            push_all(side, peer);
         }
+        is_over = event->kind == KVT_MESSAGE && event->message.type == WIRE_COMMITTED;
         kvt_event_free(event);
     }
     double seconds = (double)(bt_now_ns() - begin_ns) / BT_NS_PER_S;
-    kvt_stats stats;
-    kvt_fabric_stats(side->fabric, &stats);
-    printf("kvt_push,%s,%u,%.0f,%.0f\n", transport, side->config.width * KV_BLOCK_TOKENS * 2,
-           (double)stats.bytes_sent / seconds / 1e6, probe / 1e6);
+    printf("kvt_push,%s,%zu,%.0f,%.0f,%.0f,%.0f\n", transport, kv_block_bytes(&side->kvt.layout),
+           all_bytes(side) / seconds / 1e6, probe / 1e6, copy_bytes_s / 1e6, hash_bytes_s / 1e6);
     return 0;
 }
 
@@ -171,11 +209,13 @@ int main(int argc, char **argv) {
     if (pipe(ports) != 0) return 1;
     pid_t receiver = fork(); /* before UCX: it does not survive a fork */
     if (receiver == 0) {
+        close(ports[0]);
         side_open(&side, true);
         uint32_t port = kvt_fabric_port(side.fabric);
         if (write(ports[1], &port, sizeof(port)) != sizeof(port)) return 1;
         return receive(&side);
     }
+    close(ports[1]); /* so that a receiver that fails ends the read */
     uint32_t port = 0;
     char address[64];
     if (read(ports[0], &port, sizeof(port)) != sizeof(port)) return 1;

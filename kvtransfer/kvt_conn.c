@@ -23,7 +23,7 @@ kvt_conn *kvt_conn_find(kvt_fabric *fabric, kvt_peer peer) {
 
 kvt_conn *kvt_conn_find_ep(kvt_fabric *fabric, const struct ucp_ep *ep) {
     for (kvt_conn *conn = fabric->conns; conn != NULL; conn = conn->next) {
-        if (conn->ep == ep) return is_alive(conn) ? conn : NULL;
+        if (conn->ep == ep) return conn->state < KVT_CLOSING && !conn->is_lost ? conn : NULL;
     }
     return NULL;
 }

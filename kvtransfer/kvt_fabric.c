@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <ucp/api/ucp.h>
 #include <unistd.h>
 
@@ -211,6 +212,7 @@ uint32_t kvt_fabric_port(const kvt_fabric *fabric) { return fabric->ucx.listen_p
 void kvt_fabric_stats(const kvt_fabric *fabric, kvt_stats *out) {
     *out = (kvt_stats){
         .bytes_sent = atomic_load_explicit(&fabric->bytes_sent, memory_order_relaxed),
+        .bytes_pulled = atomic_load_explicit(&fabric->bytes_pulled, memory_order_relaxed),
         .bytes_landed = atomic_load_explicit(&fabric->bytes_landed, memory_order_relaxed),
         .pushes_refused = atomic_load_explicit(&fabric->pushes_refused, memory_order_relaxed),
         .frames_refused = atomic_load_explicit(&fabric->frames_refused, memory_order_relaxed),
@@ -241,6 +243,8 @@ bt_status kvt_fabric_open(const kvt_config *config, kvt_fabric **out, bt_error *
     kvt_fabric *fabric = bt_calloc(1, sizeof(*fabric));
     config_take(fabric, config);
     kvt_lease_table_init(&fabric->leases);
+    const ssize_t n_random = getrandom(&fabric->pull_token, sizeof(fabric->pull_token), 0);
+    BT_ASSERT(n_random == sizeof(fabric->pull_token));
     fabric->probe = bt_calloc_aligned(kvt_block_bytes(fabric), 64);
     bt_status status = bt_queue_open(&fabric->commands, err);
     if (status == BT_OK) status = kvt_ucx_open(&fabric->ucx, config->transports, kvt_block_bytes(fabric), err);

@@ -85,6 +85,7 @@ static void up(kvt_conn *conn) {
     memcpy(event->name, conn->name, sizeof(event->name));
     memcpy(event->transport, conn->transport, sizeof(event->transport));
     kvt_event_post(conn->fabric, event);
+    if (!conn->is_accepted) kvt_pull_offer(conn); /* who connects is who pushes */
 }
 
 static void transport_choose(kvt_conn *conn) {

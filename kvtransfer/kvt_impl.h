@@ -12,6 +12,8 @@
 enum {
     KVT_PROBE_PIECES = 64, /* pieces of one block each: about what one layer of a 4k prompt is */
     KVT_WINDOW = 32,       /* pushes of one peer handed to UCX and not completed */
+    KVT_PULL_WINDOW = 2,   /* PULLs of one peer that are not answered */
+    KVT_PULL_BLOCKS = 8,   /* in one PULL: what still lies in the sender's cache, hashed, when it is read */
     KVT_ABANDON_MS = 500,  /* after its endpoint is gone, for UCX to complete what it still had of a peer */
     KVT_LINGER_MS = 1000,  /* for what is queued at an orderly close */
     KVT_DEFAULT_TIMEOUT_MS = 5000,
@@ -52,6 +54,12 @@ typedef struct kvt_command {
     };
 } kvt_command;
 
+/* A PULL that is not answered. */
+typedef struct {
+    kvt_command *push;
+    uint64_t n_bytes;
+} kvt_announced;
+
 /* What was pushed under a lease of the peer's, for its COMMIT. */
 typedef struct kvt_sum {
     struct kvt_sum *next;
@@ -80,9 +88,13 @@ typedef struct kvt_conn {
     int64_t deadline_ns;              /* GREETING, PROBING, DRAINING; INT64_MAX: none */
     bt_queue_node *jobs, **jobs_tail; /* kvt_command PUSH and COMMIT, in order */
     kvt_sum *sums;
+    bool has_offered, is_pulled;              /* PULL_OFFER is sent; is taken: our pushes are PULLs */
+    kvt_announced announced[KVT_PULL_WINDOW]; /* a ring */
+    uint32_t first_announced, n_announced;
+    int pull_pid;            /* the process of the peer, whose memory we can read; 0: none */
     int64_t moved_ns;        /* when something of this peer last arrived, completed, or began with nothing in flight */
-    uint32_t n_sends;        /* handed to UCX, not completed: pushes, frames */
-    uint32_t n_pushing;      /* of those, pushes and probes */
+    uint32_t n_sends;        /* handed to UCX, not completed: pushes, frames; and PULLs not answered */
+    uint32_t n_pushing;      /* of those, pushes, PULLs and probes */
     uint32_t n_landings;     /* receives of this peer that UCX has not completed */
     struct kvt_send_op *ops; /* owned: the sends, newest first */
     struct kvt_landing *landing;         /* owned: the landings, newest first */
@@ -108,11 +120,12 @@ struct kvt_fabric {
     kvt_conn *conns;
     uint32_t n_conns;
     kvt_lease_table leases;
-    uint8_t *probe; /* one block of zeros to send, overwritten by probes received */
-    bt_buf scratch; /* encoding */
+    uint8_t *probe;      /* one block of zeros to send, overwritten by probes received */
+    bt_buf scratch;      /* encoding */
+    uint64_t pull_token; /* random; read by peers to prove that they can */
     bool is_stopping;
-    int64_t stop_ns;                                                           /* force at this time */
-    _Atomic uint64_t bytes_sent, bytes_landed, pushes_refused, frames_refused; /* any thread */
+    int64_t stop_ns;                                                                         /* force at this time */
+    _Atomic uint64_t bytes_sent, bytes_landed, bytes_pulled, pushes_refused, frames_refused; /* any thread */
 };
 
 static inline size_t kvt_block_bytes(const kvt_fabric *fabric) { return kv_block_bytes(&fabric->config.layout); }
@@ -121,7 +134,7 @@ static inline size_t kvt_block_bytes(const kvt_fabric *fabric) { return kv_block
 void kvt_conn_connect(kvt_fabric *fabric, const kvt_command *command);
 void kvt_conn_accept(kvt_fabric *fabric, struct ucp_conn_request *request);
 kvt_conn *kvt_conn_find(kvt_fabric *fabric, kvt_peer peer);              /* NULL: none, or going down */
-kvt_conn *kvt_conn_find_ep(kvt_fabric *fabric, const struct ucp_ep *ep); /* NULL: none, or going down */
+kvt_conn *kvt_conn_find_ep(kvt_fabric *fabric, const struct ucp_ep *ep); /* NULL: none, lost or closing */
 void kvt_conn_lose(kvt_conn *conn, bt_status status, const char *format, ...) __attribute__((format(printf, 3, 4)));
 void kvt_conn_drain(kvt_conn *conn, bt_status status, const char *why);
 /* Deadlines, closing, releasing what is closed. True: something moved. */
@@ -144,7 +157,8 @@ void kvt_send_command(kvt_conn *conn, kvt_command *command); /* takes it */
 void kvt_send_frame(kvt_conn *conn, const wire_message *message);
 void kvt_send_probe(kvt_conn *conn, uint64_t nonce);
 bool kvt_send_pump(kvt_fabric *fabric);               /* hands queued pushes to UCX; true: some were */
-void kvt_send_drop(kvt_conn *conn, bt_status status); /* what has not left */
+void kvt_send_drop(kvt_conn *conn, bt_status status); /* what has not left, and PULLs */
+bool kvt_send_pulled(kvt_conn *conn, uint32_t n); /* the oldest n PULLs are done with; false: so many there are not */
 /* The endpoint is gone and UCX 1.13 has forgotten some requests (seen: rendezvous over shared memory). They end here;
  * should UCX remember one after all, it is only freed. */
 void kvt_send_abandon(kvt_conn *conn);
@@ -156,6 +170,15 @@ bt_status kvt_land_open(kvt_fabric *fabric, bt_error *err); /* the active messag
 void kvt_land_lease_open(kvt_fabric *fabric, const kvt_command *command);
 void kvt_land_lease_close(kvt_fabric *fabric, uint64_t id, uint32_t n_pushes);
 void kvt_land_lease_close_all(kvt_fabric *fabric);
+
+/* A push whose bytes lie at `address` of the peer's memory (kvt_pull.c calls). */
+void kvt_land_pull(kvt_conn *conn, const wire_push *push, uint64_t address);
+
+/* kvt_pull.c: pushes that are fetched from the sender's memory. */
+void kvt_pull_offer(kvt_conn *conn); /* when it is up: if the transport and our configuration allow */
+/* PULL_OFFER, PULL, PULLED. false: out of place. */
+bool kvt_pull_take(kvt_conn *conn, const wire_message *message);
+bt_status kvt_pull_read(kvt_conn *conn, uint64_t address, void *out, size_t n_bytes);
 
 /* kvt_event.c */
 kvt_event *kvt_event_new(const kvt_fabric *fabric, kvt_event_kind kind, kvt_peer peer);

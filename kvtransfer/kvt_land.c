@@ -1,6 +1,6 @@
 /* Everything incoming. A control frame becomes an event; a push becomes a landing: checked against its lease, copied
- * once (eager) or received by UCX straight into the KV memory (rendezvous), hashed, counted. Peers that send what no
- * honest peer sends are closed; pushes that come too late for their lease are only refused. */
+ * (eager), received by UCX (rendezvous) or read from the sender (pulled) into the KV memory, hashed, counted. Peers
+ * that send what no honest peer sends are closed; pushes that come too late for their lease are only refused. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -85,13 +85,17 @@ static void message_post(kvt_conn *conn, uint8_t *frame, size_t n_bytes) {
         return;
     }
     wire_type type = event->message.type;
+    if (conn->state == KVT_DRAINING && type != WIRE_PULLED) { /* who waits for pushes to end hears nothing else */
+        kvt_event_free(event);
+        return;
+    }
     bool is_for_owner = conn->state == KVT_IS_UP && type >= WIRE_RESERVE && type <= WIRE_RENEW && type != WIRE_PUSH;
     if (is_for_owner) {
         event->incarnation = conn->incarnation;
         kvt_event_post(conn->fabric, event);
         return;
     }
-    if (!kvt_hello_take(conn, &event->message)) {
+    if (!kvt_hello_take(conn, &event->message) && !kvt_pull_take(conn, &event->message)) {
         char text[96];
         snprintf(text, sizeof(text), "a %s message out of place", wire_type_name(type));
         refuse_frame(conn, text);
@@ -209,8 +213,8 @@ static ucs_status_t on_frame(void *context, const void *header, size_t n_header_
     return UCS_OK;
 }
 
-static void take_push(kvt_conn *conn, const wire_push *push, void *data, size_t n_bytes,
-                      const ucp_am_recv_param_t *param) {
+/* false: it may not land. */
+static bool push_begin(kvt_conn *conn, const wire_push *push, size_t n_bytes, kvt_landing *out) {
     kvt_fabric *fabric = conn->fabric;
     const kv_layout *layout = &fabric->config.layout;
     kvt_lease *lease = kvt_lease_table_find(&fabric->leases, push->lease);
@@ -220,18 +224,27 @@ static void take_push(kvt_conn *conn, const wire_push *push, void *data, size_t 
     if (status != BT_OK) { /* late for a lease that ended is a normal day */
         atomic_fetch_add_explicit(&fabric->pushes_refused, 1, memory_order_relaxed);
         if (lease != NULL) lease_remove_if_closed(fabric, lease);
-        return;
+        return false;
     }
-    kvt_landing land = {.fabric = fabric, .conn = conn, .lease = lease, .push = *push, .n_bytes = n_bytes};
-    land.bytes = (uint8_t *)fabric->config.kv_base + kv_offset_bytes(layout, push->layer, block, 0);
-    landing_begin(&land, data, param);
+    *out = (kvt_landing){.fabric = fabric, .conn = conn, .lease = lease, .push = *push, .n_bytes = n_bytes};
+    out->bytes = (uint8_t *)fabric->config.kv_base + kv_offset_bytes(layout, push->layer, block, 0);
+    return true;
+}
+
+void kvt_land_pull(kvt_conn *conn, const wire_push *push, uint64_t address) {
+    size_t n_bytes = push->n_rows * kv_token_bytes(&conn->fabric->config.layout);
+    kvt_landing land;
+    if (!push_begin(conn, push, n_bytes, &land)) return;
+    bool is_landed = kvt_pull_read(conn, address, land.bytes, n_bytes) == BT_OK;
+    if (is_landed) atomic_fetch_add_explicit(&conn->fabric->bytes_pulled, n_bytes, memory_order_relaxed);
+    push_land(&land, is_landed);
 }
 
 static ucs_status_t on_data(void *context, const void *header, size_t n_header_bytes, void *data, size_t n_bytes,
                             const ucp_am_recv_param_t *param) {
     kvt_fabric *fabric = context;
     kvt_conn *conn = sender(fabric, param);
-    if (conn == NULL) return UCS_OK;
+    if (conn == NULL || conn->state == KVT_DRAINING) return UCS_OK;
     bt_arena arena = {0}; /* neither message has arrays: nothing is allocated */
     wire_message message;
     bt_error err = {0};
@@ -242,7 +255,8 @@ static ucs_status_t on_data(void *context, const void *header, size_t n_header_b
     }
     bt_arena_fini(&arena);
     if (message.type == WIRE_PUSH && conn->state == KVT_IS_UP) {
-        take_push(conn, &message.push, data, n_bytes, param);
+        kvt_landing land;
+        if (push_begin(conn, &message.push, n_bytes, &land)) landing_begin(&land, data, param);
     } else if (message.type == WIRE_PROBE && conn->state == KVT_IS_UP && n_bytes <= kvt_block_bytes(fabric)) {
         kvt_landing land = {.fabric = fabric, .conn = conn, .probe_nonce = message.probe.nonce, .n_bytes = n_bytes};
         land.bytes = fabric->probe;

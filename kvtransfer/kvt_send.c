@@ -51,28 +51,39 @@ static void op_free(kvt_send_op *op) {
     free(op);
 }
 
+/* Something is with UCX or the peer: `is_bulk` counts against the window. */
+static void flight_begin(kvt_conn *conn, bool is_bulk) {
+    if (conn->n_sends + conn->n_landings == 0) conn->moved_ns = bt_now_ns();
+    conn->n_sends++;
+    conn->n_pushing += is_bulk;
+}
+
+/* It is not any more; push: what it was a part of, NULL: of none. */
+static void flight_end(kvt_conn *conn, bool is_bulk, kvt_command *push, uint64_t n_bytes, bt_status status) {
+    conn->moved_ns = bt_now_ns();
+    conn->n_sends--;
+    conn->n_pushing -= is_bulk;
+    if (push == NULL) return;
+    push->n_in_flight--;
+    if (status == BT_OK) {
+        push->n_sent_bytes += n_bytes;
+        atomic_fetch_add_explicit(&conn->fabric->bytes_sent, n_bytes, memory_order_relaxed);
+    } else if (push->status == BT_OK) {
+        push->status = status;
+    }
+    push_end_if_over(conn->fabric, push);
+}
+
 /* Its bytes are not needed any more; the op itself is, until UCX lets go of it. */
 static void op_end(kvt_send_op *op, bt_status status) {
     kvt_conn *conn = op->conn;
-    kvt_command *push = op->push;
     op->conn = NULL;
     if (op->prev != NULL)
         op->prev->next = op->next;
     else
         conn->ops = op->next;
     if (op->next != NULL) op->next->prev = op->prev;
-    conn->moved_ns = bt_now_ns();
-    conn->n_sends--;
-    conn->n_pushing -= op->is_bulk;
-    if (push == NULL) return;
-    push->n_in_flight--;
-    if (status == BT_OK) {
-        push->n_sent_bytes += op->n_bytes;
-        atomic_fetch_add_explicit(&conn->fabric->bytes_sent, op->n_bytes, memory_order_relaxed);
-    } else if (push->status == BT_OK) {
-        push->status = status;
-    }
-    push_end_if_over(conn->fabric, push);
+    flight_end(conn, op->is_bulk, op->push, op->n_bytes, status);
 }
 
 static void on_sent(void *request, ucs_status_t status, void *context) {
@@ -100,12 +111,10 @@ static void op_begin(kvt_send_op *op, unsigned id, size_t n_header_bytes, const 
         param.op_attr_mask |= UCP_OP_ATTR_FIELD_MEMH;
         param.memh = conn->fabric->ucx.memory;
     }
-    if (conn->n_sends + conn->n_landings == 0) conn->moved_ns = bt_now_ns();
     op->next = conn->ops;
     if (op->next != NULL) op->next->prev = op;
     conn->ops = op;
-    conn->n_sends++;
-    conn->n_pushing += op->is_bulk;
+    flight_begin(conn, op->is_bulk);
     void *request =
         ucp_am_send_nbx(conn->ep, id, n_header_bytes > 0 ? op->header : NULL, n_header_bytes, data, n_bytes, &param);
     if (UCS_PTR_IS_PTR(request)) return;
@@ -148,7 +157,8 @@ static void bulk_send(kvt_conn *conn, kvt_send_op *op, const wire_message *heade
     op->is_bulk = true;
     op->n_bytes = n_bytes;
     uint32_t flags = conn->is_eager ? UCP_AM_SEND_FLAG_EAGER : 0;
-    if (conn->fabric->config.is_rendezvous) flags = UCP_AM_SEND_FLAG_RNDV;
+    if (conn->fabric->config.way == KVT_WAY_EAGER) flags = UCP_AM_SEND_FLAG_EAGER;
+    if (conn->fabric->config.way == KVT_WAY_RENDEZVOUS) flags = UCP_AM_SEND_FLAG_RNDV;
     op_begin(op, KVT_AM_DATA, scratch->n_bytes, data, n_bytes, flags);
 }
 
@@ -190,23 +200,62 @@ static kvt_sum sum_take(kvt_conn *conn, uint64_t lease) {
 
 /* ---- the queue of a peer ---- */
 
-static void push_next_block(kvt_conn *conn, kvt_command *push) {
+/* The next block of the push and its bytes, counted and hashed for COMMIT. */
+static const uint8_t *push_take_block(kvt_conn *conn, kvt_command *push, wire_push *out, size_t *n_bytes) {
     const kv_layout *layout = &conn->fabric->config.layout;
     uint32_t i = push->next_block++;
     uint32_t n_rows = i + 1 == push->n_blocks ? push->n_rows_last : KV_BLOCK_TOKENS;
-    size_t n_bytes = n_rows * kv_token_bytes(layout);
+    *n_bytes = n_rows * kv_token_bytes(layout);
     const uint8_t *bytes =
         (const uint8_t *)conn->fabric->config.kv_base + kv_offset_bytes(layout, push->layer, push->blocks[i], 0);
-    uint32_t block = push->first_block + i;
-    sum_add(conn, push->lease, kvt_push_hash(push->layer, block, bytes, n_bytes));
-    wire_message header = {
-        .type = WIRE_PUSH,
-        .push = {.lease = push->lease, .layer = push->layer, .block = block, .n_rows = n_rows},
-    };
+    *out = (wire_push){.lease = push->lease, .layer = push->layer, .block = push->first_block + i, .n_rows = n_rows};
+    sum_add(conn, push->lease, kvt_push_hash(out->layer, out->block, bytes, *n_bytes));
+    return bytes;
+}
+
+static void push_send(kvt_conn *conn, kvt_command *push) {
+    wire_message header = {.type = WIRE_PUSH};
+    size_t n_bytes;
+    const uint8_t *bytes = push_take_block(conn, push, &header.push, &n_bytes);
     kvt_send_op *op = op_new(conn);
     op->push = push;
     push->n_in_flight++;
     bulk_send(conn, op, &header, bytes, n_bytes);
+}
+
+/* As push_send(), for several blocks: the bytes stay where they are until kvt_send_pulled(). */
+static void push_announce(kvt_conn *conn, kvt_command *push) {
+    uint64_t addresses[KVT_PULL_BLOCKS], n_all_bytes = 0;
+    wire_message message = {
+        .type = WIRE_PULL,
+        .pull = {.lease = push->lease, .layer = push->layer, .first_block = push->first_block + push->next_block},
+    };
+    while (message.pull.n_addresses < KVT_PULL_BLOCKS && push->next_block < push->n_blocks) {
+        wire_push block;
+        size_t n_bytes;
+        addresses[message.pull.n_addresses++] = (uintptr_t)push_take_block(conn, push, &block, &n_bytes);
+        message.pull.n_rows = block.n_rows;
+        n_all_bytes += n_bytes;
+    }
+    message.pull.addresses = addresses;
+    uint32_t last = (conn->first_announced + conn->n_announced++) % KVT_PULL_WINDOW;
+    conn->announced[last] = (kvt_announced){push, n_all_bytes};
+    push->n_in_flight++;
+    flight_begin(conn, true);
+    kvt_send_frame(conn, &message);
+}
+
+static void announced_end(kvt_conn *conn, bt_status status) {
+    kvt_announced first = conn->announced[conn->first_announced];
+    conn->first_announced = (conn->first_announced + 1) % KVT_PULL_WINDOW;
+    conn->n_announced--;
+    flight_end(conn, true, first.push, first.n_bytes, status);
+}
+
+bool kvt_send_pulled(kvt_conn *conn, uint32_t n) {
+    if (n > conn->n_announced) return false;
+    for (; n > 0; n--) announced_end(conn, BT_OK);
+    return true;
 }
 
 /* Takes the COMMIT: it says what was pushed before it. The tokens are copied once more, once per request. */
@@ -254,7 +303,10 @@ static void jobs_drop(kvt_conn *conn, uint64_t lease, bt_status status) {
     }
 }
 
-void kvt_send_drop(kvt_conn *conn, bt_status status) { jobs_drop(conn, 0, status); }
+void kvt_send_drop(kvt_conn *conn, bt_status status) {
+    jobs_drop(conn, 0, status);
+    while (conn->n_announced > 0) announced_end(conn, status);
+}
 
 void kvt_send_command(kvt_conn *conn, kvt_command *command) {
     if (command->kind == KVT_CMD_SEND && command->type != WIRE_COMMIT) {
@@ -273,15 +325,20 @@ void kvt_send_command(kvt_conn *conn, kvt_command *command) {
 
 static bool conn_pump(kvt_conn *conn) {
     bool has_sent = false;
-    while (conn->jobs != NULL && conn->n_pushing < KVT_WINDOW && !conn->is_lost) {
+    uint32_t window = conn->is_pulled ? KVT_PULL_WINDOW : KVT_WINDOW;
+    while (conn->jobs != NULL && conn->n_pushing < window && !conn->is_lost) {
         kvt_command *job = BT_QUEUE_ENTRY(conn->jobs, kvt_command, node);
         has_sent = true;
         if (job->kind == KVT_CMD_SEND) {
             commit_send(conn, job_pop(conn));
             continue;
         }
-        if (job->next_block + 1 == job->n_blocks) job_pop(conn); /* first: its last part may complete at once */
-        push_next_block(conn, job);
+        uint32_t n = conn->is_pulled ? KVT_PULL_BLOCKS : 1;
+        if (job->next_block + n >= job->n_blocks) job_pop(conn); /* first: its last part may complete at once */
+        if (conn->is_pulled)
+            push_announce(conn, job);
+        else
+            push_send(conn, job);
     }
     return has_sent;
 }

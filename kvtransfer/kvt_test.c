@@ -1,5 +1,5 @@
-/* Two processes: this one and children that it starts from its own binary, over shared memory and over TCP, eager and
- * by rendezvous. The side that receives is "decode", the side that pushes is "prefill". Every test is a sentence. */
+/* Two processes: this one and children that it starts from its own binary, over shared memory and over TCP, in every
+ * kvt_way. The side that receives is "decode", the side that pushes is "prefill". Every test is a sentence. */
 #include <netinet/in.h>
 #include <signal.h>
 #include <string.h>
@@ -15,7 +15,7 @@
 enum { N_LAYERS = 5, N_BLOCKS = 96, WIDTH = 120, N_TOKENS = 10 * KV_BLOCK_TOKENS + 37, WAIT_MS = 10000 };
 static const kv_layout test_layout = {KV_BFLOAT16, N_LAYERS, N_BLOCKS, WIDTH};
 static const char *self_path, *transports;
-static bool is_rendezvous;
+static kvt_way way;
 
 typedef struct {
     kvt_fabric *fabric;
@@ -32,7 +32,7 @@ static void side_open(side *side, bool is_listening, kvt_config config) {
     config.kv_base = side->pool;
     config.queue = side->queue;
     config.transports = transports;
-    config.is_rendezvous = is_rendezvous;
+    config.way = way;
     if (is_listening) config.host = "127.0.0.1";
     if (config.layout.n_layers == 0) config.layout = test_layout;
     if (config.name == NULL) config.name = is_listening ? "decode-0" : "prefill-0";
@@ -182,6 +182,41 @@ static void raw_frame(side *side, kvt_peer peer, const void *bytes, size_t n_byt
     bt_queue_push(side->fabric->commands, &command->node);
 }
 
+static void raw_message(side *side, kvt_peer peer, const wire_message *message) {
+    bt_buf frame = {0};
+    wire_encode(message, &frame);
+    raw_frame(side, peer, frame.bytes, frame.n_bytes);
+    bt_buf_fini(&frame);
+}
+
+/* PULLs of what cannot be read, of too much, out of turn. */
+static void child_hostile_pull(side *side, kvt_peer peer, const char *what) {
+    kvt_event_free(side_expect(side, KVT_UP, 0));
+    uint64_t lease = child_reserve(side, peer), addresses[] = {(uintptr_t)side->pool, 4096, UINT64_MAX - 4096};
+    wire_message pull = {.type = WIRE_PULL, .pull = {.lease = lease, .n_rows = 64, .addresses = addresses}};
+    if (strcmp(what, "pull-unmapped") == 0) pull.pull.n_addresses = 2; /* the first is good */
+    if (strcmp(what, "pull-wrapping") == 0) pull.pull.addresses = &addresses[2], pull.pull.n_addresses = 1;
+    if (strcmp(what, "pull-unoffered") == 0) pull.pull.n_addresses = 1; /* this side's way is eager */
+    if (strcmp(what, "pulled-unasked") == 0) pull = (wire_message){.type = WIRE_PULLED, .pulled = {.n = 1}};
+    if (strcmp(what, "offer-twice") == 0)
+        pull = (wire_message){.type = WIRE_PULL_OFFER, .pull_offer = {.pid = (uint32_t)getpid()}};
+    raw_message(side, peer, &pull);
+    kvt_event_free(side_expect(side, KVT_DOWN, 0));
+}
+
+/* An offer whose token is not there: the answer never comes, and pushes land as ever. */
+static void child_unreadable(side *side, kvt_peer peer) {
+    kvt_event_free(side_expect(side, KVT_UP, 0));
+    wire_message offer = {.type = WIRE_PULL_OFFER, .pull_offer = {.pid = (uint32_t)getpid(), .address = 4096}};
+    raw_message(side, peer, &offer);
+    offer.pull_offer = (wire_pull_offer){(uint32_t)getpid(), (uintptr_t)side->pool, 1}; /* another value lies there */
+    raw_message(side, peer, &offer);
+    uint64_t lease = child_reserve(side, peer);
+    push_layer(side, peer, lease, 0, 0, N_TOKENS);
+    child_commit(side, peer, lease);
+    kvt_event_free(side_expect(side, KVT_MESSAGE, WIRE_COMMITTED));
+}
+
 /* Pushes that do not fit their lease, then whatever `frame` says. */
 static void child_hostile(side *side, kvt_peer peer, const char *what) {
     kvt_event_free(side_expect(side, KVT_UP, 0));
@@ -206,7 +241,7 @@ static void child_hostile(side *side, kvt_peer peer, const char *what) {
 static int child_main(char **argv) {
     const char *role = argv[2], *port = argv[3];
     transports = argv[4];
-    is_rendezvous = strcmp(argv[5], "rendezvous") == 0;
+    way = (kvt_way)atoi(argv[5]);
     side side = {0};
     kvt_config config = {0};
     if (strcmp(role, "other-model") == 0) config.model_hash = 5;
@@ -214,6 +249,7 @@ static int child_main(char **argv) {
     if (strcmp(role, "other-layers") == 0) config.layout = (kv_layout){KV_BFLOAT16, N_LAYERS - 1, N_BLOCKS, WIDTH};
     if (strcmp(role, "other-dtype") == 0) config.layout = (kv_layout){KV_FLOAT32, N_LAYERS, N_BLOCKS / 2, WIDTH};
     if (strcmp(role, "other-width") == 0) config.layout = (kv_layout){KV_BFLOAT16, N_LAYERS, N_BLOCKS, WIDTH / 2};
+    if (strcmp(role, "unreadable") == 0 || strcmp(role, "pull-unoffered") == 0) way = KVT_WAY_EAGER;
     kvt_peer peer = child_connect(&side, port, config);
     if (strcmp(role, "push") == 0) {
         child_push(&side, peer);
@@ -228,6 +264,10 @@ static int child_main(char **argv) {
                 CHECK(strstr(down->text, words[i]) != NULL, "%s: %s", role, down->text);
         }
         kvt_event_free(down);
+    } else if (strcmp(role, "unreadable") == 0) {
+        child_unreadable(&side, peer);
+    } else if (strncmp(role, "pull", 4) == 0 || strncmp(role, "offer", 5) == 0) {
+        child_hostile_pull(&side, peer, role);
     } else {
         child_hostile(&side, peer, role);
     }
@@ -240,7 +280,9 @@ static pid_t child_start(const side *side, const char *role) {
     snprintf(port, sizeof(port), "%u", kvt_fabric_port(side->fabric));
     pid_t child = fork();
     if (child == 0) {
-        execl(self_path, self_path, "--child", role, port, transports, is_rendezvous ? "rendezvous" : "eager", NULL);
+        char number[16];
+        snprintf(number, sizeof(number), "%d", (int)way);
+        execl(self_path, self_path, "--child", role, port, transports, number, NULL);
         _exit(127);
     }
     return child;
@@ -278,6 +320,10 @@ static void landed_bytes_are_the_pushed_bytes(void) {
     CHECK(event->lease == 99 && event->landed.n_pushes == N_LAYERS * n_prompt_blocks(), "all landed");
     CHECK(event->landed.checksum == checksum, "checksums differ");
     CHECK(event->landed.n_bytes == (uint64_t)N_LAYERS * N_TOKENS * kv_token_bytes(&test_layout), "bytes landed");
+    kvt_stats stats;
+    kvt_fabric_stats(side.fabric, &stats);
+    CHECK(stats.bytes_pulled == (way == KVT_WAY_PULL ? event->landed.n_bytes : 0), "%llu bytes pulled",
+          (unsigned long long)stats.bytes_pulled);
     kvt_event_free(event);
     for (uint32_t layer = 0; layer < N_LAYERS; layer++) {
         for (uint32_t i = 0; i < n_prompt_blocks(); i++) {
@@ -378,9 +424,10 @@ static pid_t decode_child_start(uint32_t *port) {
     if (pipe(ports) != 0) exit(1);
     pid_t child = fork();
     if (child == 0) {
-        char fd[16];
+        char fd[16], number[16];
         snprintf(fd, sizeof(fd), "%d", ports[1]);
-        execl(self_path, self_path, "--decode", fd, transports, is_rendezvous ? "rendezvous" : "eager", NULL);
+        snprintf(number, sizeof(number), "%d", (int)way);
+        execl(self_path, self_path, "--decode", fd, transports, number, NULL);
         _exit(127);
     }
     if (read(ports[0], port, sizeof(*port)) != sizeof(*port)) exit(1);
@@ -449,7 +496,7 @@ static void a_stopped_decode_is_given_up(void) {
 
 static int decode_child_main(char **argv) {
     transports = argv[3];
-    is_rendezvous = strcmp(argv[4], "rendezvous") == 0;
+    way = (kvt_way)atoi(argv[4]);
     side side;
     side_open(&side, true, (kvt_config){0});
     uint32_t port = kvt_fabric_port(side.fabric);
@@ -507,6 +554,53 @@ static void hostile_frames_close_their_peer_only(void) {
     side_close(&side);
 }
 
+static void hostile_pulls_close_their_peer_only(void) {
+    static const char *const roles[] = {"pull-unmapped", "pull-wrapping", "pull-unoffered", "pulled-unasked",
+                                        "offer-twice"};
+    side side;
+    side_open(&side, true, (kvt_config){0});
+    for (uint32_t i = 0; i < sizeof(roles) / sizeof(roles[0]); i++) {
+        pid_t child = child_start(&side, roles[i]);
+        kvt_event *event = side_expect(&side, KVT_MESSAGE, WIRE_RESERVE);
+        lease_open(&side, event->peer, i + 1, N_TOKENS);
+        kvt_event_free(event);
+        event = side_expect(&side, KVT_DOWN, 0);
+        CHECK(event->status == BT_BAD_REQUEST, "%s: %s", roles[i], event->text);
+        kvt_event_free(event);
+        kvt_lease_close(side.fabric, i + 1, 1);
+        event = side_expect(&side, KVT_LEASE_CLOSED, 0);
+        bool has_good = strcmp(roles[i], "pull-unmapped") == 0;
+        CHECK(event->landed.n_pushes == has_good, "%s: %u landed", roles[i], event->landed.n_pushes);
+        kvt_event_free(event);
+        child_wait(child, roles[i]);
+    }
+    side_close(&side);
+}
+
+static void who_cannot_be_read_pushes(void) {
+    side side;
+    side_open(&side, true, (kvt_config){0});
+    pid_t child = child_start(&side, "unreadable");
+    kvt_event *event = side_expect(&side, KVT_MESSAGE, WIRE_RESERVE);
+    kvt_peer peer = event->peer;
+    kvt_event_free(event);
+    lease_open(&side, peer, 1, N_TOKENS);
+    event = side_expect(&side, KVT_MESSAGE, WIRE_COMMIT);
+    uint64_t checksum = event->message.commit.checksum;
+    kvt_lease_close(side.fabric, 1, event->message.commit.n_pushes);
+    kvt_event_free(event);
+    event = side_expect(&side, KVT_LEASE_CLOSED, 0);
+    CHECK(event->landed.n_pushes == n_prompt_blocks() && event->landed.checksum == checksum, "all landed");
+    kvt_event_free(event);
+    kvt_stats stats;
+    kvt_fabric_stats(side.fabric, &stats);
+    CHECK(stats.bytes_pulled == 0, "nothing was pulled");
+    wire_message committed = {.type = WIRE_COMMITTED, .committed = {.lease = 1}};
+    kvt_send(side.fabric, peer, &committed);
+    child_wait(child, "unreadable");
+    side_close(&side);
+}
+
 static void strangers_are_refused_by_name(void) {
     static const char *const roles[] = {"other-model", "other-cluster", "other-layers", "other-dtype", "other-width"};
     side side;
@@ -549,10 +643,16 @@ int main(int argc, char **argv) {
     bt_log_set_level(BT_LOG_ERROR);
     if (argc == 6 && strcmp(argv[1], "--child") == 0) return child_main(argv);
     if (argc == 5 && strcmp(argv[1], "--decode") == 0) return decode_child_main(argv);
-    static const char *const all_transports[] = {"posix,tcp,self", "tcp,self"};
-    for (int i = 0; i < 4; i++) {
-        transports = all_transports[i / 2];
-        is_rendezvous = i % 2;
+    static const struct {
+        const char *transports;
+        kvt_way way;
+    } ways[] = {
+        {"posix,tcp,self", KVT_WAY_PULL}, {"posix,tcp,self", KVT_WAY_EAGER}, {"posix,tcp,self", KVT_WAY_RENDEZVOUS},
+        {"tcp,self", KVT_WAY_EAGER},      {"tcp,self", KVT_WAY_RENDEZVOUS},
+    };
+    for (size_t i = 0; i < sizeof(ways) / sizeof(ways[0]); i++) {
+        transports = ways[i].transports;
+        way = ways[i].way;
         landed_bytes_are_the_pushed_bytes();
         nothing_lands_after_a_lease_is_closed();
         a_killed_prefill_is_noticed_and_lands_nothing_more();
@@ -560,7 +660,11 @@ int main(int argc, char **argv) {
         a_stopped_decode_is_given_up();
         hostile_pushes_fail_their_lease_only();
     }
-    is_rendezvous = false;
+    transports = "posix,tcp,self";
+    way = KVT_WAY_PULL;
+    hostile_pulls_close_their_peer_only();
+    who_cannot_be_read_pushes();
+    way = KVT_WAY_BEST;
     hostile_frames_close_their_peer_only();
     strangers_are_refused_by_name();
     bad_addresses_end_in_down();

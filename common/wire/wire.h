@@ -32,6 +32,7 @@ enum {
     WIRE_MAX_TOKENS = 1 << 20,
     WIRE_MAX_PREFIX = WIRE_MAX_TOKENS / 64, /* blocks of a prompt */
     WIRE_MAX_BLOCK_NAMES = 4096,            /* of one BLOCKS message, each way */
+    WIRE_MAX_PULL = 64,
     WIRE_MAX_STOP_IDS = 64,
     WIRE_MAX_CANDIDATES = 8,
     WIRE_MAX_STEP_TOKENS = 4096,
