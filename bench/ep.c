@@ -70,7 +70,8 @@ static bt_status join_group(const ep_config *c, uint32_t rank, int parent, const
                                    .limits = *limits,
                                    .form_timeout_ms = 60000,
                                    .step_timeout_ms = 60000};
-    return ep_group_open(*net, &group, out, err);
+    status = ep_group_open(*net, &group, out, err);
+    return status == BT_OK ? ep_group_await(*out, err) : status;
 }
 
 /* Decodes once for each byte that comes, and answers with one. */

@@ -95,6 +95,7 @@ static int rank_run(const bench_config *config, uint32_t rank, int port_fd) {
     ep_group_config group = {.epoch = 1, .rank = rank, .n_ranks = 2, .addresses = addresses};
     group.limits = (ep_limits){config->rows, config->rows, config->elements * 2, config->elements, 1, 1};
     if (status == BT_OK) status = ep_group_open(net, &group, &exchange, &err);
+    if (status == BT_OK) status = ep_group_await(exchange, &err);
     if (status == BT_OK && measure(config, exchange) != BT_OK) status = bt_fail(&err, BT_PEER_LOST, "a rank is lost");
     if (status != BT_OK) bt_log_error("bench", "no exchange", &err);
     ep_exchange_close(exchange);

@@ -289,6 +289,7 @@ static void exchange_close(ep_exchange *exchange) {
     wait_while(group, is_there, 2 * EP_ABANDON_MS);
     ep_net_call(net, false);
     net->group = NULL;
+    free(group->addresses);
     free(group);
 }
 
@@ -350,17 +351,17 @@ static void take_waiting(ep_group *group) {
 }
 
 /* Those that we connect to and are not connecting to. */
-static void dial_missing(ep_group *group, const char *const *addresses, int64_t *retry_ns) {
+static void dial_missing(ep_group *group) {
     bool is_there[EP_MAX_RANKS] = {false};
+    int64_t now_ns = bt_now_ns();
+    if (now_ns < group->dial_ns) return;
+    group->dial_ns = now_ns + (int64_t)EP_FORM_LOOK_MS * BT_NS_PER_MS;
     for (ep_conn *conn = group->net->conns; conn != NULL; conn = conn->next) {
         bool is_alive = conn->state == EP_DIALING || conn->state == EP_IS_UP;
         if (conn->epoch == group->exchange.epoch && is_alive) is_there[conn->rank] = true;
     }
-    int64_t now_ns = bt_now_ns();
-    if (now_ns < *retry_ns) return;
-    *retry_ns = now_ns + (int64_t)EP_RETRY_MS * BT_NS_PER_MS;
     for (uint32_t rank = 0; rank < group->exchange.rank && !group->has_failed; rank++) {
-        if (!is_there[rank]) ep_conn_dial(group, addresses[rank], rank);
+        if (!is_there[rank]) ep_conn_dial(group, group->addresses[rank], rank);
     }
 }
 
@@ -370,22 +371,31 @@ static uint32_t n_missing(const ep_group *group) {
     return n;
 }
 
-static bt_status form(ep_group *group, const ep_group_config *config, bt_error *err) {
-    uint32_t timeout_ms = config->form_timeout_ms != 0 ? config->form_timeout_ms : DEFAULT_FORM_MS;
-    int64_t deadline_ns = bt_now_ns() + (int64_t)timeout_ms * BT_NS_PER_MS, retry_ns = 0;
-    while (!group->has_failed && n_missing(group) > 0) {
-        int64_t now_ns = bt_now_ns();
-        if (now_ns >= deadline_ns)
-            return bt_fail(err, BT_TIMEOUT, "%u of %u ranks did not come within %u ms", n_missing(group),
-                           config->n_ranks, timeout_ms);
+bt_status ep_group_form(ep_exchange *exchange, bt_error *err) {
+    ep_group *group = group_of(exchange);
+    do {
         ep_net_progress(group->net);
-        take_waiting(group);
-        if (!group->has_failed) dial_missing(group, config->addresses, &retry_ns);
-        int64_t wake_ns = now_ns + (int64_t)EP_RETRY_MS * BT_NS_PER_MS;
-        if (!group->has_failed && n_missing(group) > 0)
-            ep_net_wait(group->net, wake_ns < deadline_ns ? wake_ns : deadline_ns);
-    }
-    return group->has_failed ? bt_fail(err, group->why.status, "%s", group->why.text) : BT_OK;
+        if (!group->has_failed) take_waiting(group);
+        if (!group->has_failed) dial_missing(group);
+        if (group->has_failed) return bt_fail(err, group->why.status, "%s", group->why.text);
+        if (n_missing(group) == 0) {
+            ep_net_call(group->net, true); /* somebody may have begun already */
+            bt_log(BT_LOG_INFO, "ep", "group formed", "rank=%u ranks=%u epoch=%llu", exchange->rank, exchange->n_ranks,
+                   (unsigned long long)exchange->epoch);
+            return BT_OK;
+        }
+    } while (!ep_net_arm(group->net)); /* something came meanwhile */
+    if (bt_now_ns() < group->form_deadline_ns) return BT_AGAIN;
+    ep_group_fail(group, "%u of %u ranks did not come within %u ms", n_missing(group), exchange->n_ranks,
+                  group->form_timeout_ms);
+    return bt_fail(err, BT_TIMEOUT, "%s", group->why.text);
+}
+
+bt_status ep_group_await(ep_exchange *exchange, bt_error *err) {
+    bt_status status;
+    while ((status = ep_group_form(exchange, err)) == BT_AGAIN)
+        ep_net_wait(group_of(exchange)->net, bt_now_ns() + (int64_t)EP_FORM_LOOK_MS * BT_NS_PER_MS);
+    return status;
 }
 
 static bt_status check_config(const ep_net *net, const ep_group_config *config, bt_error *err) {
@@ -409,6 +419,11 @@ bt_status ep_group_open(ep_net *net, const ep_group_config *config, ep_exchange 
     if (status != BT_OK) return status;
     ep_group *group = bt_calloc(1, sizeof(*group));
     uint32_t step_ms = config->step_timeout_ms != 0 ? config->step_timeout_ms : DEFAULT_STEP_MS;
+    group->form_timeout_ms = config->form_timeout_ms != 0 ? config->form_timeout_ms : DEFAULT_FORM_MS;
+    group->form_deadline_ns = bt_now_ns() + (int64_t)group->form_timeout_ms * BT_NS_PER_MS;
+    group->addresses = bt_calloc(config->rank, sizeof(*group->addresses));
+    for (uint32_t i = 0; i < config->rank; i++)
+        snprintf(group->addresses[i], sizeof(group->addresses[i]), "%s", config->addresses[i]);
     group->exchange = (ep_exchange){
         .rank = config->rank,
         .n_ranks = config->n_ranks,
@@ -428,14 +443,6 @@ bt_status ep_group_open(ep_net *net, const ep_group_config *config, ep_exchange 
     group->step_timeout_ns = (int64_t)step_ms * BT_NS_PER_MS;
     net->group = group;
     net->last_epoch = config->epoch;
-    status = form(group, config, err);
-    if (status != BT_OK) {
-        exchange_close(&group->exchange);
-        return status;
-    }
-    ep_net_call(net, true); /* somebody may have begun already */
-    bt_log(BT_LOG_INFO, "ep", "group formed", "rank=%u ranks=%u epoch=%llu", config->rank, config->n_ranks,
-           (unsigned long long)config->epoch);
     *out = &group->exchange;
     return BT_OK;
 }

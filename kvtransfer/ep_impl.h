@@ -14,7 +14,6 @@ enum {
     EP_CAP_FRAME_BYTES = 1024, /* of EP_HELLO, EP_WELCOME, EP_LEAVE */
     EP_CAP_CONNS = 4 * EP_MAX_RANKS,
     EP_GREET_MS = 5000, /* for a stranger to say EP_HELLO */
-    EP_RETRY_MS = 20,   /* between attempts to reach a rank that does not listen yet */
     EP_LINGER_MS = 1000,
     EP_ABANDON_MS = 500, /* for UCX to complete what it has of a connection that is closed */
 };
@@ -90,8 +89,11 @@ struct ep_group {
     ep_net *net;
     ep_limits limits;
     int64_t step_timeout_ns;
-    bool has_failed; /* or is being closed: nothing that happens matters any more */
-    bool has_told;   /* EP_LEAVE is on its way */
+    char (*addresses)[EP_MAX_ADDRESS]; /* [rank] of lower ranks */
+    uint32_t form_timeout_ms;
+    int64_t form_deadline_ns, dial_ns; /* dial_ns: not before, for a rank that does not listen yet */
+    bool has_failed;                   /* or is being closed: nothing that happens matters any more */
+    bool has_told;                     /* EP_LEAVE is on its way */
     bt_error why;
     uint64_t step;
     ep_conn *peers[EP_MAX_RANKS]; /* NULL: itself, or not there */

@@ -71,6 +71,14 @@ void ep_net_call(ep_net *net, bool is_called) {
         eventfd_read(net->called_fd, &value); /* EAGAIN: it was not set */
 }
 
+int ep_net_wait_fd(const ep_net *net) { return net->wait_fd; }
+
+void ep_net_look(ep_net *net) {
+    do {
+        ep_net_progress(net);
+    } while (!ep_net_arm(net)); /* something came meanwhile */
+}
+
 uint32_t ep_net_port(const ep_net *net) { return net->ucx.listen_port; }
 
 static bt_status wait_fd_open(ep_net *net, bt_error *err) {

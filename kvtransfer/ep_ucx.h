@@ -37,18 +37,31 @@ void ep_net_close(ep_net *net);
 
 uint32_t ep_net_port(const ep_net *net);
 
+/* What wakes a sleeper while there is no group: one calls ep_net_look(), then sleeps on the descriptor with poll(). It
+ * is the same as the exchange's, which looks by itself (is_called). Owned by the net. */
+int ep_net_wait_fd(const ep_net *net);
+void ep_net_look(ep_net *net);
+
 typedef struct {
     uint64_t epoch; /* above all that this process has used */
     uint32_t rank, n_ranks;
-    const char *const *addresses; /* [n_ranks] "host:port"; of lower ranks than this one, others are not read */
+    const char *const *addresses; /* [n_ranks] "host:port"; of lower ranks than this one, others are not read. Copied */
     ep_limits limits;
     uint32_t form_timeout_ms; /* until all ranks are connected; 0: 5000 */
     uint32_t step_timeout_ms; /* for one message of a peer; 0: 10000 */
 } ep_group_config;
 
-/* Connects to the other ranks, who call this too, in any order; tries again until they are there. At most one group at
- * a time. BT_BAD_REQUEST: not a group, or a rank refused us; BT_TIMEOUT: not all came; BT_PEER_LOST: one came and went.
- * Afterwards nothing is left of a group that failed to form. */
+/* Begins to form a group: connects to the other ranks, who call this too, in any order. Returns at once. At most one
+ * group at a time, until it is closed. BT_BAD_REQUEST: not a group. */
 bt_status ep_group_open(ep_net *net, const ep_group_config *config, ep_exchange **out, bt_error *err);
+
+/* Goes on with it; nothing but close may be called before it has said BT_OK. BT_AGAIN: not all are there; call again
+ * when the exchange's wait_fd() is readable, and every EP_FORM_LOOK_MS. BT_BAD_REQUEST: a rank refused us; BT_TIMEOUT:
+ * not all came; BT_PEER_LOST: one came and went. */
+enum { EP_FORM_LOOK_MS = 20 };
+bt_status ep_group_form(ep_exchange *exchange, bt_error *err);
+
+/* The same for a caller that has nothing else to do: never BT_AGAIN. */
+bt_status ep_group_await(ep_exchange *exchange, bt_error *err);
 
 #endif

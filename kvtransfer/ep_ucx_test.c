@@ -131,7 +131,13 @@ static bt_status group_open(rank_state *rank, uint64_t epoch, uint32_t n_ranks, 
     for (uint32_t i = 0; i < MAX_RANKS; i++) addresses[i] = rank->addresses[i];
     ep_group_config config = {epoch, rank->rank, n_ranks, addresses, limits, timeout_ms, timeout_ms};
     rank->n_ranks = n_ranks;
-    return ep_group_open(rank->net, &config, &rank->exchange, err);
+    bt_status status = ep_group_open(rank->net, &config, &rank->exchange, err);
+    if (status != BT_OK) return status;
+    status = ep_group_await(rank->exchange, err);
+    if (status == BT_OK) return BT_OK;
+    ep_exchange_close(rank->exchange);
+    rank->exchange = NULL;
+    return status;
 }
 
 static void steps_run(rank_state *rank) {

@@ -8,13 +8,13 @@
 /* clang-format off */
 #define REDIS_KEYS(REDIS_KEY)                                                                                          \
     REDIS_KEY(WORKER, "baton:1:worker:%s", "string", "`--lease-ms`, renewed at a third",                               \
-        "its worker writes, gateways read",                                                                            \
+        "its worker writes; gateways and ranks of its group read",                                                     \
         "A worker's announcement, as JSON. The key is the lease: when it expires, the worker is gone. Written only "   \
         "by the incarnation that holds it, or by a newer process that takes the name over.")                           \
-    REDIS_KEY(WORKERS, "baton:1:workers", "set", "none; gateways remove names that have no lease",                     \
-        "workers add, gateways read and tidy",                                                                         \
+    REDIS_KEY(WORKERS, "baton:1:workers", "set", "none; readers remove names that have no lease",                      \
+        "workers add; gateways and ranks read and tidy",                                                               \
         "The names of all workers: which worker keys to read.")                                                        \
-    REDIS_KEY(EVENTS, "baton:1:events", "channel", "-", "workers publish, gateways subscribe",                         \
+    REDIS_KEY(EVENTS, "baton:1:events", "channel", "-", "workers publish; gateways and ranks subscribe",               \
         "`changed NAME` after an announcement is new or has another content, `left NAME INCARNATION` after a worker "  \
         "deregistered. Only a hint to read the keys now: a lost message costs the time until the next list.")
 /* clang-format on */

@@ -9,6 +9,10 @@
 
 enum { CAP_JSON_BYTES = 4096 };
 
+static const char *const rank_states[] = {
+    [REG_RANK_WAITING] = "waiting", [REG_RANK_FORMING] = "forming", [REG_RANK_FORMED] = "formed"};
+enum { N_RANK_STATES = sizeof(rank_states) / sizeof(rank_states[0]) };
+
 static const char *role_name(wire_role role) { return role == WIRE_ROLE_PREFILL ? "prefill" : "decode"; }
 
 static bt_status address_check(const char *field, const char *address, bool may_be_empty, bt_error *err) {
@@ -25,6 +29,16 @@ bool reg_name_is_valid(const char *name, size_t n_bytes) {
     for (size_t i = 0; i < n_bytes; i++)
         if (name[i] == 0 || strchr(allowed, name[i]) == NULL) return false;
     return true;
+}
+
+static bt_status rank_check(const reg_rank *ep, bt_error *err) {
+    if (ep->size == 0) return BT_OK;
+    if (!reg_name_is_valid(ep->group, strnlen(ep->group, REG_CAP_NAME)))
+        return bt_fail(err, BT_BAD_REQUEST, "a group's name is 1 to %d of A-Z a-z 0-9 . _ -", REG_CAP_NAME - 1);
+    if (ep->size > REG_CAP_RANKS || ep->rank >= ep->size)
+        return bt_fail(err, BT_BAD_REQUEST, "rank %u of %u: at most %d ranks, numbered from 0", ep->rank, ep->size,
+                       REG_CAP_RANKS);
+    return address_check("ep.address", ep->address, false, err);
 }
 
 bt_status reg_worker_check(const reg_worker *worker, bt_error *err) {
@@ -45,14 +59,33 @@ bt_status reg_worker_check(const reg_worker *worker, bt_error *err) {
             return bt_fail(err, BT_BAD_REQUEST, "served_model has a control character");
     if (worker->max_model_len == 0) return bt_fail(err, BT_BAD_REQUEST, "max_model_len is 0");
     if (worker->capacity == 0) return bt_fail(err, BT_BAD_REQUEST, "capacity is 0");
-    return BT_OK;
+    return rank_check(&worker->ep, err);
+}
+
+static bool rank_equal(const reg_rank *a, const reg_rank *b) {
+    return a->size == b->size && a->rank == b->rank && a->epoch == b->epoch && a->state == b->state &&
+           strcmp(a->group, b->group) == 0 && strcmp(a->address, b->address) == 0;
 }
 
 bool reg_worker_equal(const reg_worker *a, const reg_worker *b) {
     return strcmp(a->name, b->name) == 0 && a->role == b->role && a->incarnation == b->incarnation &&
            strcmp(a->control_address, b->control_address) == 0 && strcmp(a->kv_address, b->kv_address) == 0 &&
            a->model_hash == b->model_hash && strcmp(a->served_model, b->served_model) == 0 &&
-           a->max_model_len == b->max_model_len && a->capacity == b->capacity && a->is_draining == b->is_draining;
+           a->max_model_len == b->max_model_len && a->capacity == b->capacity && a->is_draining == b->is_draining &&
+           rank_equal(&a->ep, &b->ep);
+}
+
+static void rank_write(const reg_rank *ep, cJSON *root) {
+    char hex[17];
+    if (ep->size == 0) return;
+    cJSON *item = cJSON_AddObjectToObject(root, "ep");
+    cJSON_AddStringToObject(item, "group", ep->group);
+    cJSON_AddNumberToObject(item, "rank", ep->rank);
+    cJSON_AddNumberToObject(item, "size", ep->size);
+    cJSON_AddStringToObject(item, "address", ep->address);
+    snprintf(hex, sizeof(hex), "%llx", (unsigned long long)ep->epoch);
+    cJSON_AddStringToObject(item, "epoch", hex);
+    cJSON_AddStringToObject(item, "state", rank_states[ep->state]);
 }
 
 void reg_worker_write(const reg_worker *worker, bt_buf *out) {
@@ -70,6 +103,7 @@ void reg_worker_write(const reg_worker *worker, bt_buf *out) {
     cJSON_AddNumberToObject(root, "max_model_len", worker->max_model_len);
     cJSON_AddNumberToObject(root, "capacity", worker->capacity);
     cJSON_AddBoolToObject(root, "is_draining", worker->is_draining);
+    rank_write(&worker->ep, root);
     char *text = cJSON_PrintUnformatted(root);
     BT_ASSERT(text != NULL); /* out of memory */
     bt_buf_puts(out, text);
@@ -106,6 +140,27 @@ static bt_status get_u32(const cJSON *root, const char *field, uint32_t *out, bt
     return BT_OK;
 }
 
+static bt_status get_rank(const cJSON *root, reg_rank *out, bt_error *err) {
+    const cJSON *item = cJSON_GetObjectItemCaseSensitive(root, "ep");
+    char state[16] = {0};
+    if (item == NULL) return BT_OK;
+    if (!cJSON_IsObject(item)) return bt_fail(err, BT_BAD_REQUEST, "ep is not an object");
+    bt_status status = get_text(item, "group", out->group, sizeof(out->group), err);
+    if (status == BT_OK) status = get_u32(item, "rank", &out->rank, err);
+    if (status == BT_OK) status = get_u32(item, "size", &out->size, err);
+    if (status == BT_OK) status = get_text(item, "address", out->address, sizeof(out->address), err);
+    if (status == BT_OK) status = get_hex(item, "epoch", &out->epoch, err);
+    if (status == BT_OK) status = get_text(item, "state", state, sizeof(state), err);
+    if (status != BT_OK) return status;
+    if (out->size == 0) return bt_fail(err, BT_BAD_REQUEST, "a group of no ranks");
+    for (int i = 0; i < N_RANK_STATES; i++) {
+        if (strcmp(state, rank_states[i]) != 0) continue;
+        out->state = (reg_rank_state)i;
+        return BT_OK;
+    }
+    return bt_fail(err, BT_BAD_REQUEST, "ep.state is none that a rank can be in");
+}
+
 static bt_status worker_from_json(const cJSON *root, reg_worker *out, bt_error *err) {
     char role[16] = {0};
     bt_status status = get_text(root, "name", out->name, sizeof(out->name), err);
@@ -118,6 +173,7 @@ static bt_status worker_from_json(const cJSON *root, reg_worker *out, bt_error *
     if (status == BT_OK) status = get_text(root, "served_model", out->served_model, sizeof(out->served_model), err);
     if (status == BT_OK) status = get_u32(root, "max_model_len", &out->max_model_len, err);
     if (status == BT_OK) status = get_u32(root, "capacity", &out->capacity, err);
+    if (status == BT_OK) status = get_rank(root, &out->ep, err);
     if (status != BT_OK) return status;
     const cJSON *is_draining = cJSON_GetObjectItemCaseSensitive(root, "is_draining");
     if (!cJSON_IsBool(is_draining)) return bt_fail(err, BT_BAD_REQUEST, "is_draining is missing or not a bool");

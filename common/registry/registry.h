@@ -16,7 +16,22 @@
 #include "common/core/status.h"
 #include "common/wire/wire.h"
 
-enum { REG_CAP_NAME = 64, REG_CAP_ADDRESS = 128, REG_CAP_MODEL = 128, REG_CAP_WORKERS = 16384 };
+enum { REG_CAP_NAME = 64, REG_CAP_ADDRESS = 128, REG_CAP_MODEL = 128, REG_CAP_WORKERS = 16384, REG_CAP_RANKS = 256 };
+
+/* A rank of an expert-parallel group: how its ranks find each other and agree on an epoch (worker/wrk_group.h). */
+typedef enum {
+    REG_RANK_WAITING, /* not in a group; `epoch` is the last one that it used, 0: none */
+    REG_RANK_FORMING, /* tries to form `epoch` */
+    REG_RANK_FORMED,  /* in the group of that epoch */
+} reg_rank_state;
+
+typedef struct {
+    char group[REG_CAP_NAME];      /* as a worker's name; ranks of one role, group and size belong together */
+    uint32_t rank, size;           /* rank < size <= REG_CAP_RANKS; size 0: it works alone, nothing else counts */
+    char address[REG_CAP_ADDRESS]; /* host:port where higher ranks connect */
+    uint64_t epoch;
+    reg_rank_state state;
+} reg_rank;
 
 /* What a worker says about itself. Strings are NUL-terminated. */
 typedef struct {
@@ -30,6 +45,7 @@ typedef struct {
     uint32_t max_model_len;                /* tokens, >= 1 */
     uint32_t capacity;                     /* sequences it works on at once, >= 1 */
     bool is_draining;                      /* finishes what it has, takes nothing new */
+    reg_rank ep;
 } reg_worker;
 
 /* JSON <-> reg_worker. BT_BAD_REQUEST: not JSON, a field missing, of the wrong type or out of range. */
@@ -99,10 +115,12 @@ typedef struct reg_announcer reg_announcer;
 typedef struct {
     const char *redis; /* as above; copied */
     uint32_t lease_ms; /* the lease's life, renewed at a third; 0: 3000 */
-    /* Both may be NULL and are called on the announcer's thread: post to your queue, do nothing else. */
+    /* All may be NULL and are called on the announcer's thread: post to your queue, do nothing else. */
     void (*on_redis)(void *context, bool is_up);
     void (*on_replaced)(void *context); /* another process took the name: this one is not announced any more and
                                          * should drain. Logged already. */
+    /* Not NULL: watch the others as well, as reg_watcher_config.on_worker does; this worker is among them. */
+    void (*on_worker)(void *context, reg_change change, const reg_worker *worker);
     void *context;
 } reg_announcer_config;
 
@@ -112,7 +130,7 @@ typedef struct {
 bt_status reg_announcer_open(const reg_announcer_config *config, const reg_worker *worker, reg_announcer **out,
                              bt_error *err);
 
-/* Any thread. Says what changed (draining) to everybody at once. Name, role and incarnation must stay. */
+/* Any thread. Says what changed (draining, ep) to everybody at once. Name, role and incarnation must stay. */
 bt_status reg_announcer_update(reg_announcer *announcer, const reg_worker *worker, bt_error *err);
 
 /* Deregisters (bounded: 500 ms) and ends the thread. NULL is accepted. */

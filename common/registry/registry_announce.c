@@ -41,6 +41,7 @@ struct reg_announcer {
     pthread_t thread;
     reg_poll *poll;
     redis_conn *conn;
+    reg_watcher *watcher;                                   /* NULL: nobody asks */
     char key[REG_CAP_NAME + 32], incarnation[17], mark[40]; /* mark: "incarnation":"..." as in the json */
     char name[REG_CAP_NAME];
 
@@ -144,6 +145,7 @@ static void *announcer_run(void *arg) {
     pthread_sigmask(SIG_BLOCK, &all, NULL);
     for (;;) {
         redis_conn_tick(self->conn);
+        if (self->watcher != NULL) reg_watcher_tick(self->watcher);
         pthread_mutex_lock(&self->lock);
         bool is_changed = self->is_changed, must_stop = self->must_stop;
         pthread_mutex_unlock(&self->lock);
@@ -153,12 +155,15 @@ static void *announcer_run(void *arg) {
         reg_poll_run_once(self->poll, TICK_MS);
     }
     leave(self);
+    reg_watcher_close(self->watcher);
     redis_conn_close(self->conn);
+    self->watcher = NULL;
     self->conn = NULL;
     return NULL;
 }
 
 static void announcer_free(reg_announcer *self) {
+    reg_watcher_close(self->watcher);
     redis_conn_close(self->conn);
     reg_poll_close(self->poll);
     pthread_mutex_destroy(&self->lock);
@@ -184,6 +189,9 @@ bt_status reg_announcer_open(const reg_announcer_config *config, const reg_worke
     const redis_conn_config conn_config = {
         .address = config->redis, .on_up = on_up, .on_down = on_down, .context = self};
     status = redis_conn_open(&conn_config, &loop, &self->conn, err);
+    const reg_watcher_config watcher = {
+        .redis = config->redis, .on_worker = config->on_worker, .context = config->context};
+    if (status == BT_OK && config->on_worker != NULL) status = reg_watcher_open(&watcher, &loop, &self->watcher, err);
     if (status != BT_OK) goto fail;
     int error = pthread_create(&self->thread, NULL, announcer_run, self);
     if (error != 0) {

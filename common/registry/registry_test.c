@@ -130,6 +130,11 @@ static void test_an_announcement_survives_json_and_bad_ones_are_refused(void) {
     bt_buf json = {0};
     bt_error err = {0};
     reg_worker_write(&worker, &json);
+    CHECK(reg_worker_parse(bt_buf_text(&json), json.n_bytes, &read, &err) == BT_OK && read.ep.size == 0, "alone");
+    bt_buf_clear(&json);
+    worker.ep = (reg_rank){.group = "g", .rank = 1, .size = 2, .address = "[::1]:7003", .epoch = UINT64_MAX};
+    worker.ep.state = REG_RANK_FORMING;
+    reg_worker_write(&worker, &json);
     CHECK(reg_worker_parse(bt_buf_text(&json), json.n_bytes, &read, &err) == BT_OK, "%s", err.text);
     CHECK(reg_worker_equal(&worker, &read), "%s", bt_buf_text(&json));
     for (size_t n = 0; n < json.n_bytes; n++) /* every prefix is bad */
@@ -152,6 +157,14 @@ static void test_an_announcement_survives_json_and_bad_ones_are_refused(void) {
         {"\"capacity\":64", "\"capacity\":\"64\""},
         {"\"is_draining\":false", "\"is_draining\":0"},
         {"nano", "na\\u0007no"},
+        {"\"ep\":{", "\"ep\":7,\"x\":{"},
+        {"\"group\":\"g\"", "\"group\":\"\""},
+        {"\"rank\":1", "\"rank\":2"},
+        {"\"size\":2", "\"size\":0"},
+        {"\"size\":2", "\"size\":257"},
+        {"[::1]:7003", "nowhere"},
+        {"ffffffffffffffff", "fffffffffffffffff"},
+        {"\"forming\"", "\"formin\""},
     };
     for (size_t i = 0; i < sizeof(changes) / sizeof(changes[0]); i++) {
         const char *text = bt_buf_text(&json), *at = strstr(text, changes[i][0]);
@@ -250,6 +263,27 @@ static void test_the_newer_of_two_processes_with_one_name_wins(void) {
     CHECK(gateway.n_changes[REG_WORKER_UP] == 2 && gateway.n_changes[REG_WORKER_LEFT] == 0, "they flap");
     reg_announcer_close(new_announcer);
     CHECK(view_wait(&gateway, &gateway.n_changes[REG_WORKER_LEFT], 1, 2000), "no leave");
+    view_close(&gateway);
+}
+
+static void count_up(void *context, reg_change change, const reg_worker *worker) {
+    atomic_int *n_up = context;
+    (void)worker;
+    if (change == REG_WORKER_UP) atomic_fetch_add(n_up, 1);
+}
+
+static void test_a_worker_that_asks_for_it_hears_of_the_others(void) {
+    view gateway;
+    view_open(&gateway);
+    atomic_int n_up = 0;
+    reg_worker first = some_worker("decode-5", WIRE_ROLE_DECODE), second = some_worker("decode-6", WIRE_ROLE_DECODE);
+    const reg_announcer_config config = {.redis = address, .on_worker = count_up, .context = &n_up};
+    reg_announcer *announcers[2] = {NULL, NULL};
+    CHECK(reg_announcer_open(&config, &first, &announcers[0], NULL) == BT_OK, "open");
+    announcers[1] = announce(&second, NULL, NULL);
+    for (int i = 0; i < 200 && atomic_load(&n_up) < 2; i++) view_run(&gateway, 50);
+    CHECK(atomic_load(&n_up) == 2, "itself and the other: %d", atomic_load(&n_up));
+    for (int i = 0; i < 2; i++) reg_announcer_close(announcers[i]);
     view_close(&gateway);
 }
 
@@ -354,6 +388,7 @@ int main(int argc, char **argv) {
     test_a_worker_joins_drains_and_leaves();
     test_a_killed_worker_expires();
     test_the_newer_of_two_processes_with_one_name_wins();
+    test_a_worker_that_asks_for_it_hears_of_the_others();
     test_hostile_bytes_in_redis_harm_nobody();
     test_workers_stay_in_the_mirror_while_redis_is_killed_and_restarted_empty();
     test_a_redis_that_hangs_is_noticed_and_forgiven();
