@@ -64,11 +64,10 @@ static const gw_usage *chunk_usage(const gw_answer *answer, gw_usage *usage) {
     return usage;
 }
 
-/* The oldest n waiting logprobs as JSON, valid until the next call. */
-static gw_text write_logprobs(gw_choice *choice, uint32_t n) {
-    bt_buf *json = &choice->answer->logprobs_json;
+/* The oldest n waiting logprobs as JSON, valid while *json is. */
+static gw_text write_logprobs(gw_logprobs *logprobs, uint32_t n, bt_buf *json) {
     bt_buf_clear(json);
-    gw_logprobs_write(&choice->logprobs, n, json);
+    gw_logprobs_write(logprobs, n, json);
     return (gw_text){(const char *)json->bytes, json->n_bytes};
 }
 
@@ -82,7 +81,7 @@ static void put_delta(gw_choice *choice, gw_text reasoning, gw_text content) {
         piece.n_ids = choice->ids.n_ids;
     }
     uint32_t n_ready = gw_logprobs_n_ready(&choice->logprobs, gw_stream_n_held(&choice->stream));
-    if (n_ready > 0) piece.logprobs = write_logprobs(choice, n_ready);
+    if (n_ready > 0) piece.logprobs = write_logprobs(&choice->logprobs, n_ready, &answer->logprobs_json);
     gw_format_delta(&answer->format, choice->index, &piece, chunk_usage(answer, &usage), &answer->out);
     choice->ids.n_ids = 0;
 }
@@ -175,6 +174,7 @@ void gw_answer_free(gw_answer *answer) {
         gw_tokens_fini(&choice->prompt);
         tok_ids_fini(&choice->ids);
         gw_logprobs_fini(&choice->logprobs);
+        gw_logprobs_fini(&choice->prompt_logprobs);
         bt_buf_fini(&choice->echo);
     }
     free(answer->choices);
@@ -182,6 +182,7 @@ void gw_answer_free(gw_answer *answer) {
     bt_arena_fini(&answer->arena);
     bt_buf_fini(&answer->out);
     bt_buf_fini(&answer->logprobs_json);
+    bt_buf_fini(&answer->prompt_logprobs_json);
     free(answer);
 }
 
@@ -208,6 +209,7 @@ void gw_answer_fail(gw_answer *answer, const gw_error *error) {
 static void put_body(gw_answer *answer, bt_buf *out) {
     gw_usage usage = sum_usage(answer);
     gw_format_choice first = {0};
+    gw_text prompt_logprobs = {NULL, 0};
     gw_format_body_begin(&answer->format, out);
     for (uint32_t i = 0; i < answer->n_choices; i++) {
         gw_choice *choice = &answer->choices[i];
@@ -229,7 +231,12 @@ static void put_body(gw_answer *answer, bt_buf *out) {
             shown.prompt_ids = choice->prompt.ids.ids;
             shown.n_prompt_ids = choice->prompt.ids.n_ids;
         }
-        if (answer->has_logprobs) shown.logprobs = write_logprobs(choice, choice->logprobs.n);
+        if (answer->has_logprobs)
+            shown.logprobs = write_logprobs(&choice->logprobs, choice->logprobs.n, &answer->logprobs_json);
+        if (answer->has_prompt_logprobs && i % answer->n_per_prompt == 0)
+            prompt_logprobs =
+                write_logprobs(&choice->prompt_logprobs, choice->prompt_logprobs.n, &answer->prompt_logprobs_json);
+        shown.prompt_logprobs = prompt_logprobs;
         if (i == 0) first = shown;
         gw_format_body_choice(&answer->format, i, &shown, out);
     }
@@ -335,8 +342,14 @@ static void on_tokens(gw_choice *choice, const gw_action *action) {
 }
 
 static void on_prompt(gw_choice *choice, const gw_action *action) {
-    for (uint32_t i = 0; i < action->n_tokens; i++)
-        gw_logprobs_put(&choice->logprobs, choice->prompt.ids.ids[action->index + i], true, &action->logprobs[i]);
+    const gw_answer *answer = choice->answer;
+    bool is_first = choice->index % answer->n_per_prompt == 0;
+    for (uint32_t i = 0; i < action->n_tokens; i++) {
+        uint32_t token = choice->prompt.ids.ids[action->index + i];
+        const wire_ranked *ranked = &action->logprobs[i];
+        if (answer->echoes_logprobs) gw_logprobs_put(&choice->logprobs, token, true, ranked);
+        if (answer->has_prompt_logprobs && is_first) gw_logprobs_put(&choice->prompt_logprobs, token, true, ranked);
+    }
 }
 
 static void on_finished(gw_choice *choice, const gw_action *action) {

@@ -22,7 +22,8 @@ typedef struct {
     gw_tokens prompt;     /* owned; ids kept only if they are shown */
     tok_ids ids;          /* owned; of the output: all of them, streaming: those not sent yet; only if they are shown */
     gw_logprobs logprobs; /* owned; as with ids: only if they are shown */
-    bt_buf echo;          /* owned; text in front of the output */
+    gw_logprobs prompt_logprobs; /* owned; those of the prompt's first choice are all its choices' */
+    bt_buf echo;                 /* owned; text in front of the output */
     gw_finish finish;
     uint32_t n_prompt, n_output, n_cached;
     int64_t first_token_ns, last_token_ns;
@@ -38,17 +39,18 @@ struct gw_answer {
     const char **stop;
     uint32_t n_stop;
     bool is_chat, is_stream, include_usage, continuous_usage, return_token_ids, include_reasoning;
-    bool has_logprobs;
-    bool is_started; /* stream: the status line is out */
-    bool has_opened; /* stream: every choice has its first event */
-    bool is_ended;   /* on loop->ended */
+    bool has_logprobs, has_prompt_logprobs;
+    bool echoes_logprobs; /* has_logprobs, and the prompt's come first */
+    bool is_started;      /* stream: the status line is out */
+    bool has_opened;      /* stream: every choice has its first event */
+    bool is_ended;        /* on loop->ended */
     const char *strategy;
     gw_choice *choices; /* owned, [n_choices] */
     uint32_t n_choices, n_open;
     uint32_t n_per_prompt; /* choices */
     int64_t arrival_ns, last_write_ns;
-    bt_buf out;           /* owned: scratch for events */
-    bt_buf logprobs_json; /* owned: scratch */
+    bt_buf out;                                 /* owned: scratch for events */
+    bt_buf logprobs_json, prompt_logprobs_json; /* owned: scratch */
 };
 
 /* gw_http's on_gone. */

@@ -83,14 +83,25 @@ static void put_finish(const gw_finish *finish, bt_buf *out) {
     }
 }
 
+static void put_json_or_null(gw_text json, bt_buf *out) {
+    if (json.bytes == NULL) {
+        PUT(out, "null");
+    } else {
+        bt_buf_put(out, json.bytes, json.n_bytes);
+    }
+}
+
 static void put_logprobs(gw_text logprobs, bt_buf *out) {
     PUT(out, ",\"logprobs\":");
-    if (logprobs.bytes == NULL) {
-        PUT(out, "null,");
-        return;
-    }
-    bt_buf_put(out, logprobs.bytes, logprobs.n_bytes);
+    put_json_or_null(logprobs, out);
     PUT(out, ",");
+}
+
+static void put_of_prompt(const gw_format_choice *choice, bt_buf *out) {
+    PUT(out, ",\"prompt_logprobs\":");
+    put_json_or_null(choice->prompt_logprobs, out);
+    PUT(out, ",\"prompt_token_ids\":");
+    put_ids(out, choice->prompt_ids, choice->n_prompt_ids);
 }
 
 /* ---- events -------------------------------------------------------------------------------------------------------
@@ -219,20 +230,14 @@ void gw_format_body_choice(const gw_format *format, uint32_t index, const gw_for
     put_finish(&choice->finish, out);
     PUT(out, ",\"token_ids\":");
     put_ids(out, choice->ids, choice->n_ids);
-    if (!format->is_chat) {
-        PUT(out, ",\"prompt_logprobs\":null,\"prompt_token_ids\":");
-        put_ids(out, choice->prompt_ids, choice->n_prompt_ids);
-    }
+    if (!format->is_chat) put_of_prompt(choice, out);
     PUT(out, "}");
 }
 
 void gw_format_body_end(const gw_format *format, const gw_usage *usage, const gw_format_choice *first, bt_buf *out) {
     PUT(out, "],\"service_tier\":null,\"usage\":");
     put_usage(format, usage, out);
-    if (format->is_chat) {
-        PUT(out, ",\"prompt_logprobs\":null,\"prompt_token_ids\":");
-        put_ids(out, first->prompt_ids, first->n_prompt_ids);
-    }
+    if (format->is_chat) put_of_prompt(first, out);
     PUT(out, ",\"kv_transfer_params\":null}");
 }
 

@@ -45,8 +45,8 @@ typedef struct {
 
 /* A choice, or in an event a piece of one. */
 typedef struct {
-    gw_text content, reasoning; /* chat: content absent is null; completions: reasoning is not shown */
-    gw_text logprobs;           /* JSON; absent: null */
+    gw_text content, reasoning;        /* chat: content absent is null; completions: reasoning is not shown */
+    gw_text logprobs, prompt_logprobs; /* JSON; absent: null */
     gw_finish finish;
     const uint32_t *ids, *prompt_ids; /* NULL: not asked for */
     size_t n_ids, n_prompt_ids;

@@ -158,11 +158,11 @@ bt_status gw_api_parse(gw_endpoint endpoint, const gw_api_rules *rules, char *bo
     if (status == BT_OK) status = parse_output(&request, error);
     if (status == BT_OK && endpoint == GW_CHAT) status = gw_api_parse_chat(rules, &request, error);
     if (status == BT_OK && endpoint == GW_COMPLETION) status = gw_api_parse_completion(rules, &request, error);
+    if (status == BT_OK) status = parse_stream(&request, error);
     if (status == BT_OK) status = parse_max_tokens(&request, error);
     if (status == BT_OK) status = gw_api_parse_sampling(rules, &request, error);
     if (status == BT_OK) status = parse_seed(body + notes.seed_offset, notes.seed_bytes, &request, error);
     if (status == BT_OK) status = parse_stop(rules, &request, error);
-    if (status == BT_OK) status = parse_stream(&request, error);
     if (status == BT_OK) status = parse_cache_salt(&request, error);
     if (status == BT_OK) status = gw_api_refuse_unsupported(&request, error);
     if (status != BT_OK) {

@@ -43,9 +43,11 @@ typedef struct {
     bool stream, include_usage, continuous_usage;
     bool include_stop_str, skip_special_tokens, add_special_tokens, echo, include_reasoning, return_token_ids;
 
-    wire_sampling sampling; /* every default filled in, but the seed if !has_seed */
+    wire_sampling sampling; /* every default filled in, but the seed if !has_seed, and n_prompt_logprobs */
     bool has_seed;
     wire_constraint constraint; /* lists in arena */
+    bool echoes_logprobs;       /* completions: "logprobs" begins with the prompt's tokens */
+    uint32_t n_prompt_logprobs; /* "prompt_logprobs": 0: none; 1 + k: k beside each token */
     uint32_t n_choices;         /* per prompt */
     uint32_t max_tokens; /* at most; UINT32_MAX: whatever room is left. 0 only in completions: nothing is generated */
     bool has_max_tokens; /* the client said so: more than the context holds is an error, not a cut */
@@ -75,6 +77,7 @@ typedef struct {
     uint32_t vocab_size;
     float default_temperature, default_top_p;
     uint32_t default_top_k;
+    uint32_t max_logprobs;      /* beside a token, <= WIRE_MAX_TOP_LOGPROBS */
     bool has_developer_role;    /* the template knows it; else it is rendered as system */
     bool wants_argument_object; /* the template calls tojson on tool call arguments; else it joins strings */
 } gw_api_rules;

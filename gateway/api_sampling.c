@@ -103,7 +103,24 @@ static bt_status parse_allowed(const gw_api_rules *rules, gw_request *request, g
     return BT_OK;
 }
 
-static bt_status parse_chat_logprobs(gw_request *request, gw_error *error) {
+/* How many logprobs parameter `name` asks for beside each token, -1 being the whole vocabulary: *n_logprobs is that
+ * plus one. */
+static bt_status read_n_logprobs(const gw_api_rules *rules, const char *name, int64_t n_top, uint32_t *n_logprobs,
+                                 gw_error *error) {
+    if (n_top < -1)
+        return gw_fail(error, 400, name, "`%s` must be at least 0, or -1 for the whole vocabulary, got %lld.", name,
+                       (long long)n_top);
+    if (n_top == -1) n_top = rules->vocab_size;
+    if (n_top > rules->max_logprobs)
+        return gw_fail(error, 400, name,
+                       "Requested %s of %lld, which is greater than max allowed: %u (--max-logprobs).", name,
+                       (long long)n_top, rules->max_logprobs);
+    if (n_top > rules->vocab_size) n_top = rules->vocab_size;
+    *n_logprobs = 1 + (uint32_t)n_top;
+    return BT_OK;
+}
+
+static bt_status parse_chat_logprobs(const gw_api_rules *rules, gw_request *request, gw_error *error) {
     bool has_logprobs = false;
     bt_status status = gw_param_bool(request->root, "logprobs", &has_logprobs, error);
     const cJSON *top = gw_param_find(request->root, "top_logprobs");
@@ -113,22 +130,31 @@ static bt_status parse_chat_logprobs(gw_request *request, gw_error *error) {
     if (status != BT_OK) return status;
     if (n_top != 0 && !has_logprobs)
         return gw_fail(error, 400, "top_logprobs", "when using `top_logprobs`, `logprobs` must be set to true.");
-    if (n_top < 0 || n_top > WIRE_MAX_TOP_LOGPROBS)
-        return gw_fail(error, 400, "top_logprobs", "top_logprobs must be between 0 and %d, got %lld.",
-                       WIRE_MAX_TOP_LOGPROBS, (long long)n_top);
-    if (has_logprobs) request->sampling.n_logprobs = 1 + (uint32_t)n_top;
-    return BT_OK;
+    if (!has_logprobs) return BT_OK;
+    return read_n_logprobs(rules, "top_logprobs", n_top, &request->sampling.n_logprobs, error);
 }
 
-static bt_status parse_completion_logprobs(gw_request *request, gw_error *error) {
+static bt_status parse_completion_logprobs(const gw_api_rules *rules, gw_request *request, gw_error *error) {
     const cJSON *logprobs = gw_param_find(request->root, "logprobs");
     int64_t n_top = 0;
     if (logprobs == NULL) return BT_OK;
-    if (cJSON_IsBool(logprobs) || !gw_value_i64(logprobs, &n_top) || n_top < 0 || n_top > WIRE_MAX_TOP_LOGPROBS)
-        return gw_fail(error, 400, "logprobs", "logprobs must be an integer between 0 and %d.", WIRE_MAX_TOP_LOGPROBS);
-    request->sampling.n_logprobs = 1 + (uint32_t)n_top;
-    request->sampling.wants_prompt_logprobs = request->echo;
-    return BT_OK;
+    if (cJSON_IsBool(logprobs) || !gw_value_i64(logprobs, &n_top))
+        return gw_fail(error, 400, "logprobs", "`logprobs` must be an integer.");
+    request->echoes_logprobs = request->echo;
+    return read_n_logprobs(rules, "logprobs", n_top, &request->sampling.n_logprobs, error);
+}
+
+/* Streams have no place for them; 0 is let through there, as in vLLM. */
+static bt_status parse_prompt_logprobs(const gw_api_rules *rules, gw_request *request, gw_error *error) {
+    const cJSON *prompt_logprobs = gw_param_find(request->root, "prompt_logprobs");
+    int64_t n_top = 0;
+    if (prompt_logprobs == NULL) return BT_OK;
+    if (cJSON_IsBool(prompt_logprobs) || !gw_value_i64(prompt_logprobs, &n_top))
+        return gw_fail(error, 400, "prompt_logprobs", "`prompt_logprobs` must be an integer.");
+    if (request->stream && n_top == 0) return BT_OK;
+    if (request->stream)
+        return gw_fail(error, 400, "prompt_logprobs", "`prompt_logprobs` are not available when `stream=True`.");
+    return read_n_logprobs(rules, "prompt_logprobs", n_top, &request->n_prompt_logprobs, error);
 }
 
 static bt_status parse_n(gw_request *request, gw_error *error) {
@@ -149,8 +175,10 @@ bt_status gw_api_parse_sampling(const gw_api_rules *rules, gw_request *request, 
     if (status == BT_OK) status = parse_penalties(request, error);
     if (status == BT_OK) status = parse_logit_bias(rules, request, error);
     if (status == BT_OK) status = parse_allowed(rules, request, error);
-    if (status == BT_OK && request->endpoint == GW_CHAT) status = parse_chat_logprobs(request, error);
-    if (status == BT_OK && request->endpoint == GW_COMPLETION) status = parse_completion_logprobs(request, error);
+    if (status == BT_OK && request->endpoint == GW_CHAT) status = parse_chat_logprobs(rules, request, error);
+    if (status == BT_OK && request->endpoint == GW_COMPLETION)
+        status = parse_completion_logprobs(rules, request, error);
+    if (status == BT_OK) status = parse_prompt_logprobs(rules, request, error);
     if (status == BT_OK) status = parse_n(request, error);
     return status;
 }

@@ -7,7 +7,7 @@
 #include "gateway/api_request.h"
 
 static const gw_api_rules rules = {
-    .vocab_size = 2048, .default_temperature = 0.6F, .default_top_p = 0.95F, .wants_argument_object = false};
+    .vocab_size = 2048, .default_temperature = 0.6F, .default_top_p = 0.95F, .max_logprobs = 20};
 
 static bt_status parse(gw_endpoint endpoint, const gw_api_rules *with, const char *body, gw_request *out,
                        gw_error *error) {
@@ -112,13 +112,23 @@ static const row chat_rows[] = {
     {M("\"repetition_penalty\":1.0"), NULL, "vllm bench sends it"},
     {M("\"logprobs\":true"), NULL, "on"},
     {M("\"logprobs\":true,\"top_logprobs\":20"), NULL, "as many as there may be"},
-    {M("\"logprobs\":true,\"top_logprobs\":-1"), "top_logprobs", "all of them"},
+    {M("\"logprobs\":true,\"top_logprobs\":-1"), "top_logprobs", "all of them: over 20"},
+    {M("\"logprobs\":true,\"top_logprobs\":-2"), "top_logprobs", "below -1"},
     {M("\"logprobs\":false"), NULL, "off"},
     {M("\"top_logprobs\":2"), "top_logprobs", "without logprobs"},
     {M("\"top_logprobs\":\"x\""), "top_logprobs", "not a number"},
     {M("\"top_logprobs\":1000,\"logprobs\":true"), "top_logprobs", "over 20"},
     {M("\"top_logprobs\":0"), NULL, "off"},
     {M("\"prompt_logprobs\":1,\"stream\":true"), "prompt_logprobs", "not in a stream"},
+    {M("\"prompt_logprobs\":-1,\"stream\":true"), "prompt_logprobs", "not in a stream"},
+    {M("\"prompt_logprobs\":0,\"stream\":true"), NULL, "let through, and nothing comes of it"},
+    {M("\"prompt_logprobs\":0"), NULL, "the tokens' own"},
+    {M("\"prompt_logprobs\":20"), NULL, "as many as there may be"},
+    {M("\"prompt_logprobs\":21"), "prompt_logprobs", "over 20"},
+    {M("\"prompt_logprobs\":-1"), "prompt_logprobs", "all of them: over 20"},
+    {M("\"prompt_logprobs\":-2"), "prompt_logprobs", "below -1"},
+    {M("\"prompt_logprobs\":\"x\""), "prompt_logprobs", "not a number"},
+    {M("\"prompt_logprobs\":true"), "prompt_logprobs", "not a number"},
     {M("\"logit_bias\":{\"abc\":1}"), "logit_bias", "not an id"},
     {M("\"logit_bias\":{\"2048\":1}"), "logit_bias", "out of the vocabulary"},
     {M("\"logit_bias\":{}"), NULL, "empty"},
@@ -183,6 +193,9 @@ static const row completion_rows[] = {
     {P("\"logprobs\":1"), NULL, "one beside it"},
     {P("\"logprobs\":0"), NULL, "the token's own"},
     {P("\"logprobs\":21"), "logprobs", "over 20"},
+    {P("\"logprobs\":-1"), "logprobs", "all of them: over 20"},
+    {P("\"logprobs\":-2"), "logprobs", "below -1"},
+    {P("\"prompt_logprobs\":3"), NULL, "as in chat"},
     {P("\"logprobs\":1,\"echo\":true"), NULL, "of the prompt too"},
     {P("\"suffix\":\"x\""), "suffix", "not supported"},
     {P("\"suffix\":\"\""), NULL, "empty"},
@@ -232,6 +245,28 @@ static void test_values(void) {
     CHECK(r.n_prompts == 2 && r.prompts[0].n_ids == 2 && r.prompts[1].ids[0] == 7, "ids");
     CHECK(r.max_tokens == 16 && !r.has_max_tokens && r.add_special_tokens, "completion's defaults");
     CHECK(r.n_stop == 2 && strcmp(r.stop[1], "b") == 0, "stop");
+    gw_request_fini(&r);
+}
+
+static void test_logprobs(void) {
+    gw_request r;
+    gw_error e;
+    const char *echo = "{\"prompt\":\"x\",\"echo\":true,\"logprobs\":2,\"prompt_logprobs\":5}";
+    CHECK(parse(GW_COMPLETION, &rules, echo, &r, &e) == BT_OK, "echo and prompt_logprobs");
+    CHECK(r.sampling.n_logprobs == 3 && r.n_prompt_logprobs == 6 && r.echoes_logprobs, "each has its own number");
+    gw_request_fini(&r);
+
+    CHECK(parse(GW_CHAT, &rules, M("\"echo\":true,\"logprobs\":true"), &r, &e) == BT_OK, "chat");
+    CHECK(r.sampling.n_logprobs == 1 && r.n_prompt_logprobs == 0 && !r.echoes_logprobs, "a chat's echo has none");
+    gw_request_fini(&r);
+
+    CHECK(parse(GW_CHAT, &rules, M("\"prompt_logprobs\":-1"), &r, &e) == BT_BAD_REQUEST, "2048 logprobs");
+    CHECK(strstr(e.message, "2048") != NULL && strstr(e.message, "--max-logprobs") != NULL, "%s", e.message);
+    gw_api_rules small = rules;
+    small.vocab_size = 15;
+    CHECK(parse(GW_CHAT, &small, M("\"prompt_logprobs\":-1,\"logprobs\":1,\"top_logprobs\":20"), &r, &e) == BT_OK,
+          "a vocabulary below the limit");
+    CHECK(r.n_prompt_logprobs == 16 && r.sampling.n_logprobs == 16, "no more than there are");
     gw_request_fini(&r);
 }
 
@@ -340,6 +375,7 @@ int main(void) {
     check_rows(GW_CHAT, chat_rows, sizeof chat_rows / sizeof *chat_rows);
     check_rows(GW_COMPLETION, completion_rows, sizeof completion_rows / sizeof *completion_rows);
     test_values();
+    test_logprobs();
     test_variables();
     test_depth();
     test_strings();

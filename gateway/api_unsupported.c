@@ -19,17 +19,6 @@ static bt_status refuse_number(const cJSON *root, const char *name, double min, 
     return value == neutral ? BT_OK : fail_unsupported(error, name);
 }
 
-static bt_status refuse_prompt_logprobs(const gw_request *request, gw_error *error) {
-    const cJSON *prompt_logprobs = gw_param_find(request->root, "prompt_logprobs");
-    int64_t n = 0;
-    if (prompt_logprobs == NULL) return BT_OK;
-    if (!gw_value_i64(prompt_logprobs, &n) || n < -1)
-        return gw_fail(error, 400, "prompt_logprobs", "prompt_logprobs must be an integer of at least 0.");
-    if (request->stream && n != 0)
-        return gw_fail(error, 400, "prompt_logprobs", "`prompt_logprobs` are not available when `stream=True`.");
-    return fail_unsupported(error, "prompt_logprobs");
-}
-
 static bt_status refuse_bad_words(const cJSON *root, gw_error *error) {
     const cJSON *bad_words = gw_param_find(root, "bad_words");
     if (bad_words == NULL) return BT_OK;
@@ -84,7 +73,6 @@ static bt_status refuse_completion_only(const gw_request *request, gw_error *err
 bt_status gw_api_refuse_unsupported(const gw_request *request, gw_error *error) {
     const cJSON *root = request->root;
     bt_status status = refuse_number(root, "priority", -0x1p63, 0x1p63, 0, error);
-    if (status == BT_OK) status = refuse_prompt_logprobs(request, error);
     if (status == BT_OK) status = refuse_bad_words(root, error);
     if (status == BT_OK) status = refuse_formats(root, error);
     if (status == BT_OK) status = refuse_presence(request, error);

@@ -288,7 +288,7 @@ static void test_logprobs(void) {
     gw_logprobs logprobs;
     bt_buf out = {0};
     for (int is_chat = 0; is_chat < 2; is_chat++) {
-        gw_logprobs_init(&logprobs, model->tokenizer, is_chat, true, 2);
+        gw_logprobs_init(&logprobs, model->tokenizer, is_chat ? GW_LOGPROBS_CHAT : GW_LOGPROBS_COMPLETION, true, 2);
         for (int i = 0; i < 4; i++) gw_logprobs_put(&logprobs, ids[i], i < 3, &(wire_ranked){own[i], 1, tops[i], 2});
         CHECK(logprobs.n == (is_chat ? 3 : 4), "chat does not list the token that ended the request");
         CHECK(gw_logprobs_n_ready(&logprobs, 1) == 2 && gw_logprobs_n_ready(&logprobs, 2) == 1, "held bytes");
@@ -314,6 +314,26 @@ static void test_logprobs(void) {
     bt_buf_fini(&out);
 }
 
+static void test_logprobs_of_a_prompt(void) {
+    static const wire_logprob tops[] = {{67, -0.5f}, {300, -1}, {130, -2}};
+    gw_logprobs logprobs;
+    bt_buf out = {0};
+    gw_logprobs_init(&logprobs, model->tokenizer, GW_LOGPROBS_PROMPT, true, 2);
+    gw_logprobs_put_first(&logprobs, 67);
+    gw_logprobs_put(&logprobs, 300, true, &(wire_ranked){-1, 2, tops, 3}); /* more than asked for: an echo has more */
+    gw_logprobs_put(&logprobs, 105, true, &(wire_ranked){-INFINITY, 2000, tops, 3});
+    gw_logprobs_write(&logprobs, 3, &out);
+    check_out(&out,
+              "[null,{\"300\":{\"logprob\":-1.0,\"rank\":2,\"decoded_token\":\"al\"},"
+              "\"67\":{\"logprob\":-0.5,\"rank\":1,\"decoded_token\":\"a\"}},"
+              "{\"105\":{\"logprob\":-9999.0,\"rank\":2000,\"decoded_token\":\"\\ufffd\"},"
+              "\"67\":{\"logprob\":-0.5,\"rank\":1,\"decoded_token\":\"a\"},"
+              "\"300\":{\"logprob\":-1.0,\"rank\":2,\"decoded_token\":\"al\"}}]",
+              "the token itself, then the likeliest, each id once");
+    gw_logprobs_fini(&logprobs);
+    bt_buf_fini(&out);
+}
+
 int main(void) {
     gw_model_options options = {
         .model_dir = "deploy/models/nano-r1/", .served_names = "", .chat_template = "", .reasoning_parser = "auto"};
@@ -332,6 +352,7 @@ int main(void) {
     test_chunks();
     test_bodies();
     test_logprobs();
+    test_logprobs_of_a_prompt();
     gw_model_close(model);
     TEST_END();
 }

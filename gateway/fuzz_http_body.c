@@ -12,6 +12,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
     gw_api_rules rules = {.vocab_size = 2048,
                           .default_temperature = 1,
                           .default_top_p = 1,
+                          .max_logprobs = 20,
                           .has_developer_role = data[0] & 1,
                           .wants_argument_object = data[0] & 2};
     for (int endpoint = GW_CHAT; endpoint <= GW_COMPLETION; endpoint++) {

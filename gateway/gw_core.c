@@ -245,9 +245,10 @@ void gw_slot_set_timer(gw_core *core, gw_slot *slot, int64_t now_ns, uint32_t ms
     bt_timers_set(&core->timers, gw_slot_index(core, slot), gw_after_ms(now_ns, ms));
 }
 
-/* JSON knows neither NaN nor infinity upwards; what is more likely than certain is wrong anyway. */
-static bool is_sane_ranked(const gw_core *core, const gw_slot *slot, const wire_ranked *ranked) {
-    uint32_t vocab_size = core->options.vocab_size, n_top = slot->sampling.n_logprobs - 1;
+/* `n_logprobs`: as asked for in wire_sampling. JSON knows neither NaN nor infinity upwards; what is more likely than
+ * certain is wrong anyway. */
+static bool is_sane_ranked(const gw_core *core, uint32_t n_logprobs, const wire_ranked *ranked) {
+    uint32_t vocab_size = core->options.vocab_size, n_top = n_logprobs - 1;
     if (ranked->n_top != (n_top < vocab_size ? n_top : vocab_size) || !(ranked->logprob <= 0)) return false;
     for (uint32_t i = 0; i < ranked->n_top; i++)
         if (ranked->top[i].token >= vocab_size || !(ranked->top[i].logprob <= 0)) return false;
@@ -268,21 +269,21 @@ static void put_logprobs(gw_slot *slot, uint32_t index, const wire_ranked *ranke
 
 bool gw_slot_put_token(const gw_core *core, gw_slot *slot, uint32_t index, uint32_t token, const wire_ranked *logprobs,
                        uint32_t n_logprobs) {
-    bool wants_logprobs = slot->sampling.n_logprobs > 0;
+    uint32_t n_wanted = slot->sampling.n_logprobs;
     if (token >= core->options.vocab_size || index >= slot->max_tokens) return false;
-    if (wants_logprobs && (n_logprobs != 1 || !is_sane_ranked(core, slot, logprobs))) return false;
+    if (n_wanted > 0 && (n_logprobs != 1 || !is_sane_ranked(core, n_wanted, logprobs))) return false;
     reserve_tokens(slot, slot->info.n_prompt + index + 1);
     slot->tokens[slot->info.n_prompt + index] = token;
-    if (wants_logprobs) put_logprobs(slot, index, logprobs);
+    if (n_wanted > 0) put_logprobs(slot, index, logprobs);
     return true;
 }
 
 bool gw_slot_put_scores(gw_core *core, gw_slot *slot, uint32_t position, const wire_ranked *logprobs, uint32_t n) {
-    uint32_t next = slot->n_scored + 1, end = position + n;
-    if (!slot->sampling.wants_prompt_logprobs || slot->sampling.n_logprobs == 0 || slot->has_first) return false;
+    uint32_t next = slot->n_scored + 1, end = position + n, n_wanted = slot->sampling.n_prompt_logprobs;
+    if (n_wanted == 0 || slot->has_first) return false;
     if (position == 0 || position > next || n > slot->info.n_prompt || end > slot->info.n_prompt) return false;
     for (uint32_t i = 0; i < n; i++)
-        if (!is_sane_ranked(core, slot, &logprobs[i])) return false;
+        if (!is_sane_ranked(core, n_wanted, &logprobs[i])) return false;
     if (end <= next) return true; /* told by an earlier attempt */
     wire_ranked *copy = bt_arena_alloc(&slot->arena, (end - next) * sizeof *copy);
     for (uint32_t i = 0; i < end - next; i++) {

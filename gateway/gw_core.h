@@ -97,8 +97,8 @@ typedef struct {
             uint64_t serial;
             void *user;
             const uint32_t *tokens;
-            const wire_ranked *logprobs; /* [n_tokens], if sampling.n_logprobs: n_top is n_logprobs - 1, or the
-                                          * vocabulary's size */
+            const wire_ranked *logprobs; /* [n_tokens], if sampling.n_logprobs; GW_PROMPT: sampling.n_prompt_logprobs.
+                                          * n_top is one less than that, or the vocabulary's size */
             uint32_t n_tokens, index;
             wire_finish reason;
             uint32_t stop_token, n_output;

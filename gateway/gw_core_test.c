@@ -13,7 +13,8 @@ static uint64_t serial;
 static gw_action sent[64], heard[64]; /* since the last clear() */
 static uint32_t n_sent, n_heard;
 static uint32_t tokens[64], n_tokens; /* delivered, all */
-static char why[WIRE_MAX_TEXT + 1];   /* of the last GW_FAILED */
+static wire_sampling sampling = {.top_p = 1};
+static char why[WIRE_MAX_TEXT + 1]; /* of the last GW_FAILED */
 
 static void walk(void) {
     gw_action action;
@@ -24,6 +25,7 @@ static void walk(void) {
         }
         heard[n_heard++] = action;
         if (action.kind == GW_FAILED) snprintf(why, sizeof(why), "%s", action.text);
+        if (action.kind == GW_PROMPT) continue;
         for (uint32_t i = 0; i < action.n_tokens; i++) tokens[n_tokens++] = action.tokens[i];
     }
     gw_core_check(core);
@@ -56,7 +58,7 @@ static void start(uint32_t n_prefills, uint32_t n_decodes, uint32_t migration_li
     CHECK(gw_core_open(&options, &core, NULL) == BT_OK, "open");
     for (uint32_t i = 0; i < n_prefills; i++) up(PREFILL + i);
     for (uint32_t i = 0; i < n_decodes; i++) up(DECODE + i);
-    gw_submit submit = {.tokens = prompt, .n_tokens = 3, .max_tokens = 5, .sampling = {.top_p = 1}, .cache_salt = ""};
+    gw_submit submit = {.tokens = prompt, .n_tokens = 3, .max_tokens = 5, .sampling = sampling, .cache_salt = ""};
     CHECK(gw_strategy_find("", &submit.strategy, NULL) == BT_OK, "-");
     clear();
     CHECK(gw_core_submit(core, &submit, now_ns, &serial, NULL) == BT_OK, "submit");
@@ -95,6 +97,15 @@ static void say_finished(uint64_t worker, uint32_t number, wire_finish reason, u
 static void say_failed(uint64_t worker, uint32_t number, bt_status status) {
     say(worker,
         (wire_message){.type = WIRE_FAILED, .failed = {attempt(number), (uint8_t)status, wire_str_from("Why not.")}});
+}
+
+/* Of the prompt's tokens from `position` on, with `n_top` beside each. */
+static void say_scores(uint64_t worker, uint32_t number, uint32_t position, uint32_t n, uint32_t n_top) {
+    static const wire_logprob top[] = {{5, -0.5f}, {6, -1}, {7, -2}};
+    wire_ranked scores[4];
+    for (uint32_t i = 0; i < n; i++) scores[i] = (wire_ranked){-1 - (float)(position + i), 1, top, n_top};
+    say(worker,
+        (wire_message){.type = WIRE_PROMPT_LOGPROBS, .prompt_logprobs = {attempt(number), position, scores, n}});
 }
 
 static const gw_action *last_sent(wire_type type) {
@@ -302,6 +313,39 @@ static void test_a_hand_off_behind_a_cancel_is_stopped(void) {
     stop();
 }
 
+static void test_each_token_of_a_prompt_is_scored_once(void) {
+    sampling.n_prompt_logprobs = 3; /* and none of the output */
+    start(2, 1, 3);
+    uint64_t prefill = sent[0].peer, other = 2 * PREFILL + 1 - prefill;
+    say_scores(prefill, 0, 1, 1, 2);
+    CHECK(n_heard == 1 && heard[0].kind == GW_PROMPT && heard[0].index == 1 && heard[0].n_tokens == 1, "the second");
+    gone(prefill);
+    say_scores(other, 1, 1, 2, 2);
+    CHECK(n_heard == 2 && heard[1].index == 2 && heard[1].n_tokens == 1, "the third, not the second again");
+    CHECK(heard[1].logprobs[0].logprob == -3 && heard[1].logprobs[0].n_top == 2, "with two beside it");
+    say_first(other, 1, 0, EOS);
+    say_finished(other, 1, WIRE_FINISH_EOS, 1);
+    CHECK(n_heard == 4 && heard[2].kind == GW_TOKENS && heard[3].kind == GW_FINISHED, "then the output");
+    stop();
+    static const struct {
+        uint32_t position, n, n_top;
+        const char *why;
+    } rows[] = {{0, 1, 2, "of the first token nothing is known"},
+                {2, 1, 2, "the second is left out"},
+                {1, 3, 2, "beyond the prompt"},
+                {1, 2, 1, "fewer beside each than asked for"},
+                {1, 2, 3, "more"},
+                {1, 1, 2, "the token comes before the last score"}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        start(1, 1, 0);
+        say_scores(PREFILL, 0, rows[i].position, rows[i].n, rows[i].n_top);
+        if (i + 1 == sizeof rows / sizeof *rows) say_first(PREFILL, 0, 0, 20);
+        CHECK(n_heard > 0 && heard[n_heard - 1].kind == GW_FAILED, "%s", rows[i].why);
+        stop();
+    }
+    sampling.n_prompt_logprobs = 0;
+}
+
 int main(void) {
     test_a_request_goes_its_way();
     test_decode_may_overtake_prefill();
@@ -315,5 +359,6 @@ int main(void) {
     test_every_silence_has_an_end();
     test_a_stop_string_ends_it_while_walking();
     test_a_hand_off_behind_a_cancel_is_stopped();
+    test_each_token_of_a_prompt_is_scored_once();
     TEST_END();
 }

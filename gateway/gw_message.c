@@ -55,7 +55,7 @@ static void deliver(gw_core *core, gw_slot *slot, int64_t now_ns) {
 static void take_first_token(gw_core *core, uint64_t peer, const wire_first_token *first, int64_t now_ns) {
     gw_slot *slot = find_of_prefill(core, peer, &first->request);
     if (slot == NULL) return;
-    bool lacks_scores = slot->sampling.wants_prompt_logprobs && slot->n_scored + 1 < slot->info.n_prompt;
+    bool lacks_scores = slot->sampling.n_prompt_logprobs > 0 && slot->n_scored + 1 < slot->info.n_prompt;
     if (slot->has_first || first->index != slot->n_base || lacks_scores ||
         !gw_slot_put_token(core, slot, first->index, first->token, first->logprobs, first->n_logprobs)) {
         fail_strange(core, slot, peer, "The prefill worker sent a token that makes no sense.", now_ns);

@@ -1,4 +1,4 @@
-/* Two shapes of the same list: chat has an object per token, completions four arrays. */
+/* Three shapes of the same list. */
 #include "gateway/logprobs.h"
 
 #include <math.h>
@@ -10,10 +10,9 @@
 
 #define PUT(out, literal) bt_buf_put((out), (literal), sizeof(literal) - 1)
 
-void gw_logprobs_init(gw_logprobs *logprobs, const tok_tokenizer *tokenizer, bool is_chat, bool skips_special,
-                      uint32_t n_top) {
-    *logprobs =
-        (gw_logprobs){.tokenizer = tokenizer, .is_chat = is_chat, .skips_special = skips_special, .n_top = n_top};
+void gw_logprobs_init(gw_logprobs *logprobs, const tok_tokenizer *tokenizer, gw_logprobs_shape shape,
+                      bool skips_special, uint32_t n_top) {
+    *logprobs = (gw_logprobs){.tokenizer = tokenizer, .shape = shape, .skips_special = skips_special, .n_top = n_top};
     det_init(&logprobs->det, tokenizer, skips_special);
 }
 
@@ -36,7 +35,7 @@ static raw_bytes bytes_of(const gw_logprobs *logprobs, uint32_t token) {
 }
 
 void gw_logprobs_put(gw_logprobs *logprobs, uint32_t token, bool is_shown, const wire_ranked *ranked) {
-    if (logprobs->is_chat && !is_shown) return;
+    if (logprobs->shape == GW_LOGPROBS_CHAT && !is_shown) return;
     if (logprobs->n == logprobs->cap) {
         logprobs->cap = logprobs->cap * 2 + 16;
         logprobs->scored = bt_realloc(logprobs->scored, logprobs->cap, sizeof(gw_scored));
@@ -46,8 +45,8 @@ void gw_logprobs_put(gw_logprobs *logprobs, uint32_t token, bool is_shown, const
     bool is_skipped = logprobs->skips_special && tok_is_special(logprobs->tokenizer, token);
     size_t n_bytes = is_shown && !is_skipped ? bytes_of(logprobs, token).n_bytes : 0;
     uint32_t i = logprobs->n++;
-    logprobs->scored[i] = (gw_scored){token, ranked->logprob, (uint32_t)n_bytes};
-    BT_ASSERT(ranked->n_top == logprobs->n_top);
+    logprobs->scored[i] = (gw_scored){token, ranked->logprob, ranked->rank, (uint32_t)n_bytes};
+    BT_ASSERT(ranked->n_top >= logprobs->n_top);
     if (logprobs->n_top > 0)
         memcpy(&logprobs->top[(size_t)i * logprobs->n_top], ranked->top, logprobs->n_top * sizeof(wire_logprob));
 }
@@ -178,11 +177,47 @@ static void put_completion(gw_logprobs *logprobs, uint32_t n, bt_buf *out) {
     PUT(out, "]}");
 }
 
+static void put_named(const gw_logprobs *logprobs, uint32_t token, float logprob, uint32_t rank, bt_buf *out) {
+    bt_buf_printf(out, "\"%u\":{\"logprob\":", token);
+    put_number(logprob, out);
+    bt_buf_printf(out, ",\"rank\":%u,\"decoded_token\":", rank);
+    put_token(logprobs, token, out);
+    PUT(out, "}");
+}
+
+static void put_prompt(const gw_logprobs *logprobs, uint32_t n, bt_buf *out) {
+    PUT(out, "[");
+    for (uint32_t i = 0; i < n; i++) {
+        const gw_scored *scored = &logprobs->scored[i];
+        if (i > 0) PUT(out, ",");
+        if (isnan(scored->logprob)) {
+            PUT(out, "null");
+            continue;
+        }
+        PUT(out, "{");
+        put_named(logprobs, scored->token, scored->logprob, scored->rank, out);
+        for (uint32_t t = 0; t < logprobs->n_top; t++) {
+            const wire_logprob *top = &logprobs->top[(size_t)i * logprobs->n_top + t];
+            if (top->token == scored->token) continue;
+            PUT(out, ",");
+            put_named(logprobs, top->token, top->logprob, t + 1, out);
+        }
+        PUT(out, "}");
+    }
+    PUT(out, "]");
+}
+
 void gw_logprobs_write(gw_logprobs *logprobs, uint32_t n, bt_buf *out) {
-    if (logprobs->is_chat) {
+    switch (logprobs->shape) {
+    case GW_LOGPROBS_CHAT:
         put_chat(logprobs, n, out);
-    } else {
+        break;
+    case GW_LOGPROBS_COMPLETION:
         put_completion(logprobs, n, out);
+        break;
+    case GW_LOGPROBS_PROMPT:
+        put_prompt(logprobs, n, out);
+        break;
     }
     logprobs->n -= n;
     if (logprobs->n == 0) return;

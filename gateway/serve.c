@@ -123,6 +123,26 @@ static void fill_echo(const gw_model *model, const gw_request *request, gw_choic
     det_finish(&det, &choice->echo);
 }
 
+/* wire_sampling's n_prompt_logprobs: what "logprobs" echoes, and for the prompt's first choice "prompt_logprobs". */
+static uint32_t prompt_logprobs_of(const gw_request *request, const gw_choice *choice) {
+    uint32_t n_echoed = request->echoes_logprobs ? request->sampling.n_logprobs : 0;
+    bool is_first = choice->index % request->n_choices == 0;
+    return is_first && request->n_prompt_logprobs > n_echoed ? request->n_prompt_logprobs : n_echoed;
+}
+
+static void open_logprobs(const gw_model *model, const gw_request *request, gw_choice *choice) {
+    bool skips_special = request->skip_special_tokens;
+    gw_logprobs_shape shape = choice->answer->is_chat ? GW_LOGPROBS_CHAT : GW_LOGPROBS_COMPLETION;
+    uint32_t first_token = choice->prompt.ids.ids[0];
+    if (request->sampling.n_logprobs > 0)
+        gw_logprobs_init(&choice->logprobs, model->tokenizer, shape, skips_special, request->sampling.n_logprobs - 1);
+    if (request->echoes_logprobs) gw_logprobs_put_first(&choice->logprobs, first_token);
+    if (request->n_prompt_logprobs == 0 || choice->index % request->n_choices > 0) return;
+    gw_logprobs_init(&choice->prompt_logprobs, model->tokenizer, GW_LOGPROBS_PROMPT, skips_special,
+                     request->n_prompt_logprobs - 1);
+    gw_logprobs_put_first(&choice->prompt_logprobs, first_token);
+}
+
 static bt_status prepare_choice(gw_loop *loop, const gw_request *request, gw_choice *choice, gw_error *error) {
     const gw_model *model = loop->server->model;
     uint32_t n = request->n_choices, prompt = choice->index / n;
@@ -136,10 +156,7 @@ static bt_status prepare_choice(gw_loop *loop, const gw_request *request, gw_cho
     if (status != BT_OK) return status;
     choice->n_prompt = (uint32_t)choice->prompt.ids.n_ids;
     fill_echo(model, request, choice);
-    if (choice->answer->has_logprobs)
-        gw_logprobs_init(&choice->logprobs, model->tokenizer, choice->answer->is_chat, request->skip_special_tokens,
-                         request->sampling.n_logprobs - 1);
-    if (request->sampling.wants_prompt_logprobs) gw_logprobs_put_first(&choice->logprobs, choice->prompt.ids.ids[0]);
+    open_logprobs(model, request, choice);
     return BT_OK;
 }
 
@@ -156,6 +173,8 @@ static gw_answer *make_answer(const gw_call *call, const gw_request *request, co
     answer->continuous_usage = request->continuous_usage;
     answer->return_token_ids = request->return_token_ids;
     answer->has_logprobs = request->sampling.n_logprobs > 0;
+    answer->has_prompt_logprobs = request->n_prompt_logprobs > 0;
+    answer->echoes_logprobs = request->echoes_logprobs;
     answer->include_reasoning = request->include_reasoning;
     answer->arrival_ns = gw_http_arrival_ns(call->exchange);
     copy_stop(request, answer);
@@ -188,6 +207,7 @@ static bt_status submit_choice(gw_loop *loop, const gw_request *request, const g
     wire_sampling sampling = request->sampling;
     sampling.seed =
         request->has_seed ? request->sampling.seed + choice->index % request->n_choices : gw_loop_random(loop);
+    sampling.n_prompt_logprobs = prompt_logprobs_of(request, choice);
     if (sampling.min_tokens > choice->prompt.max_tokens) sampling.min_tokens = choice->prompt.max_tokens;
     gw_submit submit = {.tokens = choice->prompt.ids.ids,
                         .n_tokens = choice->n_prompt,
@@ -214,11 +234,11 @@ static bt_status submit_all(gw_loop *loop, const gw_request *request, const gw_s
         choice->is_open = true;
         answer->n_open++;
         choice->is_empty = choice->prompt.max_tokens == 0;
-        if (choice->is_empty && !request->sampling.wants_prompt_logprobs) continue;
+        bool is_scored = prompt_logprobs_of(request, choice) > 0;
+        if (choice->is_empty && !is_scored) continue;
         bt_status status = submit_choice(loop, request, strategy, choice, error);
         if (status != BT_OK) return status;
-        if (!answer->return_token_ids && !request->sampling.wants_prompt_logprobs)
-            tok_ids_fini(&choice->prompt.ids); /* the core has its own copy */
+        if (!answer->return_token_ids && !is_scored) tok_ids_fini(&choice->prompt.ids); /* the core has its own copy */
     }
     return BT_OK;
 }

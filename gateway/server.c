@@ -14,6 +14,9 @@ static bt_status check_flags(const gw_config *config, bt_error *err) {
         return bt_fail(err, BT_BAD_REQUEST, "--threads must be 1 to %d", GW_MAX_THREADS);
     if (config->max_concurrent_requests == 0 || config->max_concurrent_requests > 1 << 20)
         return bt_fail(err, BT_BAD_REQUEST, "--max-concurrent-requests must be 1 to 1048576");
+    if (config->max_logprobs > WIRE_MAX_TOP_LOGPROBS)
+        return bt_fail(err, BT_BAD_REQUEST, "--max-logprobs must be 0 to %d: messages between processes carry no more",
+                       WIRE_MAX_TOP_LOGPROBS);
     if (config->http_body_limit == 0 || config->http_body_limit > (uint64_t)1 << 30)
         return bt_fail(err, BT_BAD_REQUEST, "--http-body-limit must be 1 to 1G");
     if (config->http_header_limit < 1024) return bt_fail(err, BT_BAD_REQUEST, "--http-header-limit is below 1K");
@@ -52,6 +55,7 @@ bt_status gw_server_open(const gw_config *config, gw_server **out, bt_error *err
         gw_server_close(server);
         return status;
     }
+    server->model->rules.max_logprobs = config->max_logprobs;
     server->cluster_key = link_cluster_key(config->cluster_secret);
     server->telemetry = gw_telemetry_open(server->model->served_names[0]);
     *out = server;

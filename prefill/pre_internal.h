@@ -102,7 +102,7 @@ static inline bool pre_is_living(const pre_slot *slot) { return slot->phase != P
 
 /* The prompt's logprobs are wanted: every row of it has logits. Not in a replay: the gateway has them. */
 static inline bool pre_is_scored(const pre_slot *slot) {
-    return slot->sampling.wants_prompt_logprobs && slot->sampling.n_logprobs > 0 && slot->n_tokens == slot->n_prompt;
+    return slot->sampling.n_prompt_logprobs > 0 && slot->n_tokens == slot->n_prompt;
 }
 
 pre_slot *pre_slot_find(pre_sched *sched, const wire_request *request); /* NULL: not known, or gone */

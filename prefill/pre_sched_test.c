@@ -264,7 +264,7 @@ static void test_a_replayed_request_keeps_its_forms(void) {
 static void test_a_scored_prompt_has_logits_at_every_row(void) {
     start();
     uint32_t n_logits = 8, position = 0;
-    sampling = (wire_sampling){.top_p = 1, .n_logprobs = 1, .wants_prompt_logprobs = 1};
+    sampling = (wire_sampling){.top_p = 1, .n_prompt_logprobs = 3};
     submit(1, 20, 20, 1);
     sampling = (wire_sampling){.top_p = 1};
     while (position < 20) {

@@ -259,7 +259,7 @@ static bool step_run(wrk_engine *engine) {
     for (uint32_t i = 0; i < step.n_samples; i++) {
         const wrk_sample *sample = &step.samples[i];
         if (sample->is_given) {
-            wrk_node_score(node, i, sample->given, sample->draw.sampling->n_logprobs - 1);
+            wrk_node_score(node, i, sample->given, sample->draw.sampling->n_prompt_logprobs - 1);
         } else {
             engine->tokens[i] = wrk_node_draw(node, i, &sample->draw);
         }

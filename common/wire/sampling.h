@@ -13,7 +13,8 @@ static inline bool wire_sampling_is_sane(const wire_sampling *s) {
     return s->temperature >= 0 && s->temperature <= 1e6f && s->top_p > 0 && s->top_p <= 1 && s->min_p >= 0 &&
            s->min_p <= 1 && s->ignore_eos <= 1 && s->repetition_penalty >= 0 && s->repetition_penalty <= 1e6f &&
            s->presence_penalty >= -2 && s->presence_penalty <= 2 && s->frequency_penalty >= -2 &&
-           s->frequency_penalty <= 2 && s->n_logprobs <= 1 + WIRE_MAX_TOP_LOGPROBS && s->wants_prompt_logprobs <= 1;
+           s->frequency_penalty <= 2 && s->n_logprobs <= 1 + WIRE_MAX_TOP_LOGPROBS &&
+           s->n_prompt_logprobs <= 1 + WIRE_MAX_TOP_LOGPROBS;
 }
 
 static inline bool wire_constraint_is_sane(const wire_constraint *constraint, uint32_t vocab_size) {

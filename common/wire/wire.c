@@ -4,6 +4,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* The largest messages that one step makes; what requests bring has less. */
+_Static_assert(4 + WIRE_MAX_STEP_TOKENS * (44 + 8 * WIRE_MAX_TOP_LOGPROBS) <= WIRE_MAX_PAYLOAD_BYTES,
+               "TOKENS of a whole step fits a frame, and so does PROMPT_LOGPROBS");
+
 /* ---- writing ---- */
 
 static void put_uint(bt_buf *out, uint64_t value, size_t n_bytes) {

@@ -24,7 +24,7 @@
 
 enum {
     WIRE_MAGIC = 0x5442, /* "BT" */
-    WIRE_VERSION = 2,
+    WIRE_VERSION = 3,
     WIRE_HEADER_BYTES = 8,
     WIRE_MAX_PAYLOAD_BYTES = 8 << 20,
     WIRE_MAX_NAME = 128,
@@ -39,7 +39,7 @@ enum {
     WIRE_MAX_LEASES = 4096,
     WIRE_MAX_BIASES = 4096,
     WIRE_MAX_ALLOWED_IDS = 1 << 18, /* more than any vocabulary */
-    WIRE_MAX_TOP_LOGPROBS = 20,
+    WIRE_MAX_TOP_LOGPROBS = 128,    /* so that the tokens of a step fit a frame with theirs: wire.c */
 };
 
 typedef enum { WIRE_ROLE_GATEWAY = 1, WIRE_ROLE_PREFILL = 2, WIRE_ROLE_DECODE = 3 } wire_role;

@@ -18,18 +18,18 @@ static void test_golden_bytes_do_not_change(void) {
     wire_request request = {.gateway = 0x1122334455667788, .serial = 5, .attempt = 1};
     check_bytes("cancel", &(wire_message){.type = WIRE_CANCEL, .cancel = {.request = request}},
                 "14000000"
-                "42540203"
+                "42540303"
                 "8877665544332211"
                 "0500000000000000"
                 "01000000");
     check_bytes("drain", &(wire_message){.type = WIRE_DRAIN},
                 "04000000"
-                "4254020d"
+                "4254030d"
                 "00000000");
     wire_token tokens[] = {{.request = request, .index = 7, .token = 300}};
     check_bytes("tokens", &(wire_message){.type = WIRE_TOKENS, .tokens = {.tokens = tokens, .n_tokens = 1}},
                 "24000000"
-                "42540207"
+                "42540307"
                 "01000000"
                 "8877665544332211"
                 "0500000000000000"
@@ -42,7 +42,7 @@ static void test_golden_bytes_do_not_change(void) {
                 &(wire_message){.type = WIRE_RESERVE,
                                 .reserve = {.request = request, .n_tokens = 65, .max_tokens = 9, names, 1}},
                 "30000000"
-                "42540222"
+                "42540322"
                 "8877665544332211"
                 "0500000000000000"
                 "01000000"
@@ -55,7 +55,7 @@ static void test_golden_bytes_do_not_change(void) {
                 &(wire_message){.type = WIRE_FAILED,
                                 .failed = {.request = request, .status = BT_NO_CAPACITY, .text = wire_str_from("no")}},
                 "1b000000"
-                "42540209"
+                "42540309"
                 "8877665544332211"
                 "0500000000000000"
                 "01000000"
@@ -64,7 +64,7 @@ static void test_golden_bytes_do_not_change(void) {
                 "6e6f");
     check_bytes("ep_rows", &(wire_message){.type = WIRE_EP_ROWS, .ep_rows = {9, 300, 3, 16, 17}},
                 "1c000000"
-                "42540233"
+                "42540333"
                 "0900000000000000"
                 "2c01000000000000"
                 "03000000"

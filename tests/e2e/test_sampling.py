@@ -132,6 +132,65 @@ def test_logprobs_are_those_before_bias_and_temperature(client):
     assert logprobs.top_logprobs[0][plain.tokens[0]] == plain.token_logprobs[0] and len(logprobs.top_logprobs[0]) == 2
 
 
+def check_prompt_logprobs(ids, got, k):
+    """`got` tells of each token of the prompt `ids` but the first: the token, then the k likeliest."""
+    assert len(got) == len(ids) and got[0] is None
+    for token, entries in zip(ids[1:], got[1:]):
+        ranks = [entry["rank"] for entry in entries.values()]
+        assert next(iter(entries)) == str(token), "the token itself comes first"
+        assert len(entries) == k + (ranks[0] > k) and sorted(ranks)[:k] == list(range(1, k + 1))
+        logprobs = [entry["logprob"] for entry in sorted(entries.values(), key=lambda entry: entry["rank"])]
+        assert logprobs == sorted(logprobs, reverse=True) and sum(map(math.exp, logprobs)) < 1.0001
+        assert all(isinstance(entry["decoded_token"], str) for entry in entries.values())
+
+
+def test_prompt_logprobs_tell_of_every_token_of_a_prompt(client):
+    """Beside an echo, which has its own number of alternatives; where the text was said greedily, ranks are 1."""
+    ids = PROMPT + complete(client, max_tokens=30)[0]
+    choice = complete(client, {"prompt_logprobs": 3}, prompt=ids, max_tokens=1, logprobs=1, echo=True)[1].choices[0]
+    check_prompt_logprobs(ids, choice.prompt_logprobs, 3)
+    own = [entries[str(token)] for token, entries in zip(ids[1:], choice.prompt_logprobs[1:])]
+    assert [entry["logprob"] for entry in own] == choice.logprobs.token_logprobs[1:-1]
+    assert [entry["decoded_token"] for entry in own] == choice.logprobs.tokens[1:-1]
+    assert {entry["rank"] for entry in own[len(PROMPT) - 1:]} == {1}
+    assert all(len(top) <= 2 for top in choice.logprobs.top_logprobs[1:])
+    alone = complete(client, {"prompt_logprobs": 0}, prompt=ids, max_tokens=0)[1].choices[0]
+    check_prompt_logprobs(ids, alone.prompt_logprobs, 0)
+    assert [entries[str(token)] for token, entries in zip(ids[1:], alone.prompt_logprobs[1:])] == own, "a warm cache"
+    assert alone.text == "" and alone.logprobs is None
+
+
+def test_prompt_logprobs_of_a_chat_stand_beside_its_choices(client):
+    args = {"max_tokens": 4, "temperature": 2.0, "seed": 1, "n": 2}
+    answer = ask(client, QUESTION, extra_body={"prompt_logprobs": 2, "return_token_ids": True}, **args)
+    check_prompt_logprobs(answer.prompt_token_ids, answer.prompt_logprobs, 2)
+    assert len(answer.choices) == 2 and ask(client, QUESTION, **args).prompt_logprobs is None
+    streamed = ask(client, QUESTION, stream=True, extra_body={"prompt_logprobs": 0}, max_tokens=2)
+    assert not any("prompt_logprobs" in chunk.model_dump() for chunk in streamed)
+
+
+def test_choices_of_a_prompt_share_its_logprobs(client):
+    choices = complete(client, {"prompt_logprobs": 1}, prompt=[PROMPT, PROMPT[:5], [7]], n=2, temperature=1.0,
+                       max_tokens=2)[1].choices
+    for choice in choices:
+        check_prompt_logprobs((PROMPT, PROMPT[:5], [7])[choice.index // 2], choice.prompt_logprobs, 1)
+    assert choices[0].prompt_logprobs == choices[1].prompt_logprobs
+
+
+def test_the_operator_says_how_many_logprobs_there_may_be(client, start_cluster):
+    for field, value in (("logprobs", 21), ("logprobs", -1), ("prompt_logprobs", 21), ("prompt_logprobs", -1)):
+        with pytest.raises(openai.BadRequestError, match="max-logprobs") as refused:
+            complete(client, {field: value})
+        assert refused.value.param == field
+    one = start_cluster(n_decode=1, gateway="--max-logprobs 128")
+    answer = ask(client_of(one), QUESTION, logprobs=True, top_logprobs=128, extra_body={"prompt_logprobs": 128,
+                                                                                      "return_token_ids": True})
+    assert {len(entry.top_logprobs) for entry in answer.choices[0].logprobs.content} == {128}
+    check_prompt_logprobs(answer.prompt_token_ids, answer.prompt_logprobs, 128)
+    with pytest.raises(openai.BadRequestError, match="129"):
+        ask(client_of(one), QUESTION, logprobs=True, top_logprobs=129)
+
+
 def test_n_gives_numbered_choices_of_their_own(client):
     one = complete(client, temperature=2.0, seed=7, max_tokens=16)[1]
     answer = complete(client, temperature=2.0, seed=7, max_tokens=16, n=3)[1]

@@ -52,7 +52,7 @@ static wire_sampling random_sampling(void) {
                        .min_tokens = number(4),
                        .ignore_eos = below(2) != 0,
                        .n_logprobs = below(4) == 0 ? number(3) : 0,
-                       .wants_prompt_logprobs = below(8) == 0};
+                       .n_prompt_logprobs = below(8) == 0 ? number(3) : 0};
     if (below(30) == 0) s.top_p = 0.0f / 0.0f;
     if (below(30) == 0) s.temperature = -1;
     return s;
