@@ -18,6 +18,8 @@ enum {
     GW_MAX_STOP_STRINGS = 16, /* lm-eval sends more than OpenAI's 4 */
     GW_MAX_STOP_BYTES = 4096, /* of one stop string */
     GW_MAX_PROMPTS = 1024,
+    GW_MAX_BAD_WORDS = WIRE_MAX_BAD_WORDS / 2, /* each may need two sequences of tokens */
+    GW_MAX_BAD_WORD_BYTES = 4096,
     GW_MAX_CHOICES = 128, /* per prompt */
     GW_MAX_MESSAGES = 65536,
     GW_MAX_TOP_LEVEL_KEYS = 1024,
@@ -45,7 +47,9 @@ typedef struct {
 
     wire_sampling sampling; /* every default filled in, but the seed if !has_seed, and n_prompt_logprobs */
     bool has_seed;
-    wire_constraint constraint; /* lists in arena */
+    wire_constraint constraint; /* lists in arena; bad_words only after gw_prompt_ban_words() */
+    const char **bad_words;     /* [n_bad_words] in arena */
+    uint32_t n_bad_words;
     bool echoes_logprobs;       /* completions: "logprobs" begins with the prompt's tokens */
     uint32_t n_prompt_logprobs; /* "prompt_logprobs": 0: none; 1 + k: k beside each token */
     uint32_t n_choices;         /* per prompt */

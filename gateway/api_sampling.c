@@ -103,6 +103,26 @@ static bt_status parse_allowed(const gw_api_rules *rules, gw_request *request, g
     return BT_OK;
 }
 
+static bt_status parse_bad_words(gw_request *request, gw_error *error) {
+    const cJSON *list = gw_param_find(request->root, "bad_words");
+    if (list == NULL) return BT_OK;
+    if (!cJSON_IsArray(list)) return gw_fail(error, 400, "bad_words", "bad_words must be a list of strings.");
+    uint32_t n = count_items(list);
+    if (n > GW_MAX_BAD_WORDS)
+        return gw_fail(error, 400, "bad_words", "bad_words is limited to %d words, got %u.", GW_MAX_BAD_WORDS, n);
+    request->bad_words = bt_arena_alloc(&request->arena, n * sizeof *request->bad_words);
+    for (const cJSON *item = list->child; item != NULL; item = item->next) {
+        if (!cJSON_IsString(item)) return gw_fail(error, 400, "bad_words", "bad_words must be a list of strings.");
+        if (item->valuestring[0] == 0)
+            return gw_fail(error, 400, "bad_words", "bad_words cannot contain an empty string.");
+        if (strlen(item->valuestring) > GW_MAX_BAD_WORD_BYTES)
+            return gw_fail(error, 400, "bad_words", "A word of bad_words is limited to %d bytes.",
+                           GW_MAX_BAD_WORD_BYTES);
+        request->bad_words[request->n_bad_words++] = item->valuestring;
+    }
+    return BT_OK;
+}
+
 /* How many logprobs parameter `name` asks for beside each token, -1 being the whole vocabulary: *n_logprobs is that
  * plus one. */
 static bt_status read_n_logprobs(const gw_api_rules *rules, const char *name, int64_t n_top, uint32_t *n_logprobs,
@@ -175,6 +195,7 @@ bt_status gw_api_parse_sampling(const gw_api_rules *rules, gw_request *request, 
     if (status == BT_OK) status = parse_penalties(request, error);
     if (status == BT_OK) status = parse_logit_bias(rules, request, error);
     if (status == BT_OK) status = parse_allowed(rules, request, error);
+    if (status == BT_OK) status = parse_bad_words(request, error);
     if (status == BT_OK && request->endpoint == GW_CHAT) status = parse_chat_logprobs(rules, request, error);
     if (status == BT_OK && request->endpoint == GW_COMPLETION)
         status = parse_completion_logprobs(rules, request, error);

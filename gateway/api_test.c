@@ -137,7 +137,11 @@ static const row chat_rows[] = {
     {M("\"allowed_token_ids\":[1,2]"), NULL, "two"},
     {M("\"allowed_token_ids\":[-1]"), "allowed_token_ids", "no id"},
     {M("\"allowed_token_ids\":[]"), "allowed_token_ids", "empty"},
-    {M("\"bad_words\":[\"x\"]"), "bad_words", "not supported yet"},
+    {M("\"bad_words\":[\"x\",\" y z\"]"), NULL, "words"},
+    {M("\"bad_words\":[]"), NULL, "none"},
+    {M("\"bad_words\":\"x\""), "bad_words", "not a list"},
+    {M("\"bad_words\":[5]"), "bad_words", "not a string"},
+    {M("\"bad_words\":[\"\"]"), "bad_words", "empty"},
     {M("\"response_format\":{\"type\":\"xml\"}"), "response_format", "unknown"},
     {M("\"response_format\":{\"type\":\"text\"}"), NULL, "no constraint"},
     {M("\"response_format\":{\"type\":\"json_object\"}"), "response_format", "not supported yet"},
@@ -248,7 +252,7 @@ static void test_values(void) {
     gw_request_fini(&r);
 }
 
-static void test_logprobs(void) {
+static void test_logprobs_and_bad_words(void) {
     gw_request r;
     gw_error e;
     const char *echo = "{\"prompt\":\"x\",\"echo\":true,\"logprobs\":2,\"prompt_logprobs\":5}";
@@ -268,6 +272,17 @@ static void test_logprobs(void) {
           "a vocabulary below the limit");
     CHECK(r.n_prompt_logprobs == 16 && r.sampling.n_logprobs == 16, "no more than there are");
     gw_request_fini(&r);
+
+    CHECK(parse(GW_CHAT, &rules, M("\"bad_words\":[\"a b\",\" c\"]"), &r, &e) == BT_OK, "bad_words");
+    CHECK(r.n_bad_words == 2 && strcmp(r.bad_words[1], " c") == 0, "as they are");
+    gw_request_fini(&r);
+    for (int is_long = 0; is_long < 2; is_long++) { /* one word too many, one byte too many */
+        size_t n = is_long ? GW_MAX_BAD_WORD_BYTES : GW_MAX_BAD_WORDS;
+        char body[8192] = "{" U ",\"bad_words\":[\"";
+        for (size_t i = 0; i < n; i++) strcat(body, is_long ? "x" : "x\",\"");
+        strcat(body, "x\"]}");
+        CHECK(parse(GW_CHAT, &rules, body, &r, &e) == BT_BAD_REQUEST && strcmp(e.param, "bad_words") == 0, "too much");
+    }
 }
 
 static void check_variables(const char *body, const gw_api_rules *with, const char *want, const char *why) {
@@ -375,7 +390,7 @@ int main(void) {
     check_rows(GW_CHAT, chat_rows, sizeof chat_rows / sizeof *chat_rows);
     check_rows(GW_COMPLETION, completion_rows, sizeof completion_rows / sizeof *completion_rows);
     test_values();
-    test_logprobs();
+    test_logprobs_and_bad_words();
     test_variables();
     test_depth();
     test_strings();

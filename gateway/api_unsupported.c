@@ -19,13 +19,6 @@ static bt_status refuse_number(const cJSON *root, const char *name, double min, 
     return value == neutral ? BT_OK : fail_unsupported(error, name);
 }
 
-static bt_status refuse_bad_words(const cJSON *root, gw_error *error) {
-    const cJSON *bad_words = gw_param_find(root, "bad_words");
-    if (bad_words == NULL) return BT_OK;
-    if (!cJSON_IsArray(bad_words)) return gw_fail(error, 400, "bad_words", "bad_words must be a list of strings.");
-    return bad_words->child == NULL ? BT_OK : fail_unsupported(error, "bad_words");
-}
-
 static bt_status refuse_formats(const cJSON *root, gw_error *error) {
     const cJSON *format = gw_param_find(root, "response_format");
     if (format != NULL) {
@@ -73,7 +66,6 @@ static bt_status refuse_completion_only(const gw_request *request, gw_error *err
 bt_status gw_api_refuse_unsupported(const gw_request *request, gw_error *error) {
     const cJSON *root = request->root;
     bt_status status = refuse_number(root, "priority", -0x1p63, 0x1p63, 0, error);
-    if (status == BT_OK) status = refuse_bad_words(root, error);
     if (status == BT_OK) status = refuse_formats(root, error);
     if (status == BT_OK) status = refuse_presence(request, error);
     if (status == BT_OK) status = refuse_completion_only(request, error);

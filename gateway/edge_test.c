@@ -334,6 +334,38 @@ static void test_logprobs_of_a_prompt(void) {
     bt_buf_fini(&out);
 }
 
+static void check_ban(const char *word, const uint32_t *want, const char *why) {
+    gw_request request = {.bad_words = (const char *[]){word}, .n_bad_words = 1};
+    gw_error error = {0};
+    CHECK(gw_prompt_ban_words(model, &request, &error) == BT_OK, "%s: %s", why, error.message);
+    const wire_constraint *c = &request.constraint;
+    for (uint32_t i = 0; i < c->n_bad_words; i++) {
+        CHECK(c->bad_words[i].n_tokens == *want, "%s: %u tokens", why, c->bad_words[i].n_tokens);
+        for (uint32_t n = *want++, t = 0; n > 0; n--, t++)
+            CHECK(c->bad_words[i].tokens[t] == *want++, "%s: token %u is %u", why, t, c->bad_words[i].tokens[t]);
+    }
+    CHECK(*want == 0, "%s: %u words", why, c->n_bad_words);
+    gw_request_fini(&request);
+}
+
+static void test_bad_words_are_tokenised_as_vllm_does(void) {
+    check_ban("al", (uint32_t[]){1, 300, 1, 726, 0}, "a word, and the word behind a space");
+    check_ban(" \t\nal", (uint32_t[]){1, 300, 1, 726, 0}, "white space in front goes");
+    check_ban("zq", (uint32_t[]){2, 92, 83, 2, 516, 83, 0}, "two tokens");
+    check_ban("<think>", (uint32_t[]){1, 2031, 0}, "an added token; behind a space it would be two");
+    check_ban("\xc3\xa9", (uint32_t[]){2, 130, 105, 0}, "two bytes; with a space three tokens");
+    char long_word[GW_MAX_BAD_WORD_BYTES];
+    for (size_t i = 0; i < sizeof long_word; i++) long_word[i] = "zq"[i % 2];
+    long_word[sizeof long_word - 1] = 0;
+    for (int i = 0; i < 2; i++) {
+        gw_request request = {.bad_words = (const char *[]){i == 0 ? " \n" : long_word}, .n_bad_words = 1};
+        gw_error error = {0};
+        CHECK(gw_prompt_ban_words(model, &request, &error) == BT_BAD_REQUEST, "no tokens, or too many");
+        CHECK(strcmp(error.param, "bad_words") == 0, "%s", error.message);
+        gw_request_fini(&request);
+    }
+}
+
 int main(void) {
     gw_model_options options = {
         .model_dir = "deploy/models/nano-r1/", .served_names = "", .chat_template = "", .reasoning_parser = "auto"};
@@ -353,6 +385,7 @@ int main(void) {
     test_bodies();
     test_logprobs();
     test_logprobs_of_a_prompt();
+    test_bad_words_are_tokenised_as_vllm_does();
     gw_model_close(model);
     TEST_END();
 }

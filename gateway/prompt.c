@@ -1,4 +1,4 @@
-/* Renders, encodes, truncates, measures. Keeps nothing. */
+/* Renders, encodes, truncates, measures; encodes bad words. Keeps nothing. */
 #include "gateway/prompt.h"
 
 #include <string.h>
@@ -131,6 +131,51 @@ bt_status gw_prompt_build(const gw_model *model, const gw_request *request, uint
     if (model->has_reasoning && request->endpoint == GW_CHAT)
         tokens.opens_think = rsn_prompt_opens_think(model->tokenizer, tokens.ids.ids, tokens.ids.n_ids);
     *out = tokens;
+    return BT_OK;
+}
+
+/* `text`, a word, in tokens. BT_OK without tokens: there are none. */
+static bt_status encode_word(const gw_model *model, const char *text, size_t n_bytes, bt_arena *arena, wire_word *out,
+                             gw_error *error) {
+    tok_ids ids = {0};
+    bt_error err = {0};
+    bt_status status = tok_encode(model->tokenizer, text, n_bytes, 0, &ids, &err);
+    if (status != BT_OK) {
+        gw_fail(error, 400, "bad_words", "A word of bad_words could not be tokenised: %s.", err.text);
+    } else if (ids.n_ids > WIRE_MAX_BAD_WORD_TOKENS) {
+        status = gw_fail(error, 400, "bad_words", "A word of bad_words has %zu tokens, the limit is %d.", ids.n_ids,
+                         WIRE_MAX_BAD_WORD_TOKENS);
+    } else if (ids.n_ids > 0) {
+        size_t n = ids.n_ids * sizeof *ids.ids;
+        *out = (wire_word){memcpy(bt_arena_alloc(arena, n), ids.ids, n), (uint32_t)ids.n_ids};
+    }
+    tok_ids_fini(&ids);
+    return status;
+}
+
+bt_status gw_prompt_ban_words(const gw_model *model, gw_request *request, gw_error *error) {
+    if (request->n_bad_words == 0) return BT_OK;
+    wire_word *words = bt_arena_alloc(&request->arena, 2 * request->n_bad_words * sizeof *words);
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < request->n_bad_words; i++) {
+        const char *word = request->bad_words[i];
+        while (is_space(*word)) word++;
+        size_t n_bytes = strlen(word);
+        char *spaced = bt_arena_alloc(&request->arena, 1 + n_bytes);
+        spaced[0] = ' ';
+        memcpy(spaced + 1, word, n_bytes);
+        wire_word bare = {0}, behind_space = {0};
+        bt_status status = encode_word(model, word, n_bytes, &request->arena, &bare, error);
+        if (status == BT_OK && bare.n_tokens == 0)
+            status = gw_fail(error, 400, "bad_words", "A word of bad_words is nothing but white space.");
+        if (status == BT_OK) status = encode_word(model, spaced, 1 + n_bytes, &request->arena, &behind_space, error);
+        if (status != BT_OK) return status;
+        words[n++] = bare;
+        if (behind_space.n_tokens == bare.n_tokens && behind_space.tokens[0] != bare.tokens[0])
+            words[n++] = behind_space;
+    }
+    request->constraint.bad_words = words;
+    request->constraint.n_bad_words = n;
     return BT_OK;
 }
 

@@ -1,4 +1,4 @@
-/* From a validated request to token ids: the chat template, the tokenizer, and whether it fits the context. */
+/* From a validated request to token ids: the chat template, the tokenizer, whether it fits the context, bad words. */
 #ifndef BATON_GATEWAY_PROMPT_H
 #define BATON_GATEWAY_PROMPT_H
 
@@ -14,6 +14,12 @@ typedef struct {
  * template refused, or the prompt does not fit (param input_tokens). */
 bt_status gw_prompt_build(const gw_model *model, const gw_request *request, uint32_t index, uint32_t max_model_len,
                           gw_tokens *out, gw_error *error);
+
+/* request->bad_words -> request->constraint.bad_words, in its arena. As vLLM tokenises them: each word without white
+ * space in front, and once more behind a space if that makes as many tokens and another first one. BT_BAD_REQUEST: a
+ * word has no tokens, or more than WIRE_MAX_BAD_WORD_TOKENS. */
+bt_status gw_prompt_ban_words(const gw_model *model, gw_request *request, gw_error *error);
+
 gw_tokens gw_tokens_copy(const gw_tokens *tokens);
 void gw_tokens_fini(gw_tokens *tokens);
 

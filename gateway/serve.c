@@ -289,6 +289,7 @@ void gw_serve(const gw_call *call, gw_endpoint endpoint) {
     if (status == BT_OK)
         status = gw_api_parse(endpoint, &call->loop->server->model->rules, (char *)(uintptr_t)body.bytes, body.n_bytes,
                               &request, &error);
+    if (status == BT_OK) status = gw_prompt_ban_words(call->loop->server->model, &request, &error);
     if (status == BT_OK) status = admit(call, &request, &error);
     if (status != BT_OK) {
         gw_telemetry_refused(call->loop->server->telemetry);

@@ -41,6 +41,19 @@ static void mask_others(krn_drawer *drawer, float *logits, const uint32_t *allow
     for (uint32_t i = 0; i < n_allowed; i++) drawer->marks[allowed[i]] = 0;
 }
 
+/* The prompt does not count: a word begins in the output. */
+static void mask_bad_words(float *logits, const krn_draw_args *args) {
+    const wire_constraint *c = args->constraint;
+    for (uint32_t i = 0; i < c->n_bad_words; i++) {
+        const wire_word *word = &c->bad_words[i];
+        uint32_t n_before = word->n_tokens - 1;
+        if (n_before > args->n_tokens - args->n_prompt) continue;
+        const uint32_t *before = args->tokens + args->n_tokens - n_before;
+        if (n_before == 0 || memcmp(before, word->tokens, n_before * sizeof(uint32_t)) == 0)
+            logits[word->tokens[n_before]] = -INFINITY;
+    }
+}
+
 static bool has_penalties(const wire_sampling *s) {
     bool has_repetition = s->repetition_penalty != 0 && s->repetition_penalty != 1;
     return has_repetition || s->presence_penalty != 0 || s->frequency_penalty != 0;
@@ -72,13 +85,15 @@ uint32_t krn_draw(krn_drawer *drawer, float *logits, const krn_draw_args *args, 
                   wire_ranked *logprobs) {
     const wire_constraint *c = args->constraint;
     bool is_penalised = has_penalties(args->sampling), wants_logprobs = args->sampling->n_logprobs > 0;
-    bool is_changed = c->n_allowed_token_ids > 0 || args->n_banned > 0 || c->n_logit_bias > 0 || is_penalised;
+    bool is_changed =
+        c->n_allowed_token_ids > 0 || c->n_bad_words > 0 || args->n_banned > 0 || c->n_logit_bias > 0 || is_penalised;
     const float *raw = logits;
     if (wants_logprobs && is_changed) {
         memcpy(drawer->raw, logits, drawer->vocab_size * sizeof(float));
         raw = drawer->raw;
     }
     if (c->n_allowed_token_ids > 0) mask_others(drawer, logits, c->allowed_token_ids, c->n_allowed_token_ids);
+    mask_bad_words(logits, args);
     for (uint32_t i = 0; i < args->n_banned; i++)
         if (args->banned[i] < drawer->vocab_size) logits[args->banned[i]] = -INFINITY;
     for (uint32_t i = 0; i < c->n_logit_bias; i++) logits[c->logit_bias[i].token] += c->logit_bias[i].bias;

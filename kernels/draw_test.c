@@ -49,7 +49,7 @@ static void test_penalties_are_vllms_formulas(void) {
 static void test_masks_come_before_the_bias(void) {
     static const uint32_t allowed[] = {7, 9, 9, 11}, banned[] = {9, VOCAB + 5};
     static const wire_bias biases[] = {{9, 100}, {11, 3}, {12, 100}};
-    wire_constraint constraint = {biases, 3, allowed, 4};
+    wire_constraint constraint = {.logit_bias = biases, 3, .allowed_token_ids = allowed, 4};
     wire_sampling sampling = {.top_p = 1};
     krn_draw_args args = {
         .sampling = &sampling, .constraint = &constraint, .n_tokens = 5, .banned = banned, .n_banned = 2};
@@ -59,6 +59,45 @@ static void test_masks_come_before_the_bias(void) {
     uint32_t token = krn_draw(drawer, logits, &args, NULL, NULL);
     CHECK(token == 11 && logits[11] == 3.5f, "the bias lifts an allowed token: %u", token);
     CHECK(logits[12] == -INFINITY && logits[9] == -INFINITY, "no bias lifts a masked or banned one");
+    krn_drawer_close(drawer);
+}
+
+static void test_a_bad_word_loses_its_last_token_where_the_others_stand(void) {
+    static const struct {
+        uint32_t word[4], n_word, output[4], n_output, masked;
+        const char *why;
+    } rows[] = {
+        {{7}, 1, {0}, 0, 7, "a word of one token at once"},
+        {{7}, 1, {1, 2}, 2, 7, "and everywhere"},
+        {{1, 7}, 2, {1}, 1, 7, "the second token behind the first"},
+        {{1, 7}, 2, {2}, 1, VOCAB, "not behind another"},
+        {{1, 7}, 2, {1, 2}, 2, VOCAB, "not later"},
+        {{5, 7}, 2, {0}, 0, VOCAB, "the prompt ends with 5, but a word begins in the output"},
+        {{5, 1, 7}, 3, {1}, 1, VOCAB, "nor does half of it in the prompt count"},
+        {{1, 1, 7}, 3, {2, 1, 1}, 3, 7, "three tokens"},
+        {{2, 1, 1, 7}, 4, {2, 1, 1}, 3, 7, "all of the output"},
+        {{2, 1, 1, 7}, 4, {1, 1}, 2, VOCAB, "longer than the output"},
+    };
+    static const wire_bias lifted = {7, 100};
+    wire_sampling sampling = {.top_p = 1, .n_logprobs = 1};
+    krn_drawer *drawer = krn_drawer_open(VOCAB);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        uint32_t tokens[6] = {9, 5};
+        memcpy(tokens + 2, rows[i].output, sizeof rows[i].output);
+        wire_word word = {rows[i].word, rows[i].n_word};
+        wire_constraint constraint = {.logit_bias = &lifted, 1, .bad_words = &word, .n_bad_words = 1};
+        krn_draw_args args = {.sampling = &sampling,
+                              .constraint = &constraint,
+                              .tokens = tokens,
+                              .n_prompt = 2,
+                              .n_tokens = 2 + rows[i].n_output};
+        float logits[VOCAB] = {[7] = 3, [8] = 2}, raw[VOCAB] = {[7] = 3, [8] = 2};
+        wire_ranked told, expected;
+        uint32_t token = krn_draw(drawer, logits, &args, NULL, &told);
+        CHECK(token == (rows[i].masked == 7 ? 8 : 7), "%s: %u", rows[i].why, token);
+        krn_logprobs(raw, VOCAB, token, 0, NULL, &expected);
+        CHECK(told.logprob == expected.logprob, "%s: logprobs know nothing of it", rows[i].why);
+    }
     krn_drawer_close(drawer);
 }
 
@@ -111,6 +150,7 @@ static void test_logprobs_are_of_the_raw_logits(void) {
 int main(void) {
     test_penalties_are_vllms_formulas();
     test_masks_come_before_the_bias();
+    test_a_bad_word_loses_its_last_token_where_the_others_stand();
     test_logprobs_are_the_log_softmax();
     test_logprobs_are_of_the_raw_logits();
     TEST_END();

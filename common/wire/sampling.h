@@ -24,6 +24,12 @@ static inline bool wire_constraint_is_sane(const wire_constraint *constraint, ui
     }
     for (uint32_t i = 0; i < constraint->n_allowed_token_ids; i++)
         if (constraint->allowed_token_ids[i] >= vocab_size) return false;
+    for (uint32_t i = 0; i < constraint->n_bad_words; i++) {
+        const wire_word *word = &constraint->bad_words[i];
+        if (word->n_tokens == 0) return false;
+        for (uint32_t j = 0; j < word->n_tokens; j++)
+            if (word->tokens[j] >= vocab_size) return false;
+    }
     return true;
 }
 
@@ -39,6 +45,16 @@ static inline wire_constraint wire_constraint_copy(const wire_constraint *from, 
         size_t n_bytes = from->n_allowed_token_ids * sizeof(uint32_t);
         copy.allowed_token_ids = memcpy(bt_arena_alloc(arena, n_bytes), from->allowed_token_ids, n_bytes);
         copy.n_allowed_token_ids = from->n_allowed_token_ids;
+    }
+    if (from->n_bad_words > 0) {
+        wire_word *words = bt_arena_alloc(arena, from->n_bad_words * sizeof *words);
+        for (uint32_t i = 0; i < from->n_bad_words; i++) {
+            size_t n_bytes = from->bad_words[i].n_tokens * sizeof(uint32_t);
+            words[i].tokens = memcpy(bt_arena_alloc(arena, n_bytes), from->bad_words[i].tokens, n_bytes);
+            words[i].n_tokens = from->bad_words[i].n_tokens;
+        }
+        copy.bad_words = words;
+        copy.n_bad_words = from->n_bad_words;
     }
     return copy;
 }

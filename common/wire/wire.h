@@ -39,7 +39,9 @@ enum {
     WIRE_MAX_LEASES = 4096,
     WIRE_MAX_BIASES = 4096,
     WIRE_MAX_ALLOWED_IDS = 1 << 18, /* more than any vocabulary */
-    WIRE_MAX_TOP_LOGPROBS = 128,    /* so that the tokens of a step fit a frame with theirs: wire.c */
+    WIRE_MAX_BAD_WORDS = 256,
+    WIRE_MAX_BAD_WORD_TOKENS = 256,
+    WIRE_MAX_TOP_LOGPROBS = 128, /* so that the tokens of a step fit a frame with theirs: wire.c */
 };
 
 typedef enum { WIRE_ROLE_GATEWAY = 1, WIRE_ROLE_PREFILL = 2, WIRE_ROLE_DECODE = 3 } wire_role;

@@ -81,9 +81,10 @@ static wire_message big_submit(void) {
         candidates[i] =
             (wire_candidate){wire_str_from(i == 0 ? "decode-0" : "decode-1"), 77 + i, wire_str_from("127.0.0.1:9")};
     static const wire_bias biases[] = {{7, -100}, {8, 1.5f}};
+    static const wire_word words[] = {{stops, 1}, {ids, 3}};
     return (wire_message){.type = WIRE_SUBMIT,
                           .submit = {.request = {1, 2, 3},
-                                     .constraint = {biases, 2, ids, 4},
+                                     .constraint = {biases, 2, ids, 4, words, 2},
                                      .sampling = {.temperature = 0.6f, .top_p = 0.95f, .seed = 42, .ignore_eos = 1},
                                      .max_tokens = 100,
                                      .n_prompt = 4,
@@ -108,6 +109,9 @@ static void test_a_submit_survives_the_round_trip(void) {
     const wire_constraint *constraint = &back.submit.constraint;
     CHECK(constraint->n_logit_bias == 2 && constraint->logit_bias[1].bias == 1.5f, "logit_bias");
     CHECK(constraint->n_allowed_token_ids == 4 && constraint->allowed_token_ids[3] == 303, "allowed_token_ids");
+    const wire_word *words = constraint->bad_words;
+    CHECK(constraint->n_bad_words == 2 && words[0].n_tokens == 1 && words[1].n_tokens == 3, "bad_words");
+    CHECK(words[0].tokens[0] == 9 && words[1].tokens[2] == 491, "their tokens");
     CHECK(back.submit.sampling.top_p == 0.95f && back.submit.sampling.ignore_eos == 1, "sampling");
     CHECK(back.submit.cache_salt.n_bytes == 4 && memcmp(back.submit.cache_salt.bytes, "salt", 4) == 0, "salt");
     bt_arena_fini(&arena);

@@ -191,6 +191,23 @@ def test_the_operator_says_how_many_logprobs_there_may_be(client, start_cluster)
         ask(client_of(one), QUESTION, logprobs=True, top_logprobs=129)
 
 
+def test_bad_words_are_not_said(client):
+    ids, answer = complete(client, logprobs=0, max_tokens=24)
+    first, second = answer.choices[0].logprobs.tokens[:2]
+    assert ids[0] not in complete(client, {"bad_words": [first]}, max_tokens=24)[0]
+    assert complete(client, {"prompt_logprobs": 0, "add_special_tokens": False}, prompt=first + second,
+                    max_tokens=0)[1].choices[0].prompt_token_ids == ids[:2], "what it needs to be a case of two tokens"
+    said, answer = complete(client, {"bad_words": [first + second]}, max_tokens=24)
+    assert said[0] == ids[0], "prefill may say the first token"
+    assert said[1] != ids[1], "but decode not the second one behind it"
+    assert first + second not in answer.choices[0].text
+    assert complete(client, {"bad_words": ["never said", " nor this"]}, max_tokens=24)[0] == ids
+    for words in ([""], [" \n"], "x", [5], ["x"] * 129, ["zq" * 500]):
+        with pytest.raises(openai.BadRequestError) as refused:
+            complete(client, {"bad_words": words})
+        assert refused.value.param == "bad_words"
+
+
 def test_n_gives_numbered_choices_of_their_own(client):
     one = complete(client, temperature=2.0, seed=7, max_tokens=16)[1]
     answer = complete(client, temperature=2.0, seed=7, max_tokens=16, n=3)[1]
@@ -226,7 +243,7 @@ def test_logprobs_survive_a_lost_worker(pair):
     """What was told before the replay is not told again, and the rest continues as if nothing had happened."""
     client = client_of(pair)
     args = {"logprobs": True, "top_logprobs": 1, "max_tokens": 160, "stream": True,
-            "presence_penalty": 0.5, "extra_body": {"ignore_eos": True}}
+            "presence_penalty": 0.5, "extra_body": {"ignore_eos": True, "bad_words": ["12", "2", "30 "]}}
     expected = [entry for chunk in ask(client, QUESTION, **args) for choice in chunk.choices if choice.logprobs
                 for entry in choice.logprobs.content]
     stream = client.chat.completions.with_raw_response.create(

@@ -32,10 +32,13 @@ static wire_request random_request(uint64_t gateway) {
 
 static wire_constraint random_constraint(void) {
     static wire_bias bias;
-    static uint32_t allowed;
+    static uint32_t allowed, said[3];
+    static wire_word words[2];
     bias = (wire_bias){number(SIM_VOCAB), below(8) ? -1.0f : NAN};
     allowed = number(SIM_VOCAB);
-    return below(4) ? (wire_constraint){0} : (wire_constraint){&bias, below(2), &allowed, below(2)};
+    for (uint32_t i = 0; i < 3; i++) said[i] = number(SIM_VOCAB);
+    for (uint32_t i = 0; i < 2; i++) words[i] = (wire_word){said, below(8) ? 1 + below(3) : 0};
+    return below(4) ? (wire_constraint){0} : (wire_constraint){&bias, below(2), &allowed, below(2), words, below(3)};
 }
 
 /* Mostly what a request with n_logprobs 2 is told. */
