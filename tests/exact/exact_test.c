@@ -14,6 +14,8 @@ enum { MAX_PROMPT = 700, N_REQUESTS = 12, SHARED = 130 };
 typedef struct {
     uint32_t prompts[N_REQUESTS][MAX_PROMPT];
     pair_request requests[N_REQUESTS];
+    uint32_t banned[N_REQUESTS][3];
+    wire_word words[N_REQUESTS][2]; /* of banned */
     pair_stream expected[N_REQUESTS];
     uint32_t n;
 } texts;
@@ -23,7 +25,8 @@ static uint32_t next_random(uint64_t *state) {
     return (uint32_t)(*state >> 33);
 }
 
-/* Short and long prompts; every third one begins like the first; every second request draws. */
+/* Short and long prompts; every third one begins like the first; every second request draws, every third has penalties.
+ */
 static void make_texts(texts *t, const mdl_config *c, uint32_t n, bool is_short) {
     static const uint32_t lengths[] = {190, 1, 67, 320, 64, 63, 260, 65, 20, 610, 128, 33};
     uint64_t state = 7;
@@ -37,9 +40,37 @@ static void make_texts(texts *t, const mdl_config *c, uint32_t n, bool is_short)
         t->requests[i] = (pair_request){.prompt = t->prompts[i],
                                         .n_prompt = n_prompt,
                                         .max_tokens = 4 + i % 4 * 6,
-                                        .temperature = i % 2 == 0 ? 0 : 0.8f,
-                                        .seed = 1000 + i};
+                                        .sampling = {.temperature = i % 2 == 0 ? 0 : 0.8f,
+                                                     .top_p = 1,
+                                                     .seed = 1000 + i,
+                                                     .ignore_eos = 1,
+                                                     .repetition_penalty = i % 3 == 1 ? 1.1f : 1,
+                                                     .frequency_penalty = i % 3 == 1 ? 0.5f : 0,
+                                                     .n_logprobs = PAIR_N_LOGPROBS}};
     }
+}
+
+/* What each request gives alone; for every fourth of them once some of that is forbidden to it: the second and third
+ * token in a row, and the fourth anywhere. */
+static void make_expected(texts *t, pair_engine *engine) {
+    pair *alone = pair_open(engine, &(pair_options){1, 512, 200, 200, false});
+    for (uint32_t i = 0; i < t->n; i++) {
+        pair_request *request = &t->requests[i];
+        pair_run(alone, request, 1, &t->expected[i]);
+        if (i % 4 != 2) continue;
+        uint32_t *banned = t->banned[i];
+        for (uint32_t k = 0; k < 3; k++) banned[k] = t->expected[i].outputs[1 + k].token;
+        t->words[i][0] = (wire_word){banned, 2};
+        t->words[i][1] = (wire_word){banned + 2, 1};
+        request->constraint = (wire_constraint){.bad_words = t->words[i], .n_bad_words = 2};
+        pair_run(alone, request, 1, &t->expected[i]);
+        for (uint32_t k = 0, last = UINT32_MAX; k < t->expected[i].n; k++) {
+            uint32_t token = t->expected[i].outputs[k].token;
+            CHECK(token != banned[2] && !(last == banned[0] && token == banned[1]), "request %u says a bad word", i);
+            last = token;
+        }
+    }
+    pair_close(alone);
 }
 
 static void compare(const texts *t, const pair_stream *streams, const char *name) {
@@ -104,9 +135,7 @@ static void test_model_dir(const char *dir, const char *backend, uint32_t stride
         }
         if (n_ranks == 1) {
             make_texts(&t, pair_engine_config(engine), is_slow ? 6 : N_REQUESTS, is_slow);
-            pair *alone = pair_open(engine, &(pair_options){1, 512, 200, 200, false});
-            for (uint32_t i = 0; i < t.n; i++) pair_run(alone, &t.requests[i], 1, &t.expected[i]);
-            pair_close(alone);
+            make_expected(&t, engine);
         }
         n_preempted += run_matrix(&t, engine, what, n_ranks, stride);
         pair_engine_close(engine);

@@ -191,11 +191,8 @@ static void submit(pair *p, uint32_t i) {
     for (uint32_t k = 0; k < s->n; k++) tokens[r->n_prompt + k] = s->outputs[k].token;
     const wire_message message = {.type = WIRE_SUBMIT,
                                   .submit = {.request = {GATEWAY, i + 1, p->attempts[i]},
-                                             .sampling = {.temperature = r->temperature,
-                                                          .top_p = 1,
-                                                          .seed = r->seed,
-                                                          .ignore_eos = 1,
-                                                          .n_logprobs = PAIR_N_LOGPROBS},
+                                             .sampling = r->sampling,
+                                             .constraint = r->constraint,
                                              .max_tokens = r->max_tokens,
                                              .n_prompt = r->n_prompt,
                                              .tokens = tokens,

@@ -33,8 +33,8 @@ typedef struct {
 typedef struct {
     const uint32_t *prompt; /* [n_prompt] */
     uint32_t n_prompt, max_tokens;
-    float temperature;
-    uint64_t seed;
+    wire_sampling sampling; /* with PAIR_N_LOGPROBS logprobs */
+    wire_constraint constraint;
 } pair_request;
 
 /* Zeroed before it is filled, so that two are compared as bytes. */
