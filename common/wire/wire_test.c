@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "common/core/test.h"
+#include "common/wire/sampling.h"
 
 static void check_bytes(const char *what, const wire_message *message, const char *hex) {
     bt_buf out = {0};
@@ -161,7 +162,47 @@ static void test_unknown_numbers_and_huge_counts_are_refused(void) {
     bt_arena_fini(&arena);
 }
 
+static void test_constraints_are_checked_and_copied_whole(void) {
+    enum { VOCAB = 100 };
+    static const wire_bias biases[] = {{99, -100}};
+    uint32_t ids[] = {99, 5}, other[] = {7};
+    wire_word words[] = {{ids, 2}, {other, 1}};
+    wire_constraint constraint = {biases, 1, ids, 2, words, 2};
+    CHECK(wire_constraint_is_sane(&constraint, VOCAB), "every id is below the vocabulary's size");
+    bt_arena arena = {0};
+    wire_constraint copy = wire_constraint_copy(&constraint, &arena);
+    other[0] = VOCAB;
+    CHECK(!wire_constraint_is_sane(&constraint, VOCAB), "a word's token is not");
+    CHECK(wire_constraint_is_sane(&copy, VOCAB) && copy.bad_words[1].tokens[0] == 7, "the copy does not change");
+    CHECK(copy.n_bad_words == 2 && copy.bad_words[0].n_tokens == 2 && copy.bad_words[0].tokens[1] == 5, "its words");
+    words[1].n_tokens = 0;
+    CHECK(!wire_constraint_is_sane(&constraint, VOCAB), "a word without tokens");
+    bt_arena_fini(&arena);
+    wire_sampling sampling = {.top_p = 1, .n_prompt_logprobs = 1 + WIRE_MAX_TOP_LOGPROBS};
+    CHECK(wire_sampling_is_sane(&sampling), "as many logprobs as there may be");
+    sampling.n_prompt_logprobs++;
+    CHECK(!wire_sampling_is_sane(&sampling), "one more");
+}
+
+/* The largest message that a step can make must fit its frame: 4096 rows, each with all alternatives. */
+static void test_a_full_step_fits_a_frame(void) {
+    static wire_logprob top[WIRE_MAX_TOP_LOGPROBS];
+    static wire_ranked ranked = {.top = top, .n_top = WIRE_MAX_TOP_LOGPROBS};
+    static wire_token tokens[WIRE_MAX_STEP_TOKENS];
+    for (uint32_t i = 0; i < WIRE_MAX_STEP_TOKENS; i++) tokens[i] = (wire_token){.logprobs = &ranked, .n_logprobs = 1};
+    bt_buf out = {0};
+    bt_arena arena = {0};
+    wire_message back;
+    wire_encode(&(wire_message){.type = WIRE_TOKENS, .tokens = {tokens, WIRE_MAX_STEP_TOKENS}}, &out);
+    CHECK(wire_decode(out.bytes, out.n_bytes, &arena, &back, NULL) == BT_OK, "%zu bytes", out.n_bytes);
+    CHECK(back.tokens.n_tokens == WIRE_MAX_STEP_TOKENS, "all of them");
+    bt_arena_fini(&arena);
+    bt_buf_fini(&out);
+}
+
 int main(void) {
+    test_constraints_are_checked_and_copied_whole();
+    test_a_full_step_fits_a_frame();
     test_golden_bytes_do_not_change();
     test_a_submit_survives_the_round_trip();
     test_cut_and_damaged_frames_are_refused();
