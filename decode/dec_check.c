@@ -26,7 +26,8 @@ static void check_slot(const dec_sched *sched, const dec_slot *slot) {
         BT_ASSERT(bt_map_get(&sched->base.by_request, wrk_request_key(&slot->request)) == index);
     if (!is_ours) return;
     BT_ASSERT(sched->gateways[slot->gateway].incarnation == slot->request.gateway);
-    BT_ASSERT(slot->n_tokens > slot->n_prompt && slot->n_tokens < slot->n_prompt + slot->end.max_output);
+    BT_ASSERT(slot->n_tokens + slot->owes_first > slot->n_prompt &&
+              slot->n_tokens < slot->n_prompt + slot->end.max_output);
     BT_ASSERT(slot->n_cached < slot->n_tokens &&
               slot->n_cached + slot->n_step_rows <= slot->n_blocks * KV_BLOCK_TOKENS);
     BT_ASSERT(slot->state == DEC_WAITING || slot->n_blocks > 0);

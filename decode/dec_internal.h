@@ -1,5 +1,5 @@
-/* What dec_sched.c, dec_lease.c and dec_step.c share: the table of slots, and the helpers that keep its books. Included
- * by nobody else. */
+/* What dec_sched.c, dec_lease.c, dec_request.c and dec_step.c share: the table of slots, and the helpers that keep its
+ * books. Included by nobody else. */
 #ifndef BATON_DECODE_DEC_INTERNAL_H
 #define BATON_DECODE_DEC_INTERNAL_H
 
@@ -35,6 +35,11 @@ typedef struct {
     uint32_t n_cached;    /* ours: positions in blocks; a step computes from here on */
     uint32_t n_lost;      /* positions that were there once, before a preemption */
     uint32_t n_step_rows; /* of the step that runs; 0: not in it */
+
+    /* Of a prompt that is computed here; its lease is 0. */
+    bool owes_first;  /* the next token is the first of this attempt: FIRST_TOKEN */
+    uint32_t n_found; /* positions that the cache had */
+    int64_t submit_ns, first_step_ns;
 
     uint32_t n_pushes; /* what COMMIT promised */
     uint64_t checksum;
@@ -87,6 +92,8 @@ static inline uint32_t dec_slot_index(const dec_sched *sched, const dec_slot *sl
 
 dec_slot *dec_slot_find(dec_sched *sched, const wire_request *request); /* NULL: not known, or given up */
 
+void dec_slot_release(dec_sched *sched, dec_slot *slot); /* in no book any more: its memory and blocks are free */
+
 /* The slot's request ends here, in any state: books are cleared, blocks freed or quarantined (rule 3). Tells nobody. */
 void dec_slot_end(dec_sched *sched, dec_slot *slot, int64_t now_ns);
 
@@ -113,8 +120,17 @@ void dec_lease_refuse_commit(dec_sched *sched, const dec_slot *slot, bt_status s
 bool dec_blocks_take(dec_sched *sched, const wire_block_name *names, uint32_t n_names, uint32_t n_blocks,
                      uint32_t *blocks, uint32_t *n_held);
 
+const char *dec_why_full(const dec_sched *sched); /* NULL: there is room for one more, if it finds blocks */
+
 /* The prompt's full blocks that are complete are for others too, and read-only from now on (rule 2). */
 void dec_blocks_offer(dec_sched *sched, dec_slot *slot);
+
+/* dec_request.c */
+const char *dec_request_why_senseless(const dec_sched *sched, const wire_commit *asked); /* NULL: it makes sense */
+void dec_request_take(dec_sched *sched, dec_slot *slot, const wire_commit *asked);       /* copies what it asks for */
+void dec_request_submit(dec_sched *sched, uint64_t gateway, const wire_submit *submit, int64_t now_ns);
+void dec_request_send_first(dec_sched *sched, dec_slot *slot, uint32_t token, const wire_ranked *logprobs,
+                            int64_t now_ns); /* instead of in TOKENS */
 
 /* dec_step.c */
 void dec_batch_add(dec_sched *sched, dec_slot *slot);

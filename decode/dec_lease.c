@@ -21,19 +21,6 @@ static void refuse(dec_sched *sched, uint64_t prefill, const wire_request *reque
     sched->counters.n_refused++;
 }
 
-/* NULL: there is room for a lease. */
-static const char *why_full(const dec_sched *sched) {
-    uint32_t n_pending = sched->n_leases + sched->n_quarantined + sched->n_waiting;
-    if (n_pending >= sched->options.max_leases || sched->base.n_free_slots == 0)
-        return "This decode worker has no free lease.";
-    if (dec_batch_is_short(sched)) return "This decode worker's own sequences need its free KV blocks.";
-    /* Who is taken should decode at once, not wait with a token shown. A few more than fit, because those that are
-     * leased have a prompt to be computed first. */
-    uint32_t n_places = sched->options.max_num_seqs + sched->options.max_num_seqs / 8;
-    if (sched->n_running + sched->n_waiting + sched->n_leases >= n_places) return "This decode worker's batch is full.";
-    return NULL;
-}
-
 /* Takes `blocks` and those it names. */
 static void grant(dec_sched *sched, uint64_t prefill, const wire_reserve *reserve, uint32_t *blocks, uint32_t n_blocks,
                   uint32_t n_held, int64_t now_ns) {
@@ -93,7 +80,7 @@ void dec_lease_reserve(dec_sched *sched, uint64_t prefill, const wire_reserve *r
         sched->counters.n_strange++;
         refuse(sched, prefill, request, BT_BAD_REQUEST, "RESERVE names more blocks than it has.");
     } else {
-        const char *why = why_full(sched);
+        const char *why = dec_why_full(sched);
         uint32_t n_blocks = kv_blocks_for((uint64_t)reserve->n_tokens + 1), n_held; /* + the row of the first step */
         uint32_t *blocks = bt_calloc(n_blocks, sizeof(uint32_t));
         if (why == NULL && dec_blocks_take(sched, reserve->prefix, reserve->n_prefix, n_blocks, blocks, &n_held)) {
@@ -123,34 +110,11 @@ void dec_lease_refuse_commit(dec_sched *sched, const dec_slot *slot, bt_status s
 /* NULL: what COMMIT says makes sense for this lease. */
 static const char *why_senseless(const dec_sched *sched, const dec_slot *slot, const wire_commit *commit) {
     if (commit->n_tokens != slot->n_leased_tokens + 1) return "COMMIT has another number of tokens than RESERVE";
-    if (commit->n_prompt == 0 || commit->n_prompt >= commit->n_tokens) return "COMMIT has no prompt or no output";
-    if (commit->n_tokens - commit->n_prompt >=
-        wire_end_max_output(commit->max_tokens, commit->n_prompt, sched->max_positions))
-        return "COMMIT is for a request that has all its tokens";
+    if (commit->n_prompt == commit->n_tokens) return "COMMIT has no output";
     if (commit->n_prompt / KV_BLOCK_TOKENS < slot->n_prefix) return "COMMIT has a shorter prompt than RESERVE named";
     if (commit->n_pushes != sched->base.options.n_layers * (kv_blocks_for(slot->n_leased_tokens) - slot->n_shared))
         return "COMMIT has the wrong number of pushes";
-    if (!wire_sampling_is_sane(&commit->sampling) ||
-        !wire_constraint_is_sane(&commit->constraint, sched->base.options.vocab_size))
-        return "COMMIT has impossible sampling parameters";
-    for (uint32_t i = 0; i < commit->n_tokens; i++)
-        if (commit->tokens[i] >= sched->base.options.vocab_size) return "COMMIT has a token outside the vocabulary";
-    return NULL;
-}
-
-static void take_request(dec_sched *sched, dec_slot *slot, const wire_commit *commit) {
-    slot->end = wrk_end_rule(&sched->base, &commit->sampling, commit->stop_token_ids, commit->n_stop_token_ids,
-                             wire_end_max_output(commit->max_tokens, commit->n_prompt, sched->max_positions));
-    slot->sampling = commit->sampling;
-    slot->constraint = wire_constraint_copy(&commit->constraint, &slot->arena);
-    slot->n_prompt = commit->n_prompt;
-    slot->n_tokens = commit->n_tokens;
-    slot->tokens = bt_calloc((size_t)commit->n_prompt + slot->end.max_output, sizeof(uint32_t));
-    memcpy(slot->tokens, commit->tokens, commit->n_tokens * sizeof(uint32_t));
-    slot->cap_blocks = kv_blocks_for((uint64_t)commit->n_prompt + slot->end.max_output);
-    slot->blocks = bt_realloc(slot->blocks, slot->cap_blocks, sizeof(uint32_t));
-    slot->n_pushes = commit->n_pushes;
-    slot->checksum = commit->checksum;
+    return dec_request_why_senseless(sched, commit);
 }
 
 void dec_lease_commit(dec_sched *sched, uint64_t prefill, const wire_commit *commit, int64_t now_ns) {
@@ -172,7 +136,9 @@ void dec_lease_commit(dec_sched *sched, uint64_t prefill, const wire_commit *com
         dec_slot_end(sched, slot, now_ns);
         return;
     }
-    take_request(sched, slot, commit);
+    dec_request_take(sched, slot, commit);
+    slot->n_pushes = commit->n_pushes;
+    slot->checksum = commit->checksum;
     slot->state = DEC_SETTLING;
     bt_timers_set(&sched->base.timers, dec_slot_index(sched, slot), wrk_after_ms(now_ns, sched->options.settle_ms));
     dec_lease_close(sched, slot, commit->n_pushes);
@@ -238,7 +204,9 @@ void dec_lease_closed(wrk_sched *base, uint64_t lease, uint32_t n_pushes, uint64
 
 void dec_lease_abort(dec_sched *sched, uint64_t prefill, const wire_abort *abort, int64_t now_ns) {
     dec_slot *slot = dec_slot_find(sched, &abort->request);
-    if (slot == NULL || slot->prefill != prefill || (abort->lease != 0 && abort->lease != slot->lease)) return;
+    if (slot == NULL || slot->lease == 0 || slot->prefill != prefill ||
+        (abort->lease != 0 && abort->lease != slot->lease))
+        return;
     /* Taken over already: prefill could not know. The gateway hears of it from both and replays once. */
     if (slot->state == DEC_WAITING || slot->state == DEC_RUNNING)
         dec_fail(sched, slot, BT_PEER_LOST, "The prefill worker gave the request up while handing it over.");

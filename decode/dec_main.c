@@ -26,7 +26,8 @@ static void node_options(wrk_node_options *options) {
 
 static bt_status sched_open(const wrk_sched_options *shared, wrk_sched **out, bt_error *err) {
     const dec_sched_options options = {.max_num_seqs = config.max_num_seqs,
-                                       .max_batched_tokens = config.max_num_batched_tokens};
+                                       .max_batched_tokens = config.max_num_batched_tokens,
+                                       .local_prefill_tokens = config.local_prefill_tokens};
     return dec_sched_open(shared, &options, out, err);
 }
 
@@ -40,6 +41,8 @@ static const wrk_metric metrics[] = {
     COUNT(TRANSFER_FAILURES, "reason=\"commit_failed\"", n_commit_failed),
     COUNT(TRANSFER_FAILURES, "reason=\"prefill_lost\"", n_prefill_lost),
     COUNT(LEASE_EXPIRIES, "", n_lease_expired),
+    COUNT(LOCAL_PREFILLS, "", n_local),
+    COUNT(LOCAL_PREFILL_TOKENS, "", n_local_tokens),
     COUNT(PREEMPTIONS, "", n_preempted),
     COUNT(RECOMPUTED_TOKENS, "", n_recomputed),
     COUNT(CANCELS, "phase=\"leased\"", n_canceled_leased),

@@ -67,7 +67,7 @@ dec_slot *dec_slot_find(dec_sched *sched, const wire_request *request) {
     return index == BT_MAP_NONE ? NULL : &sched->slots[index];
 }
 
-static void slot_release(dec_sched *sched, dec_slot *slot) {
+void dec_slot_release(dec_sched *sched, dec_slot *slot) {
     slot_free_memory(sched, slot);
     *slot = (dec_slot){.state = DEC_FREE};
     wrk_slot_put(&sched->base, dec_slot_index(sched, slot));
@@ -90,15 +90,15 @@ void dec_slot_end(dec_sched *sched, dec_slot *slot, int64_t now_ns) {
         dec_batch_remove(sched, slot);
         bt_map_remove(&sched->base.by_request, wrk_request_key(&slot->request));
         slot->state = DEC_DEAD;
-        if (slot->n_step_rows == 0) slot_release(sched, slot); /* rule 3: else the step still reads and writes */
+        if (slot->n_step_rows == 0) dec_slot_release(sched, slot); /* rule 3: else the step still reads and writes */
         break;
     case DEC_QUARANTINE: /* closed at last */
         sched->n_quarantined--;
         bt_map_remove(&sched->by_lease, wrk_u64_key(slot->lease));
-        slot_release(sched, slot);
+        dec_slot_release(sched, slot);
         break;
     case DEC_DEAD: /* its step is done */
-        slot_release(sched, slot);
+        dec_slot_release(sched, slot);
         break;
     case DEC_FREE:
         BT_ASSERT(!"a free slot ends");
@@ -129,6 +129,18 @@ void dec_blocks_offer(dec_sched *sched, dec_slot *slot) {
     if (n <= first) return;
     kv_prefix_put(sched->base.prefix, slot->prefix + first, slot->blocks + first, n - first);
     slot->n_shared = n;
+}
+
+const char *dec_why_full(const dec_sched *sched) {
+    uint32_t n_pending = sched->n_leases + sched->n_quarantined + sched->n_waiting;
+    if (n_pending >= sched->options.max_leases || sched->base.n_free_slots == 0)
+        return "This decode worker has no free lease.";
+    if (dec_batch_is_short(sched)) return "This decode worker's own sequences need its free KV blocks.";
+    /* Who is taken should decode at once, not wait with a token shown. A few more than fit, because those that are
+     * leased have a prompt to be computed first. */
+    uint32_t n_places = sched->options.max_num_seqs + sched->options.max_num_seqs / 8;
+    if (sched->n_running + sched->n_waiting + sched->n_leases >= n_places) return "This decode worker's batch is full.";
+    return NULL;
 }
 
 /* ---- the ends --------------------------------------------------------------------------------------------------- */
@@ -213,6 +225,8 @@ static void gateway_message(wrk_sched *base, uint64_t gateway, const wire_messag
         if (slot == NULL) return; /* ended already, or never came here */
         if (slot->state == DEC_SETTLING) dec_lease_refuse_commit(sched, slot, BT_CANCELED, "the request is canceled");
         cancel_slot(sched, slot, now_ns);
+    } else if (message->type == WIRE_SUBMIT) {
+        dec_request_submit(sched, gateway, &message->submit, now_ns);
     } else if (message->type == WIRE_DRAIN) {
         wrk_sched_drain(base, message->drain.grace_ms, now_ns);
     } else {
@@ -280,7 +294,8 @@ static void load(const wrk_sched *base, wire_load *out) {
                        .kv_blocks_total = n_blocks,
                        .kv_blocks_used = n_blocks - kv_pool_n_free(sched->pool),
                        .is_draining = base->is_draining,
-                       .is_incomplete = base->is_incomplete};
+                       .is_incomplete = base->is_incomplete,
+                       .local_prefill_tokens = dec_why_full(sched) != NULL ? 0 : sched->options.local_prefill_tokens};
 }
 
 uint32_t dec_sched_n_leases(const wrk_sched *sched) { return ((const dec_sched *)sched)->n_leases; }

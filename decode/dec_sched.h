@@ -1,7 +1,7 @@
 /* Decode's scheduler: who may land KV here, which sequences decode together, and when their blocks are free again.
  *
- * A wrk_sched (worker/wrk_sched.h): its messages from gateways are CANCEL and DRAIN, those from peers, which are
- * prefill workers, RESERVE, COMMIT, ABORT and RENEW. Others are counted and ignored.
+ * A wrk_sched (worker/wrk_sched.h): its messages from gateways are SUBMIT, CANCEL and DRAIN, those from peers, which
+ * are prefill workers, RESERVE, COMMIT, ABORT and RENEW. Others are counted and ignored.
  *
  *     RESERVE ─▶ LEASED ──COMMIT──▶ SETTLING ──closed, counts and checksum right──▶ WAITING ─▶ RUNNING ─▶ FINISHED
  *                  │ ABORT, expiry,     │ wrong, late: COMMIT_FAILED                   │ ◀ no block │
@@ -22,7 +22,10 @@
  * form of attention, generated ones in the absorbed form, as the first time, so its tokens are what they would have
  * been.
  *
- * Owner: this worker, from the moment a COMMIT is found right until it sends FINISHED or FAILED. */
+ * A SUBMIT asks for a prompt to be computed here, which is done where the cache lacks little of it: ACCEPTED, and it is
+ * WAITING. Otherwise FAILED, and the gateway asks a prefill worker.
+ *
+ * Owner: this worker, from the moment a COMMIT is found right, or from ACCEPTED, until it sends FINISHED or FAILED. */
 #ifndef BATON_DECODE_DEC_SCHED_H
 #define BATON_DECODE_DEC_SCHED_H
 
@@ -35,6 +38,8 @@ typedef struct {
     uint32_t max_leases;         /* reserved, settling, waiting and in quarantine together [max_num_seqs] */
     uint32_t watermark_blocks; /* stay free, besides one for each running sequence, when blocks are taken for a request
                                 * [1/64 of the pool, at least 1] */
+
+    uint32_t local_prefill_tokens; /* --local-prefill-tokens: positions that a SUBMIT may leave to compute; 0: none */
 
     /* In ms; 0: the default in brackets. */
     uint32_t lease_ms;  /* a lease's life without RENEW [5000] */
@@ -50,6 +55,7 @@ uint32_t dec_sched_n_leases(const wrk_sched *sched); /* reserved, not committed 
 /* What wrk_sched.counters points to: for metrics and tests. */
 typedef struct {
     uint64_t n_reserved, n_refused;
+    uint64_t n_local, n_local_tokens;         /* prompts computed here, and their positions that were not cached */
     uint64_t n_prefix_queries, n_prefix_hits; /* positions that were reserved; of these, held already */
     uint64_t n_committed, n_commit_failed;
     uint64_t n_lease_expired, n_lease_aborted, n_prefill_lost;

@@ -1,8 +1,9 @@
 /* The batch: who decodes together, who waits, who gives way when the pool is full, and what becomes of a step's tokens.
  *
  * One rule for rows: a sequence's blocks hold its first n_cached positions, and a step computes from there towards its
- * last known token, whose row is drawn from. That is one row for a sequence that has just been given a token, and all
- * of them for one that lost its blocks: preemption takes the blocks, never the tokens, and its client sees a pause.
+ * last known token, whose row is drawn from. That is one row for a sequence that has just been given a token, what the
+ * cache lacks of a prompt that is computed here, and everything for one that lost its blocks: preemption takes the
+ * blocks, never the tokens, and its client sees a pause.
  * order[] holds sequences by age. The newest gives way, and nobody who lost blocks is overtaken by another such one. */
 #include <string.h>
 
@@ -115,7 +116,7 @@ static uint32_t min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }
 
 /* One row, and as many of n_spare as it has use for; how many of these is the answer. The form belongs to the position,
  * so rows end where the prompt does. */
-static uint32_t add_rows(dec_sched *sched, dec_slot *slot, uint32_t n_spare) {
+static uint32_t add_rows(dec_sched *sched, dec_slot *slot, uint32_t n_spare, int64_t now_ns) {
     bool is_prompt = slot->n_cached < slot->n_prompt;
     uint32_t n_left = (is_prompt ? slot->n_prompt : slot->n_tokens) - slot->n_cached;
     uint32_t n_rows = min_u32(n_left, 1 + n_spare), i = sched->base.n_step++;
@@ -130,7 +131,10 @@ static uint32_t add_rows(dec_sched *sched, dec_slot *slot, uint32_t n_spare) {
                                               .form = is_prompt ? KRN_EXPANDED : KRN_ABSORBED,
                                               .n_logits = is_last};
     if (is_last) add_sample(sched, slot);
-    if (slot->n_lost > slot->n_cached) sched->counters.n_recomputed += min_u32(n_rows, slot->n_lost - slot->n_cached);
+    uint32_t n_again = slot->n_lost > slot->n_cached ? min_u32(n_rows, slot->n_lost - slot->n_cached) : 0;
+    sched->counters.n_recomputed += n_again;
+    if (slot->owes_first) sched->counters.n_local_tokens += n_rows - n_again;
+    if (slot->first_step_ns == 0) slot->first_step_ns = now_ns;
     return n_rows - 1;
 }
 
@@ -146,7 +150,7 @@ bool dec_step_begin(wrk_sched *base, int64_t now_ns, wrk_step *out) {
     for (uint32_t at = 0; at < sched->n_running + sched->n_waiting; at++) {
         dec_slot *slot = &sched->slots[sched->order[at]];
         if (slot->state == DEC_WAITING && (slot->n_blocks > 0 || !is_short)) admit(sched, slot, now_ns);
-        if (slot->state == DEC_RUNNING && grow(sched, slot, now_ns)) n_spare -= add_rows(sched, slot, n_spare);
+        if (slot->state == DEC_RUNNING && grow(sched, slot, now_ns)) n_spare -= add_rows(sched, slot, n_spare, now_ns);
         is_short |= slot->n_blocks == 0;
     }
     if (base->n_step == 0) return false;
@@ -161,9 +165,10 @@ bool dec_step_begin(wrk_sched *base, int64_t now_ns, wrk_step *out) {
 
 /* ---- tokens ----------------------------------------------------------------------------------------------------- */
 
-/* Does the sequence i of the step live, and was a token drawn for it? */
+/* Does the sequence i of the step live, and was a token drawn for it that goes into TOKENS? */
 static bool has_token(const dec_sched *sched, uint32_t i) {
-    return sched->base.sequences[i].n_logits > 0 && sched->slots[sched->base.step_slots[i]].state != DEC_DEAD;
+    const dec_slot *slot = &sched->slots[sched->base.step_slots[i]];
+    return sched->base.sequences[i].n_logits > 0 && slot->state != DEC_DEAD && !slot->owes_first;
 }
 
 /* All in one TOKENS per gateway: counted, then placed. */
@@ -222,7 +227,9 @@ void dec_step_done(wrk_sched *base, const uint32_t *tokens, const wire_ranked *l
             continue;
         }
         dec_blocks_offer(sched, slot);
-        if (base->sequences[i].n_logits > 0) take_token(sched, slot, tokens[sample], now_ns);
+        if (base->sequences[i].n_logits == 0) continue;
+        if (slot->owes_first) dec_request_send_first(sched, slot, tokens[sample], &logprobs[sample], now_ns);
+        take_token(sched, slot, tokens[sample], now_ns);
     }
 }
 

@@ -26,6 +26,10 @@ static void add_route_headers(gw_answer *answer, const gw_info *info) {
     char cached[16];
     snprintf(cached, sizeof cached, "%u", info->cached_tokens);
     gw_http_add_header(x, "x-baton-cached-tokens", cached);
+    if (!info->is_local) return;
+    char computed[16];
+    snprintf(computed, sizeof computed, "%u", info->n_prompt - info->cached_tokens);
+    gw_http_add_header(x, "x-baton-local-prefill", computed);
 }
 
 static gw_usage sum_usage(const gw_answer *answer) {

@@ -1,8 +1,10 @@
 /* One try of a request at a pair of workers: how it starts, who is told when it ends, and what comes after it. */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "common/kv/kv_layout.h"
+#include "common/kv/kv_prefix.h"
 #include "common/wire/end_rule.h"
 #include "gateway/gw_internal.h"
 
@@ -64,23 +66,46 @@ static void send_submit(gw_core *core, const gw_slot *slot, uint64_t prefill) {
                                                 .n_candidates = slot->n_candidates}};
 }
 
+/* The names of the prompt's full blocks, but for the last position's, which is computed in any case. The caller's to
+ * free. */
+static wire_block_name *name_blocks(const gw_core *core, const gw_slot *slot, uint32_t *n_names) {
+    uint32_t n = slot->info.n_prompt / KV_BLOCK_TOKENS;
+    uint32_t n_most = (slot->info.n_prompt + slot->info.n_output - 1) / KV_BLOCK_TOKENS;
+    *n_names = n < n_most ? n : n_most;
+    wire_block_name *names = bt_calloc(*n_names, sizeof(*names));
+    kv_prefix_names(gw_router_model_hash(core->router), wire_str_from(slot->cache_salt), slot->tokens, *n_names, names);
+    return names;
+}
+
 bt_status gw_attempt_start(gw_core *core, gw_slot *slot, int64_t now_ns, bt_error *err) {
     gw_route route;
-    uint32_t n_tokens = slot->info.n_prompt + slot->info.n_output;
-    gw_route_query query = {slot->info.strategy, slot->tokens, n_tokens, slot->avoid_prefill, slot->avoid_decode};
+    uint32_t n_tokens = slot->info.n_prompt + slot->info.n_output, n_names;
+    wire_block_name *names = name_blocks(core, slot, &n_names);
+    gw_route_query query = {.strategy = slot->info.strategy,
+                            .tokens = slot->tokens,
+                            .n_tokens = n_tokens,
+                            .names = names,
+                            .n_names = n_names,
+                            .avoid_prefill = slot->avoid_prefill,
+                            .avoid_decode = slot->avoid_decode,
+                            .may_be_local = !slot->shuns_local && slot->sampling.n_prompt_logprobs == 0};
     bt_status status = gw_router_choose(core->router, &query, &route, err);
+    free(names);
     if (status != BT_OK) return status;
 
     slot->n_base = slot->info.n_output;
     slot->n_decode = slot->n_base + 1;
     slot->has_first = slot->has_finish = false;
-    slot->prefill = (gw_peer){route.prefill->incarnation, route.prefill->link};
+    const gw_worker *first = route.is_local ? route.decodes[0] : route.prefill;
+    slot->info.is_local = route.is_local;
+    slot->prefill = (gw_peer){first->incarnation, first->link};
     slot->decode = (gw_peer){0};
     set_candidates(slot, &route);
+    if (route.is_local) slot->n_candidates = 0;
     slot->n_blocks = kv_blocks_for((uint64_t)n_tokens + 1);
-    book(&slot->booked_prefill, route.prefill, 0);
+    if (!route.is_local) book(&slot->booked_prefill, route.prefill, 0);
     book(&slot->booked_decode, route.decodes[0], slot->n_blocks);
-    memcpy(slot->info.prefill, route.prefill->name, sizeof(slot->info.prefill));
+    snprintf(slot->info.prefill, sizeof(slot->info.prefill), "%s", route.is_local ? "" : route.prefill->name);
     memcpy(slot->info.decode, route.decodes[0]->name, sizeof(slot->info.decode));
     slot->info.phase = GW_SUBMITTED;
     gw_slot_set_timer(core, slot, now_ns, core->options.accept_ms);
@@ -151,7 +176,9 @@ void gw_attempt_fail(gw_core *core, gw_slot *slot, gw_why why, uint64_t teller, 
     snprintf(slot->text, sizeof(slot->text), "%s", text);
     gw_attempt_drop(core, slot, teller);
     if (finish_if_complete(core, slot)) return;
-    bool is_full = why == GW_REFUSED && status != BT_AGAIN;
+    bool is_local_refusal = why == GW_REFUSED && slot->info.is_local; /* the usual way is open, and tried at once */
+    bool is_full = why == GW_REFUSED && status != BT_AGAIN && !is_local_refusal;
+    slot->shuns_local |= slot->info.is_local;
     if (status == BT_BAD_REQUEST || (why != GW_REFUSED && slot->info.n_migrations >= core->options.migration_limit)) {
         gw_slot_fail(core, slot, status, slot->text);
         return;
@@ -175,7 +202,7 @@ void gw_attempt_fail(gw_core *core, gw_slot *slot, gw_why why, uint64_t teller, 
         break;
     }
     if (why == GW_REFUSED) {
-        slot->n_refusals++;
+        slot->n_refusals += !is_local_refusal;
     } else {
         slot->info.n_migrations++;
     }
@@ -193,8 +220,8 @@ void gw_attempt_late(gw_core *core, gw_slot *slot, int64_t now_ns) {
         gw_attempt_retry(core, slot, now_ns);
         break;
     case GW_SUBMITTED:
-        gw_attempt_fail(core, slot, GW_LATE, 0, prefill, BT_TIMEOUT, "The prefill worker did not answer in time.",
-                        now_ns);
+        gw_attempt_fail(core, slot, GW_LATE, 0, prefill, BT_TIMEOUT,
+                        "The worker of the request did not answer in time.", now_ns);
         break;
     case GW_ACCEPTED:
         gw_attempt_fail(core, slot, GW_LATE, 0, prefill, BT_TIMEOUT, "The first token did not come in time.", now_ns);

@@ -317,10 +317,10 @@ void gw_core_worker_gone(gw_core *core, uint64_t incarnation, int64_t now_ns) {
         bool prefill_is_lost = slot->prefill.incarnation == incarnation && slot->info.phase != GW_HANDED_OFF;
         if (prefill_is_lost && slot->has_first && slot->decode.incarnation != 0) {
             gw_attempt_hand_off(core, slot, &slot->decode, now_ns); /* only the news of it is lost */
-        } else if (prefill_is_lost) {
+        } else if (prefill_is_lost && !slot->info.is_local) {
             gw_attempt_fail(core, slot, GW_LOST, incarnation, incarnation, BT_PEER_LOST,
                             "The prefill worker of the request was lost.", now_ns);
-        } else if (slot->decode.incarnation == incarnation) {
+        } else if (prefill_is_lost || slot->decode.incarnation == incarnation) {
             gw_attempt_fail(core, slot, GW_LOST, incarnation, incarnation, BT_PEER_LOST,
                             "The decode worker of the request was lost.", now_ns);
         }

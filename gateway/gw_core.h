@@ -12,6 +12,9 @@
  *                  ▼                                 ▼                      ▼                     ▼
  *               GW_FAILED                        GW_FAILED           GW_FINISHED              GW_FINISHED
  *
+ * Where a decode worker's cache holds nearly all of a prompt, SUBMIT goes to that worker, which then does prefill's
+ * part too: HANDED_OFF follows from its FIRST_TOKEN. If it refuses, the request goes the usual way at once.
+ *
  * Each request gets GW_TOKENS in order of index, each token exactly once whatever the attempts, then exactly one of
  * GW_FINISHED and GW_FAILED; after gw_core_cancel() nothing. Messages of decode may overtake prefill's
  * (two links): they wait for the missing index. Messages of older attempts are ignored; a decode worker that still
@@ -134,6 +137,7 @@ typedef struct {
     gw_phase phase;
     uint32_t attempt, n_migrations;
     const gw_strategy *strategy;
+    bool is_local;                   /* the latest attempt has no prefill worker: decode computes the prompt */
     char prefill[WIRE_MAX_NAME + 1]; /* of the latest attempt; "" while there is none */
     char decode[WIRE_MAX_NAME + 1];  /* the one that took it, before that the first candidate */
     uint32_t n_prompt, n_output;     /* n_output: delivered */

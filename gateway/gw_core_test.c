@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "common/core/test.h"
+#include "common/kv/kv_prefix.h"
 
 enum { GATEWAY = 7, EOS = 1, PREFILL = 100, DECODE = 200, MS = 1000000 };
 
@@ -50,7 +51,7 @@ static void start(uint32_t n_prefills, uint32_t n_decodes, uint32_t migration_li
     gw_core_options options = {.incarnation = GATEWAY,
                                .max_requests = 4,
                                .vocab_size = 100,
-                               .max_model_len = 50,
+                               .max_model_len = 500,
                                .migration_limit = migration_limit,
                                .eos_ids = eos,
                                .n_eos_ids = 1};
@@ -118,6 +119,34 @@ static bool is_told_cancel(uint64_t worker) {
     for (uint32_t i = 0; i < n_sent; i++)
         if (sent[i].message.type == WIRE_CANCEL && sent[i].peer == worker) return true;
     return false;
+}
+
+static void say_local(uint64_t decode, uint32_t local_prefill_tokens) {
+    say(decode, (wire_message){.type = WIRE_STATUS,
+                               .status = {{.kv_blocks_total = 50, .local_prefill_tokens = local_prefill_tokens}}});
+}
+
+static uint32_t prompt[400]; /* of submit_another() */
+
+/* The worker's cache has the first n_blocks of it, if they are salted so. */
+static void say_blocks(uint64_t worker, uint32_t n_blocks, const char *cache_salt) {
+    wire_block_name names[4];
+    kv_prefix_names(0, wire_str_from(cache_salt), prompt, n_blocks, names);
+    say(worker, (wire_message){.type = WIRE_BLOCKS, .blocks = {.come = names, .n_come = n_blocks}});
+}
+
+/* Instead of the one that start() has sent. */
+static void submit_another(uint32_t n_prompt, const char *cache_salt) {
+    for (uint32_t i = 0; i < 400; i++) prompt[i] = 10 + i % 80;
+    gw_core_cancel(core, serial, now_ns);
+    walk();
+    gw_submit submit = {
+        .tokens = prompt, .n_tokens = n_prompt, .max_tokens = 5, .sampling = {.top_p = 1}, .cache_salt = cache_salt};
+    CHECK(gw_strategy_find("", &submit.strategy, NULL) == BT_OK, "-");
+    clear();
+    n_tokens = 0;
+    CHECK(gw_core_submit(core, &submit, now_ns, &serial, NULL) == BT_OK, "submit");
+    walk();
 }
 
 static void stop(void) {
@@ -346,6 +375,81 @@ static void test_each_token_of_a_prompt_is_scored_once(void) {
     sampling.n_prompt_logprobs = 0;
 }
 
+static void test_decode_alone_computes_a_short_prompt(void) {
+    start(1, 1, 3);
+    say_local(DECODE, 30);
+    submit_another(30, "");
+    const wire_submit *submit = &last_sent(WIRE_SUBMIT)->message.submit;
+    CHECK(n_sent == 1 && sent[0].peer == DECODE && submit->n_candidates == 0, "SUBMIT goes to decode");
+    say_first(DECODE, 0, 0, 20);
+    CHECK(n_tokens == 1 && tokens[0] == 20, "the first token");
+    const gw_info *info = gw_core_info(core, serial);
+    CHECK(info->is_local && info->phase == GW_HANDED_OFF && info->prefill[0] == 0 && strcmp(info->decode, "w200") == 0,
+          "and it has the request");
+    say_token(DECODE, 0, 1, 21);
+    say_token(DECODE, 0, 2, EOS);
+    say_finished(DECODE, 0, WIRE_FINISH_EOS, 3);
+    CHECK(n_tokens == 3 && heard[n_heard - 1].kind == GW_FINISHED && n_sent == 1, "to its end");
+    submit_another(31, "");
+    CHECK(sent[0].peer == PREFILL, "one token more goes the usual way");
+    say_first(PREFILL, 0, 0, EOS);
+    say_finished(PREFILL, 0, WIRE_FINISH_EOS, 1);
+    stop();
+}
+
+static void test_a_known_beginning_makes_a_prompt_short(void) {
+    start(1, 2, 3);
+    say_local(DECODE, 30);
+    say_local(DECODE + 1, 30);
+    submit_another(150, "");
+    CHECK(sent[0].peer == PREFILL, "nobody knows it");
+    say_blocks(DECODE, 1, "");
+    say_blocks(DECODE + 1, 2, "");
+    submit_another(158, "");
+    CHECK(sent[0].peer == DECODE + 1, "it is there, and 30 tokens more");
+    submit_another(159, "");
+    CHECK(sent[0].peer == PREFILL, "31 are too many");
+    submit_another(158, "pepper");
+    CHECK(sent[0].peer == PREFILL, "another salt, another beginning");
+    submit_another(128, "");
+    CHECK(sent[0].peer == PREFILL, "the last block is computed in any case: 64 tokens");
+    gone(DECODE + 1);
+    submit_another(158, "");
+    CHECK(sent[0].peer == PREFILL, "the worker that knew it is gone");
+    submit_another(94, "");
+    CHECK(sent[0].peer == DECODE, "the other one knows less of it");
+    gw_core_cancel(core, serial, now_ns);
+    walk();
+    stop();
+}
+
+static void test_who_is_not_taken_by_decode_goes_the_usual_way_at_once(void) {
+    for (uint32_t how = 0; how < 4; how++) {
+        start(1, 2, how == 1 ? 1 : 0);
+        say_local(DECODE, 30);
+        submit_another(30, "");
+        CHECK(sent[0].peer == DECODE, "asked");
+        clear();
+        if (how == 0) say_failed(DECODE, 0, BT_NO_CAPACITY);
+        if (how == 1) gone(DECODE);
+        if (how == 2) say_failed(DECODE, 0, BT_AGAIN);
+        if (how == 3) {
+            gw_core_cancel(core, serial, now_ns);
+            walk();
+            CHECK(is_told_cancel(DECODE), "it may have begun");
+            stop();
+            continue;
+        }
+        const gw_action *submit = last_sent(WIRE_SUBMIT);
+        CHECK(submit != NULL && submit->peer == PREFILL && submit->message.submit.request.attempt == 1, "how %u", how);
+        CHECK(gw_core_info(core, serial)->n_migrations == (how == 1), "a refusal is no migration");
+        say_first(PREFILL, 1, 0, EOS);
+        say_finished(PREFILL, 1, WIRE_FINISH_EOS, 1);
+        CHECK(n_tokens == 1, "how %u", how);
+        stop();
+    }
+}
+
 int main(void) {
     test_a_request_goes_its_way();
     test_decode_may_overtake_prefill();
@@ -360,5 +464,8 @@ int main(void) {
     test_a_stop_string_ends_it_while_walking();
     test_a_hand_off_behind_a_cancel_is_stopped();
     test_each_token_of_a_prompt_is_scored_once();
+    test_decode_alone_computes_a_short_prompt();
+    test_a_known_beginning_makes_a_prompt_short();
+    test_who_is_not_taken_by_decode_goes_the_usual_way_at_once();
     TEST_END();
 }

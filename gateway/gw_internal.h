@@ -39,7 +39,8 @@ typedef struct {
     uint32_t n_decode; /* index of the next token from decode; output below it is in tokens, but for n_base */
     bool has_finish;   /* FINISHED is here, some token is not */
     wire_finished finish;
-    gw_peer prefill, decode; /* decode: 0 until it has spoken or HANDED_OFF names it */
+    gw_peer prefill; /* who got SUBMIT: info.is_local: a decode worker, until its first token */
+    gw_peer decode;  /* 0 until it has spoken or HANDED_OFF names it */
     gw_peer candidates[WIRE_MAX_CANDIDATES];
     wire_candidate wire_candidates[WIRE_MAX_CANDIDATES]; /* of SUBMIT; strings in names */
     char names[WIRE_MAX_CANDIDATES][2][WIRE_MAX_NAME + 1];
@@ -48,6 +49,7 @@ typedef struct {
     gw_peer booked_prefill, booked_decode; /* 0: nowhere */
 
     /* All attempts. */
+    bool shuns_local; /* a decode worker was asked to compute the prompt, and that came to nothing */
     uint64_t avoid_prefill, avoid_decode; /* of the last failure */
     uint32_t n_refusals;                  /* since the last delivered token */
     int64_t waiting_since_ns;             /* likewise: since when no worker takes it; 0: one does */

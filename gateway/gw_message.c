@@ -56,9 +56,9 @@ static void take_first_token(gw_core *core, uint64_t peer, const wire_first_toke
     gw_slot *slot = find_of_prefill(core, peer, &first->request);
     if (slot == NULL) return;
     bool lacks_scores = slot->sampling.n_prompt_logprobs > 0 && slot->n_scored + 1 < slot->info.n_prompt;
-    if (slot->has_first || first->index != slot->n_base || lacks_scores ||
+    if (slot->has_first || first->index != slot->n_base || lacks_scores || first->cached_tokens > slot->info.n_prompt ||
         !gw_slot_put_token(core, slot, first->index, first->token, first->logprobs, first->n_logprobs)) {
-        fail_strange(core, slot, peer, "The prefill worker sent a token that makes no sense.", now_ns);
+        fail_strange(core, slot, peer, "A worker sent a first token that makes no sense.", now_ns);
         return;
     }
     slot->has_first = true;
@@ -73,6 +73,10 @@ static void take_first_token(gw_core *core, uint64_t peer, const wire_first_toke
     if (info->phase != GW_HANDED_OFF) {
         info->phase = GW_STARTED;
         gw_slot_set_timer(core, slot, now_ns, core->options.hand_off_ms);
+    }
+    if (info->is_local) { /* it has the request, and keeps it */
+        gw_attempt_hand_off(core, slot, &slot->prefill, now_ns);
+        slot->prefill = (gw_peer){0};
     }
     deliver(core, slot, now_ns);
 }

@@ -10,6 +10,7 @@
 
 #include "common/core/alloc.h"
 #include "common/core/map.h"
+#include "common/kv/kv_layout.h"
 
 struct gw_router {
     gw_worker **workers; /* [n_workers] owned, in the order in which they came */
@@ -111,6 +112,7 @@ static void copy_known(gw_worker *worker, const gw_worker *known) {
     snprintf(worker->name, sizeof(worker->name), "%s", known->name);
     snprintf(worker->kv_address, sizeof(worker->kv_address), "%s", known->kv_address);
     worker->incarnation = known->incarnation;
+    worker->model_hash = known->model_hash;
     worker->is_draining = known->is_draining;
 }
 
@@ -165,6 +167,10 @@ bool gw_router_blocks(gw_router *router, uint64_t incarnation, const wire_blocks
         bt_map_put(&worker->blocks, block_key(&blocks->come[i]), 0);
     }
     return true;
+}
+
+uint64_t gw_router_model_hash(const gw_router *router) {
+    return router->n_workers > 0 ? router->workers[0]->model_hash : 0;
 }
 
 bool gw_worker_has_block(const gw_worker *worker, const wire_block_name *name) {
@@ -235,11 +241,22 @@ static gw_worker *choose_prefill(gw_router *router, const gw_route_query *query)
     return best;
 }
 
+enum { N_KEYS = 6 };
+
 /* What decode workers are ranked by, compared from the first to the last; the lowest is best. */
 typedef struct {
     gw_worker *worker;
-    uint64_t key[5];
+    bool is_local; /* it would compute the prompt itself */
+    uint64_t key[N_KEYS];
 } ranked;
+
+/* Would it compute the prompt itself? */
+static bool is_short_for(const gw_worker *worker, const gw_route_query *query) {
+    uint32_t n_known = 0, most = worker->load.local_prefill_tokens;
+    if (most == 0) return false;
+    while (n_known < query->n_names && gw_worker_has_block(worker, &query->names[n_known])) n_known++;
+    return query->n_tokens - n_known * KV_BLOCK_TOKENS <= most;
+}
 
 static ranked rank_decode(gw_router *router, gw_worker *worker, const gw_route_query *query) {
     uint64_t need = query->n_tokens / 64 + 1;
@@ -247,13 +264,15 @@ static ranked rank_decode(gw_router *router, gw_worker *worker, const gw_route_q
     if (used < worker->n_own_blocks) used = worker->n_own_blocks;
     uint64_t total = worker->load.kv_blocks_total, n_free = used < total ? total - used : 0;
     bool has_room = total == 0 || n_free >= need; /* 0: it has not reported yet */
+    bool is_local = query->may_be_local && has_room && is_short_for(worker, query);
     return (ranked){worker,
-                    {worker->incarnation == query->avoid_decode, !has_room, n_requests(worker), UINT64_MAX - n_free,
-                     next_random(router)}};
+                    is_local,
+                    {worker->incarnation == query->avoid_decode, !has_room, !is_local, n_requests(worker),
+                     UINT64_MAX - n_free, next_random(router)}};
 }
 
 static bool is_before(const ranked *x, const ranked *y) {
-    for (int i = 0; i < 5; i++)
+    for (int i = 0; i < N_KEYS; i++)
         if (x->key[i] != y->key[i]) return x->key[i] < y->key[i];
     return false;
 }
@@ -270,13 +289,16 @@ static void choose_decodes(gw_router *router, const gw_route_query *query, gw_ro
         best[at] = one;
     }
     out->n_decodes = n;
+    out->is_local = n > 0 && best[0].is_local;
     for (uint32_t i = 0; i < n; i++) out->decodes[i] = best[i].worker;
 }
 
 bt_status gw_router_choose(gw_router *router, const gw_route_query *query, gw_route *out, bt_error *err) {
-    gw_route route = {.prefill = choose_prefill(router, query)};
-    if (route.prefill == NULL) return bt_fail(err, BT_NO_CAPACITY, "No prefill worker is available.");
+    gw_route route = {0};
     choose_decodes(router, query, &route);
+    if (!route.is_local) route.prefill = choose_prefill(router, query);
+    if (!route.is_local && route.prefill == NULL)
+        return bt_fail(err, BT_NO_CAPACITY, "No prefill worker is available.");
     if (route.n_decodes == 0) return bt_fail(err, BT_NO_CAPACITY, "No decode worker is available.");
     *out = route;
     return BT_OK;

@@ -2,8 +2,9 @@
  * reported, and what this loop itself has sent there since. No I/O, no clock. One thread.
  *
  * A strategy is a name and a cost function; the prefill worker with the lowest cost is taken, ties are broken by the
- * seeded generator. Decode workers are ranked by one rule: room for the request's blocks first, then fewest sequences,
- * then most free blocks. Workers that drain, or whose expert-parallel group lacks a rank, are not chosen. */
+ * seeded generator. Decode workers are ranked by one rule: room for the request's blocks first, then whether they would
+ * compute the prompt themselves, then fewest sequences, then most free blocks. Workers that
+ * drain, or whose expert-parallel group lacks a rank, are not chosen. */
 #ifndef BATON_GATEWAY_GW_ROUTER_H
 #define BATON_GATEWAY_GW_ROUTER_H
 
@@ -21,6 +22,7 @@ typedef struct gw_worker {
     char name[WIRE_MAX_NAME + 1];
     char kv_address[WIRE_MAX_NAME + 1]; /* decode: host:port of its KV listener */
     uint64_t incarnation;
+    uint64_t model_hash; /* part of its blocks' names */
     bool is_draining;
     bool is_incomplete; /* lacks ranks of its expert-parallel group; after gw_router_up() its STATUS says */
 
@@ -41,8 +43,8 @@ bt_status gw_strategy_find(const char *name, const gw_strategy **out, bt_error *
 const char *gw_strategy_name(const gw_strategy *strategy);
 const char *gw_strategy_names(void); /* "random, least-request": all, for error texts */
 
-/* Takes what the caller knows (role, name, kv_address, incarnation, is_draining, is_incomplete); an incarnation that is
- * there already is updated, but keeps its link and is_incomplete. */
+/* Takes what the caller knows (role, name, kv_address, incarnation, model_hash, is_draining, is_incomplete); an
+ * incarnation that is there already is updated, but keeps its link and is_incomplete. */
 gw_worker *gw_router_up(gw_router *router, const gw_worker *known);
 void gw_router_gone(gw_router *router, uint64_t incarnation);
 gw_worker *gw_router_worker(const gw_router *router, uint64_t incarnation); /* NULL: not up */
@@ -51,6 +53,7 @@ void gw_router_status(gw_router *router, uint64_t incarnation, const wire_load *
 
 /* Its prefix cache has changed. false: it names more blocks than it has; what is too much is left out. */
 bool gw_router_blocks(gw_router *router, uint64_t incarnation, const wire_blocks *blocks);
+uint64_t gw_router_model_hash(const gw_router *router); /* of the workers, which serve one model; 0: there are none */
 bool gw_worker_has_block(const gw_worker *worker, const wire_block_name *name);
 
 /* It said so itself before a STATUS did. */
@@ -73,9 +76,13 @@ typedef struct {
     const uint32_t *tokens; /* [n_tokens], for strategies that look at them */
     uint32_t n_tokens;
     uint64_t avoid_prefill, avoid_decode; /* incarnations to be chosen only if there is no other; 0: none */
+    bool may_be_local;                    /* a decode worker may be asked to compute the prompt */
+    const wire_block_name *names; /* [n_names] of the prompt's full blocks that need not be computed where they are */
+    uint32_t n_names;
 } gw_route_query;
 
 typedef struct {
+    bool is_local; /* decodes[0] computes the prompt itself, and prefill is NULL */
     gw_worker *prefill;
     gw_worker *decodes[WIRE_MAX_CANDIDATES]; /* [n_decodes], best first */
     uint32_t n_decodes;

@@ -128,6 +128,34 @@ static void test_decode_workers_are_ranked_by_room_then_sequences_then_blocks(vo
     gw_router_close(router);
 }
 
+static void test_who_would_compute_the_prompt_itself_is_ranked_first(void) {
+    gw_router *router = open_router(1, 3);
+    static const wire_block_name names[] = {{1, 1}, {2, 1}, {3, 1}};
+    for (uint64_t w = 200; w < 203; w++)
+        gw_router_status(router, w,
+                         &(wire_load){.running = w == 201 ? 9 : 0, .kv_blocks_total = 100, .local_prefill_tokens = 40});
+    CHECK(gw_router_blocks(router, 200, &(wire_blocks){.come = names + 1, .n_come = 2}), "the chain's beginning lacks");
+    CHECK(gw_router_blocks(router, 201, &(wire_blocks){.come = names, .n_come = 2}), "two of it");
+    gw_route_query query = {.n_tokens = 168, .may_be_local = true, .names = names, .n_names = 2};
+    gw_route route;
+    CHECK(gw_strategy_find("", &query.strategy, NULL) == BT_OK, "-");
+    CHECK(gw_router_choose(router, &query, &route, NULL) == BT_OK && route.is_local && route.prefill == NULL, "local");
+    CHECK(route.decodes[0]->incarnation == 201 && route.n_decodes == 3, "however busy it is");
+    query.n_tokens = 169;
+    CHECK(gw_router_choose(router, &query, &route, NULL) == BT_OK && !route.is_local && route.prefill != NULL, "no");
+    CHECK(route.decodes[0]->incarnation != 201, "the usual rank");
+    query.n_tokens = 168;
+    gw_router_status(router, 201,
+                     &(wire_load){.kv_blocks_total = 100, .kv_blocks_used = 99, .local_prefill_tokens = 40});
+    CHECK(gw_router_choose(router, &query, &route, NULL) == BT_OK && !route.is_local, "it has no room");
+    query.n_tokens = 40;
+    gw_router_gone(router, 100);
+    CHECK(gw_router_choose(router, &query, &route, NULL) == BT_OK && route.is_local, "without any prefill worker");
+    query.may_be_local = false;
+    CHECK(gw_router_choose(router, &query, &route, NULL) == BT_NO_CAPACITY, "if it may");
+    gw_router_close(router);
+}
+
 static void test_a_worker_that_comes_back_has_another_link(void) {
     gw_router *router = open_router(2, 1);
     uint64_t link = gw_router_worker(router, 100)->link;
@@ -167,6 +195,7 @@ int main(void) {
     test_draining_is_not_chosen_and_avoided_only_if_there_is_another();
     test_an_incomplete_worker_is_not_chosen_until_its_status_says_otherwise();
     test_decode_workers_are_ranked_by_room_then_sequences_then_blocks();
+    test_who_would_compute_the_prompt_itself_is_ranked_first();
     test_a_worker_that_comes_back_has_another_link();
     TEST_END();
 }

@@ -73,6 +73,7 @@ static member *take_slot(gw_members *members) {
 static void tell_core(gw_members *members, const member *m) {
     gw_worker known = {.role = m->info.role,
                        .incarnation = m->info.incarnation,
+                       .model_hash = m->info.model_hash,
                        .is_draining = m->info.is_draining || m->is_leaving,
                        .is_incomplete = m->info.ep.size > 0 && m->info.ep.state != REG_RANK_FORMED};
     snprintf(known.name, sizeof known.name, "%s", m->info.name);

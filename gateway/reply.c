@@ -30,7 +30,7 @@ void gw_call_add_headers(const gw_call *call) {
     gw_http_add_header(call->exchange, "access-control-allow-origin", "*");
     gw_http_add_header(call->exchange, "access-control-expose-headers",
                        "x-request-id, request-id, retry-after, x-baton-prefill, x-baton-decode, x-baton-strategy, "
-                       "x-baton-cached-tokens");
+                       "x-baton-cached-tokens, x-baton-local-prefill");
 }
 
 void gw_reply(const gw_call *call, int status, const char *content_type, const void *body, size_t n_bytes) {

@@ -1,5 +1,6 @@
 /* The same bits always: tokens and logprobs of a set of requests are equal, byte for byte, whatever the batch, the
- * chunk, the caches, the number of expert-parallel ranks, and however often decode had to give blocks up. Greedy and
+ * chunk, the caches, the number of expert-parallel ranks, who computes the prompt, and however often decode had to give
+ * blocks up. Greedy and
  * drawn, on both backends, on the bundled model and on fixture checkpoints (BATON_SHARED). The whole matrix on one of
  * them and a part of it on the others; `exact_test all`: the whole on all, which takes many minutes. */
 #include <stdlib.h>
@@ -53,7 +54,7 @@ static void make_texts(texts *t, const mdl_config *c, uint32_t n, bool is_short)
 /* What each request gives alone; for every fourth of them once some of that is forbidden to it: the second and third
  * token in a row, and the fourth anywhere. */
 static void make_expected(texts *t, pair_engine *engine) {
-    pair *alone = pair_open(engine, &(pair_options){1, 512, 200, 200, false});
+    pair *alone = pair_open(engine, &(pair_options){1, 512, 200, 200, false, 0});
     for (uint32_t i = 0; i < t->n; i++) {
         pair_request *request = &t->requests[i];
         pair_run(alone, request, 1, &t->expected[i]);
@@ -94,6 +95,8 @@ static uint64_t run(const texts *t, pair_engine *engine, const pair_options *opt
     }
     pair_counts counts = pair_counted(p);
     CHECK(!options->has_prefix_cache || counts.n_prefix_hits > 0, "%s: the caches were not used", name);
+    CHECK((counts.n_local > 0) == (options->local_tokens > 0), "%s: decode computed %llu prompts", name,
+          (unsigned long long)counts.n_local);
     pair_close(p);
     return counts.n_preempted;
 }
@@ -104,16 +107,18 @@ static uint64_t run_matrix(const texts *t, pair_engine *engine, const char *what
     static const uint32_t batches[] = {1, 8, 32}, chunks[] = {64, 512};
     uint64_t n_preempted = 0;
     char name[400];
-    for (uint32_t m = n_ranks % stride; m < 3 * 2 * 2 * 2; m += stride) {
+    for (uint32_t m = n_ranks % stride; m < 3 * 2 * 2 * 2 * 2; m += stride) {
         bool is_small = m % 2 != 0, has_cache = m / 2 % 2 != 0;
-        uint32_t chunk = chunks[m / 4 % 2], batch = batches[m / 8];
+        uint32_t chunk = chunks[m / 4 % 2], batch = batches[m / 16];
+        bool has_local = m / 8 % 2 != 0;
         pair_options options = {.max_num_seqs = batch,
                                 .chunk = chunk,
                                 .prefill_blocks = 200,
                                 .decode_blocks = is_small ? 14 : 200,
-                                .has_prefix_cache = has_cache};
-        snprintf(name, sizeof(name), "%s, %u ranks, batch %u, chunk %u, %s cache, %s pool", what, n_ranks, batch, chunk,
-                 has_cache ? "warm" : "no", is_small ? "small" : "large");
+                                .has_prefix_cache = has_cache,
+                                .local_tokens = has_local ? 100 : 0};
+        snprintf(name, sizeof(name), "%s, %u ranks, batch %u, chunk %u, %s cache, %s pool%s", what, n_ranks, batch,
+                 chunk, has_cache ? "warm" : "no", is_small ? "small" : "large", has_local ? ", local" : "");
         n_preempted += run(t, engine, &options, name);
     }
     return n_preempted;
@@ -149,13 +154,13 @@ int main(int argc, char **argv) {
     static const char *const fixtures[] = {"v3", "v2-lite", "v3-fp8"};
     bool is_all = argc > 1 && strcmp(argv[1], "all") == 0;
     const char *shared = test_shared();
-    test_model_dir("deploy/models/nano-r1", "cpu", is_all ? 1 : 7);
-    test_model_dir("deploy/models/nano-r1", "ref", is_all ? 1 : 23);
+    test_model_dir("deploy/models/nano-r1", "cpu", is_all ? 1 : 11);
+    test_model_dir("deploy/models/nano-r1", "ref", is_all ? 1 : 43);
     for (size_t i = 0; shared != NULL && i < sizeof(fixtures) / sizeof(fixtures[0]); i++) {
         char dir[512];
         snprintf(dir, sizeof(dir), "%s/fixtures/models/%s", shared, fixtures[i]);
-        test_model_dir(dir, "cpu", is_all || i == 0 ? 1 : 5);
-        test_model_dir(dir, "ref", is_all ? 1 : 7);
+        test_model_dir(dir, "cpu", is_all || i == 0 ? 1 : 9);
+        test_model_dir(dir, "ref", is_all ? 1 : 13);
     }
     if (shared == NULL) fprintf(stderr, "SKIPPED: the fixture checkpoints, for want of BATON_SHARED\n");
     TEST_END();

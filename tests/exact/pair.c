@@ -59,7 +59,7 @@ struct pair {
     worker *stepping;
     const pair_request *requests;
     pair_stream *streams;
-    uint32_t attempts[PAIR_MAX_REQUESTS];
+    uint32_t local_tokens, attempts[PAIR_MAX_REQUESTS];
     uint32_t n_alive;
     wire_ranked logprobs[PAIR_MAX_ROWS];
     wire_logprob top[PAIR_MAX_ROWS][PAIR_N_LOGPROBS];
@@ -199,7 +199,8 @@ static void submit(pair *p, uint32_t i) {
                                              .n_tokens = r->n_prompt + s->n,
                                              .candidates = &decode,
                                              .n_candidates = 1}};
-    put_message(p, TO_WORKER, PREFILL, &message);
+    bool is_local = p->local_tokens > 0 && p->attempts[i] == 0; /* decode refuses, or does it itself */
+    put_message(p, TO_WORKER, is_local ? DECODE : PREFILL, &message);
 }
 
 static void take_token(pair *p, const wire_request *request, uint32_t index, uint32_t token,
@@ -389,6 +390,7 @@ pair *pair_open(pair_engine *engine, const pair_options *options) {
     pair *p = bt_calloc(1, sizeof(*p));
     p->engine = engine;
     p->now_ns = BT_NS_PER_S;
+    p->local_tokens = options->local_tokens;
     worker_open(&p->prefill, engine, options->prefill_blocks);
     worker_open(&p->decode, engine, options->decode_blocks);
     wrk_sched_options shared = {.pool = p->prefill.pool,
@@ -400,7 +402,8 @@ pair *pair_open(pair_engine *engine, const pair_options *options) {
         .max_requests = PAIR_MAX_REQUESTS, .max_batched_tokens = options->chunk, .max_batched_seqs = options->chunk};
     const dec_sched_options decode = {.max_num_seqs = options->max_num_seqs,
                                       .max_batched_tokens = options->max_num_seqs + options->chunk / 2,
-                                      .max_leases = PAIR_MAX_REQUESTS};
+                                      .max_leases = PAIR_MAX_REQUESTS,
+                                      .local_prefill_tokens = options->local_tokens};
     bt_error err = {0};
     BT_ASSERT(pre_sched_open(&shared, &prefill, &p->prefill.sched, &err) == BT_OK);
     shared.pool = p->decode.pool;
@@ -431,5 +434,7 @@ void pair_close(pair *p) {
 pair_counts pair_counted(const pair *p) {
     const pre_counters *pre = pre_sched_counters(p->prefill.sched);
     const dec_counters *dec = dec_sched_counters(p->decode.sched);
-    return (pair_counts){.n_prefix_hits = pre->n_prefix_hits + dec->n_prefix_hits, .n_preempted = dec->n_preempted};
+    return (pair_counts){.n_prefix_hits = pre->n_prefix_hits + dec->n_prefix_hits,
+                         .n_preempted = dec->n_preempted,
+                         .n_local = dec->n_local};
 }

@@ -28,6 +28,7 @@ typedef struct {
     uint32_t chunk;        /* rows of a prefill step; decode computes half as many again after a preemption */
     uint32_t prefill_blocks, decode_blocks;
     bool has_prefix_cache;
+    uint32_t local_tokens; /* prompts of which decode's cache lacks at most that many are computed there; 0: none */
 } pair_options;
 
 typedef struct {
@@ -59,7 +60,7 @@ void pair_run(pair *p, const pair_request *requests, uint32_t n_requests, pair_s
 /* What happened since open. */
 typedef struct {
     uint64_t n_prefix_hits; /* positions, on both sides */
-    uint64_t n_preempted;
+    uint64_t n_preempted, n_local;
 } pair_counts;
 pair_counts pair_counted(const pair *p);
 

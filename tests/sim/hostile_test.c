@@ -132,8 +132,8 @@ static wire_message random_message(uint64_t gateway) {
         m.failed = (wire_failed){r, (uint8_t)number(9), text};
         break;
     case WIRE_STATUS:
-        m.status.load =
-            (wire_load){number(9), number(9), number(900), number(99), number(99), below(4) == 0, below(4) == 0};
+        m.status.load = (wire_load){number(9),  number(9),     number(900),   number(99),
+                                    number(99), below(4) == 0, below(4) == 0, number(150)};
         break;
     case WIRE_RESERVE:
         for (uint32_t i = 0; i < 6; i++) names[i] = (wire_block_name){below(8) == 0 ? below(6) : i, 1};
@@ -363,7 +363,8 @@ static void close_one(wrk_sched *sched, closing *list, int64_t now_ns) {
 static void test_decode_survives_any_peer(void) {
     kv_pool *pool = kv_pool_open(N_BLOCKS);
     const wrk_sched_options shared = worker_options(pool);
-    const dec_sched_options options = {.max_num_seqs = 4, .max_batched_tokens = 12, .max_leases = 6};
+    const dec_sched_options options = {
+        .max_num_seqs = 4, .max_batched_tokens = 12, .max_leases = 6, .local_prefill_tokens = 150};
     wrk_sched *sched;
     CHECK(dec_sched_open(&shared, &options, &sched, NULL) == BT_OK, "open");
     closing list = {.n = 0};
@@ -421,6 +422,8 @@ static void test_decode_survives_any_peer(void) {
     const dec_counters *counters = sched->counters;
     CHECK(kv_pool_n_free(pool) == N_BLOCKS, "nothing is left: %u blocks free", kv_pool_n_free(pool));
     CHECK(counters->n_prefix_hits > 0, "cached blocks were met");
+    CHECK(counters->n_local > 20 && counters->n_local_tokens > counters->n_local, "prompts were computed: %llu",
+          (unsigned long long)counters->n_local);
     CHECK(counters->n_committed > 20 && counters->n_finished > 5 && counters->n_commit_failed > 20 &&
               counters->n_lease_expired > 5,
           "committed %llu finished %llu commits failed %llu expired %llu", (unsigned long long)counters->n_committed,

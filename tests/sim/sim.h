@@ -48,6 +48,7 @@ typedef struct {
     uint32_t prefill_blocks, decode_blocks;
     uint32_t max_requests, max_batched_tokens, max_batched_seqs;
     uint32_t max_num_seqs, spare_rows, max_leases; /* spare_rows: of a decode step, besides one for each sequence */
+    uint32_t local_tokens;
     uint32_t gateway_requests, migration_limit;
     uint32_t max_prompt, max_output;
     uint32_t n_chats; /* half of the prompts begin as one of so many do */

@@ -278,6 +278,7 @@ static void start_worker(sim_world *world, sim_node *node) {
     const dec_sched_options decode = {.max_num_seqs = c->max_num_seqs,
                                       .max_batched_tokens = c->max_num_seqs + c->spare_rows,
                                       .max_leases = c->max_leases,
+                                      .local_prefill_tokens = c->local_tokens,
                                       .lease_ms = 200,
                                       .settle_ms = 40};
     bt_status status = is_prefill ? pre_sched_open(&shared, &prefill, &node->worker, NULL)

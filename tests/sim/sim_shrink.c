@@ -19,7 +19,7 @@ const sim_knob sim_knobs[] = {
     KNOB(n_gateways, 1),       KNOB(n_prefills, 1),      KNOB(n_decodes, 1),        KNOB(max_output, 1),
     KNOB(max_prompt, 16),      KNOB(migration_limit, 0), KNOB(max_num_seqs, 1),     KNOB(max_leases, 1),
     KNOB(max_batched_seqs, 1), KNOB(max_requests, 1),    KNOB(gateway_requests, 1), KNOB(long_percent, 0),
-    KNOB(spare_rows, 0),
+    KNOB(spare_rows, 0),       KNOB(local_tokens, 0),
 };
 const uint32_t sim_n_knobs = sizeof(sim_knobs) / sizeof(sim_knobs[0]);
 

@@ -25,6 +25,8 @@ static void test_worlds_end_whole_and_every_failure_has_happened(void) {
     CHECK(sum.decode.n_preempted > 0 && sum.decode.n_recomputed > sum.decode.n_preempted,
           "%llu preempted, %llu positions computed again", (unsigned long long)sum.decode.n_preempted,
           (unsigned long long)sum.decode.n_recomputed);
+    CHECK(sum.decode.n_local > 100 && sum.decode.n_local_tokens > sum.decode.n_local, "%llu prompts computed by decode",
+          (unsigned long long)sum.decode.n_local);
     CHECK(sum.decode.n_commit_failed > 0 && sum.decode.n_lease_aborted > 0, "decode");
     CHECK(sum.prefill.n_prefix_hits > sum.prefill.n_prefix_queries / 100 &&
               sum.decode.n_prefix_hits > sum.decode.n_prefix_queries / 100,

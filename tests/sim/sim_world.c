@@ -44,6 +44,7 @@ sim_config sim_config_random(uint64_t seed, uint32_t n_requests) {
         c.arrival_ns *= 4;
     }
     c.spare_rows = sim_below(&dice, 100);
+    c.local_tokens = sim_below(&dice, 2) == 0 ? 0 : 1 + sim_below(&dice, 150);
     return c;
 }
 
