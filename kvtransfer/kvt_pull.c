@@ -6,7 +6,10 @@
  * Only over shared memory: who is told to use TCP uses TCP. And only when it works: PULL_OFFER names a random token in
  * the sender's memory. Finding it there proves that the number is the peer's process, although both may count processes
  * in namespaces of their own, and that the system lets us read it (same user, no ptrace restriction). Else there is no
- * answer, and pushes travel. */
+ * answer, and pushes travel.
+ *
+ * A receiver that was given up (it hung, and its sender's memory is in use again, rule 3) may still read when it wakes:
+ * what it lands then is of no use, since its connection is gone and no COMMIT promised a checksum of these bytes. */
 #include <errno.h>
 #include <string.h>
 #include <sys/uio.h>
