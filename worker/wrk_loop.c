@@ -1,5 +1,6 @@
 /* Queue -> scheduler -> actions -> step. Between the layers of a step the queue is looked at too: a finished layer is
- * on its way to decode while the next one is computed, and a RESERVE or a COMMIT is answered within a layer's time.
+ * on its way to decode while the next one is computed, a RESERVE or a COMMIT is answered within a layer's time, and
+ * leases are renewed.
  * Does not choose, order or time anything. */
 #include "worker/wrk_loop.h"
 
@@ -197,6 +198,13 @@ static void queue_run(wrk_engine *engine) {
     }
 }
 
+static void tick_if_due(wrk_engine *engine) {
+    int64_t now_ns = bt_now_ns();
+    if (wrk_sched_deadline_ns(engine->sched) > now_ns) return;
+    wrk_sched_tick(engine->sched, now_ns);
+    actions_run(engine);
+}
+
 /* ---- the group of ranks, where there is one ---- */
 
 static void group_look(wrk_engine *engine) {
@@ -236,6 +244,7 @@ static void on_layer(void *context, uint32_t layer) {
     if (sched->layer_done != NULL) sched->layer_done(sched, layer, bt_now_ns());
     actions_run(engine);
     queue_run(engine);
+    tick_if_due(engine); /* a long step must not let leases expire */
 }
 
 /* false: there was none. */
@@ -317,13 +326,9 @@ void wrk_loop_run(const wrk_loop_options *options) {
     figures_export(&engine);
     while (!engine.is_drained) {
         queue_run(&engine);
-        int64_t now_ns = bt_now_ns();
-        if (wrk_signals_is_asked()) drain(&engine, now_ns);
+        if (wrk_signals_is_asked()) drain(&engine, bt_now_ns());
         group_look(&engine);
-        if (wrk_sched_deadline_ns(sched) <= now_ns) {
-            wrk_sched_tick(sched, now_ns);
-            actions_run(&engine);
-        }
+        tick_if_due(&engine);
         bool has_stepped = step_run(&engine);
         figures_export(&engine);
         if (has_stepped || engine.is_drained) continue;
