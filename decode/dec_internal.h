@@ -123,7 +123,7 @@ bool dec_blocks_take(dec_sched *sched, const wire_block_name *names, uint32_t n_
 const char *dec_why_full(const dec_sched *sched); /* NULL: there is room for one more, if it finds blocks */
 
 /* The prompt's full blocks that are complete are for others too, and read-only from now on (rule 2). */
-void dec_blocks_offer(dec_sched *sched, dec_slot *slot);
+void dec_blocks_offer(dec_sched *sched, dec_slot *slot, int64_t now_ns);
 
 /* dec_request.c */
 const char *dec_request_why_senseless(const dec_sched *sched, const wire_commit *asked); /* NULL: it makes sense */

@@ -162,7 +162,7 @@ static void settle(dec_sched *sched, dec_slot *slot, uint32_t n_pushes, uint64_t
                          &(wire_message){.type = WIRE_COMMITTED, .committed = {slot->request, slot->lease}});
         sched->counters.n_committed++;
         slot->n_cached = slot->n_leased_tokens;
-        dec_blocks_offer(sched, slot);
+        dec_blocks_offer(sched, slot, now_ns);
         dec_batch_add(sched, slot);
         wrk_status_changed(&sched->base, now_ns);
         return;

@@ -123,12 +123,13 @@ bool dec_blocks_take(dec_sched *sched, const wire_block_name *names, uint32_t n_
     return true;
 }
 
-void dec_blocks_offer(dec_sched *sched, dec_slot *slot) {
+void dec_blocks_offer(dec_sched *sched, dec_slot *slot, int64_t now_ns) {
     uint32_t n = slot->n_cached / KV_BLOCK_TOKENS, first = slot->n_shared;
     if (n > slot->n_prefix) n = slot->n_prefix;
     if (n <= first) return;
     kv_prefix_put(sched->base.prefix, slot->prefix + first, slot->blocks + first, n - first);
     slot->n_shared = n;
+    wrk_status_changed(&sched->base, now_ns); /* gateways hear of them */
 }
 
 const char *dec_why_full(const dec_sched *sched) {

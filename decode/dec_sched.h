@@ -3,6 +3,8 @@
  * A wrk_sched (worker/wrk_sched.h): its messages from gateways are SUBMIT, CANCEL and DRAIN, those from peers, which
  * are prefill workers, RESERVE, COMMIT, ABORT and RENEW. Others are counted and ignored.
  *
+ *     SUBMIT ──────────────────────────────ACCEPTED─────────────────────────────────┐
+ *                                                                                   ▼
  *     RESERVE ─▶ LEASED ──COMMIT──▶ SETTLING ──closed, counts and checksum right──▶ WAITING ─▶ RUNNING ─▶ FINISHED
  *                  │ ABORT, expiry,     │ wrong, late: COMMIT_FAILED                   │ ◀ no block │
  *                  ▼ prefill lost       ▼                                              ▼            ▼

@@ -641,6 +641,35 @@ static void test_a_short_prompt_is_computed_here(void) {
     stop();
 }
 
+static bool is_told_of_blocks(uint32_t n_come) {
+    for (uint32_t i = 0; i < n_done; i++)
+        if (done[i].kind == WRK_BROADCAST && done[i].message.type == WIRE_BLOCKS)
+            return done[i].message.blocks.n_come == n_come;
+    return false;
+}
+
+static void test_gateways_hear_of_blocks_that_were_computed_here(void) {
+    for (int is_lost = 0; is_lost < 2; is_lost++) {
+        start(4);
+        submit(1, 90, 90);
+        tick_after_ms(10);
+        CHECK(begin(), "-");
+        end(0);
+        CHECK(begin(), "-");
+        end(50);
+        clear();
+        if (is_lost) sched->gateway_gone(sched, GATEWAY, now_ns);
+        walk();
+        tick_after_ms(10);
+        CHECK(is_told_of_blocks(1) == !is_lost, "while the prompt's owner decodes");
+        clear();
+        if (is_lost) sched->gateway_up(sched, GATEWAY, now_ns);
+        walk();
+        CHECK(!kv_prefix_has_changes(sched->prefix), "a gateway that comes has nothing to wait for");
+        stop();
+    }
+}
+
 static void test_a_prompt_that_began_elsewhere_keeps_its_forms(void) {
     start(4);
     submit(1, 20, 25);
@@ -740,6 +769,7 @@ int main(void) {
     test_a_prompt_that_is_held_whole_needs_no_push();
     test_names_that_do_not_fit_are_refused();
     test_a_short_prompt_is_computed_here();
+    test_gateways_hear_of_blocks_that_were_computed_here();
     test_a_prompt_that_began_elsewhere_keeps_its_forms();
     test_what_prefill_should_compute_is_refused();
     test_a_prompt_that_gave_way_is_counted_once();

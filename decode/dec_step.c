@@ -226,7 +226,7 @@ void dec_step_done(wrk_sched *base, const uint32_t *tokens, const wire_ranked *l
             dec_slot_end(sched, slot, now_ns);
             continue;
         }
-        dec_blocks_offer(sched, slot);
+        dec_blocks_offer(sched, slot, now_ns);
         if (base->sequences[i].n_logits == 0) continue;
         if (slot->owes_first) dec_request_send_first(sched, slot, tokens[sample], &logprobs[sample], now_ns);
         take_token(sched, slot, tokens[sample], now_ns);

@@ -131,9 +131,10 @@ void wrk_gateway_greet(wrk_sched *sched, uint64_t gateway) {
 
 static void tell_gateways(wrk_sched *sched, int64_t now_ns) {
     sched->next_status_ns = wrk_after_ms(now_ns, sched->options.status_ms);
+    kv_prefix_changes changes = kv_prefix_take_changes(sched->prefix); /* greetings begin from what was taken */
     if (sched->by_gateway.n_used == 0) return;
     send_status(sched, WRK_BROADCAST, 0);
-    send_blocks(sched, WRK_BROADCAST, 0, kv_prefix_take_changes(sched->prefix));
+    send_blocks(sched, WRK_BROADCAST, 0, changes);
 }
 
 void wrk_sched_drain(wrk_sched *sched, uint32_t grace_ms, int64_t now_ns) {
