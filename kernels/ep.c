@@ -51,6 +51,7 @@ ep_limits krn_ep_limits(const mdl_config *config, const krn_placement *placement
         .result_elements = config->hidden_size,
         .n_layers = config->num_hidden_layers,
         .n_experts = config->n_routed_experts,
+        .placement = krn_placement_hash(placement),
     };
 }
 

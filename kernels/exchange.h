@@ -34,7 +34,7 @@
 
 enum { EP_MAX_RANKS = 256 };
 
-/* What the largest message holds; krn_model_ep_limits() fills it. Equal on all ranks of a group. */
+/* What the largest message holds, and what it means; krn_model_ep_limits() fills it. Equal on all ranks of a group. */
 typedef struct {
     uint32_t max_rows;        /* that one rank sends to one other in a layer */
     uint32_t max_pairs;       /* the same, pairs */
@@ -42,6 +42,7 @@ typedef struct {
     uint32_t result_elements; /* hidden_size: a result is so many float32 */
     uint32_t n_layers;        /* layers are numbered below it; only those with routed experts exchange */
     uint32_t n_experts;
+    uint64_t placement; /* names who holds which expert: krn_placement_hash() */
 } ep_limits;
 
 /* A row visits an expert of the receiver. The message's row, 0 based in the order they are sent. */

@@ -4,6 +4,7 @@
 
 #include <inttypes.h>
 #include <stdlib.h>
+#include <xxhash.h>
 
 #include "common/core/alloc.h"
 #include "common/model/json.h"
@@ -136,6 +137,11 @@ void krn_placement_close(krn_placement *placement) {
     free(placement->holders);
     free(placement->is_held);
     free(placement);
+}
+
+uint64_t krn_placement_hash(const krn_placement *placement) {
+    size_t n_cells = (size_t)placement->n_layers * placement->n_experts;
+    return XXH3_64bits_withSeed(placement->is_held, n_cells * placement->n_ranks, placement->n_ranks);
 }
 
 uint32_t krn_placement_n_ranks(const krn_placement *placement) { return placement->n_ranks; }

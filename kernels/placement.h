@@ -25,6 +25,9 @@ void krn_placement_close(krn_placement *placement);
 
 uint32_t krn_placement_n_ranks(const krn_placement *placement);
 
+/* Equal for equal placements, on all machines. */
+uint64_t krn_placement_hash(const krn_placement *placement);
+
 /* The most experts that a rank holds in a layer. */
 uint32_t krn_placement_max_held(const krn_placement *placement);
 

@@ -84,6 +84,15 @@ static void test_files(const char *dir) {
     CHECK(krn_placement_open(&config, 3, path, &p, &err) == BT_OK, "%s", err.text);
     CHECK(krn_placement_choose(p, 1, 1, 0, 0) != krn_placement_choose(p, 1, 1, 0, 1), "replicas take turns");
     CHECK(krn_placement_choose(p, 1, 1, 0, 4) == krn_placement_choose(p, 1, 1, 0, 4), "a choice is a function");
+    krn_placement *same = NULL, *other = NULL;
+    test_text_write(dir, "p.json", "{\"n_ranks\":3,\"phy2log\":[[1,0,2,3,0,4],[0,1,3,2,4,0]]}");
+    CHECK(krn_placement_open(&config, 3, path, &same, &err) == BT_OK, "%s", err.text);
+    test_text_write(dir, "p.json", "{\"n_ranks\":3,\"phy2log\":[[1,0,2,3,0,4],[0,1,3,2,4,4]]}");
+    CHECK(krn_placement_open(&config, 3, path, &other, &err) == BT_OK, "%s", err.text);
+    CHECK(krn_placement_hash(same) == krn_placement_hash(p), "slots of a rank in another order");
+    CHECK(krn_placement_hash(other) != krn_placement_hash(p), "another replica");
+    krn_placement_close(same);
+    krn_placement_close(other);
     krn_placement_close(p);
     CHECK(krn_placement_open(&config, 2, "/nowhere/p.json", &p, &err) == BT_BAD_REQUEST, "no such file");
 }

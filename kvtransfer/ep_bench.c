@@ -93,7 +93,7 @@ static int rank_run(const bench_config *config, uint32_t rank, int port_fd) {
     if (rank == 1 && read(port_fd, &port, sizeof(port)) != sizeof(port)) return 1;
     snprintf(address, sizeof(address), "127.0.0.1:%u", port);
     ep_group_config group = {.epoch = 1, .rank = rank, .n_ranks = 2, .addresses = addresses};
-    group.limits = (ep_limits){config->rows, config->rows, config->elements * 2, config->elements, 1, 1};
+    group.limits = (ep_limits){config->rows, config->rows, config->elements * 2, config->elements, 1, 1, 0};
     if (status == BT_OK) status = ep_group_open(net, &group, &exchange, &err);
     if (status == BT_OK) status = ep_group_await(exchange, &err);
     if (status == BT_OK && measure(config, exchange) != BT_OK) status = bt_fail(&err, BT_PEER_LOST, "a rank is lost");

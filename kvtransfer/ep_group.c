@@ -308,6 +308,7 @@ void ep_group_hello(const ep_group *group, wire_ep_hello *out) {
         .result_elements = limits->result_elements,
         .n_layers = limits->n_layers,
         .n_experts = limits->n_experts,
+        .placement = limits->placement,
     };
 }
 
@@ -331,6 +332,8 @@ static void check_hello(const ep_group *group, const wire_ep_hello *theirs, char
     else if (theirs->n_layers != ours.n_layers || theirs->n_experts != ours.n_experts)
         snprintf(out, cap_bytes, "another model: %u layers, %u experts there, %u, %u here", theirs->n_layers,
                  theirs->n_experts, ours.n_layers, ours.n_experts);
+    else if (theirs->placement != ours.placement)
+        snprintf(out, cap_bytes, "another --placement");
 }
 
 /* Those who connected to us, for this epoch or one that is over. */

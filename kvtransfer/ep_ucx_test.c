@@ -13,7 +13,7 @@
 #include "kvtransfer/ep_impl.h"
 
 enum { MAX_RANKS = 4, N_LAYERS = 3, N_STEPS = 12, MAX_ROWS = 40, MAX_PAIRS = 100, WIDTH = 260, EXPERTS = 16 };
-static const ep_limits limits = {MAX_ROWS, MAX_PAIRS, WIDTH * 4, WIDTH, N_LAYERS, EXPERTS};
+static ep_limits limits = {MAX_ROWS, MAX_PAIRS, WIDTH * 4, WIDTH, N_LAYERS, EXPERTS, 77};
 static const char *self_path;
 
 /* ---- a rank ---- */
@@ -239,9 +239,11 @@ static int rank_main(char **argv) {
     rank_state rank = {.rank = (uint32_t)atoi(argv[2])};
     uint32_t n_ranks = (uint32_t)atoi(argv[3]);
     const char *role = argv[6];
-    bool is_last = rank.rank == n_ranks - 1, is_stranger = strcmp(role, "stranger") == 0;
+    bool is_last = rank.rank == n_ranks - 1, is_misplaced = strcmp(role, "misplaced") == 0;
+    bool is_stranger = strcmp(role, "stranger") == 0 || is_misplaced;
+    if (is_misplaced) limits.placement += rank.rank;
     ep_net_config config = {
-        .compat = {.model_hash = is_stranger ? 5 + rank.rank : 5},
+        .compat = {.model_hash = is_stranger && !is_misplaced ? 5 + rank.rank : 5},
         .host = "127.0.0.1",
         .transports = argv[4],
         .is_rendezvous = atoi(argv[5]),
@@ -255,7 +257,8 @@ static int rank_main(char **argv) {
     if (is_stranger) {
         bt_status status = group_open(&rank, 2, n_ranks, 500, &err);
         CHECK(status == (rank.rank == 0 ? BT_TIMEOUT : BT_BAD_REQUEST), "rank %u: %s", rank.rank, err.text);
-        CHECK(rank.rank == 0 || strstr(err.text, "another model") != NULL, "says why: %s", err.text);
+        CHECK(rank.rank == 0 || strstr(err.text, is_misplaced ? "another --placement" : "another model") != NULL,
+              "says why: %s", err.text);
     } else {
         bt_status status = group_open(&rank, 2, n_ranks, strcmp(role, "stop") == 0 ? 500 : 5000, &err);
         CHECK(status == BT_OK, "rank %u: %s", rank.rank, err.text);
@@ -332,6 +335,7 @@ int main(int argc, char **argv) {
         group_run(3, transports[i], false, "idle");
         group_run(2, transports[i], false, "stale");
         group_run(2, transports[i], false, "stranger");
+        group_run(2, transports[i], false, "misplaced");
     }
     for (size_t i = 0; i < sizeof(hostile_roles) / sizeof(hostile_roles[0]); i++)
         group_run(2, transports[0], false, hostile_roles[i]);
