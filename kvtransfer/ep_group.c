@@ -212,15 +212,10 @@ static bool has_call(const ep_group *group) {
 
 static bool exchange_is_called(ep_exchange *exchange) {
     ep_group *group = group_of(exchange);
-    do {
-        ep_net_progress(group->net);
-        if (has_call(group)) {
-            ep_net_call(group->net, true);
-            return true;
-        }
-        ep_net_call(group->net, false);
-    } while (!ep_net_arm(group->net)); /* something came meanwhile */
-    return false;
+    ep_net_look(group->net);
+    bool is_called = has_call(group);
+    if (is_called) ep_net_call(group->net, true);
+    return is_called;
 }
 
 static int exchange_wait_fd(ep_exchange *exchange) { return group_of(exchange)->net->wait_fd; }
@@ -376,7 +371,7 @@ static uint32_t n_missing(const ep_group *group) {
 
 bt_status ep_group_form(ep_exchange *exchange, bt_error *err) {
     ep_group *group = group_of(exchange);
-    do {
+    for (int i = 0; i < EP_MAX_LOOKS; i++) {
         ep_net_progress(group->net);
         if (!group->has_failed) take_waiting(group);
         if (!group->has_failed) dial_missing(group);
@@ -387,7 +382,8 @@ bt_status ep_group_form(ep_exchange *exchange, bt_error *err) {
                    (unsigned long long)exchange->epoch);
             return BT_OK;
         }
-    } while (!ep_net_arm(group->net)); /* something came meanwhile */
+        if (ep_net_arm(group->net)) break; /* else something came meanwhile */
+    }
     if (bt_now_ns() < group->form_deadline_ns) return BT_AGAIN;
     ep_group_fail(group, "%u of %u ranks did not come within %u ms", n_missing(group), exchange->n_ranks,
                   group->form_timeout_ms);

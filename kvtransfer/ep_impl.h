@@ -14,6 +14,7 @@ enum {
     EP_CAP_FRAME_BYTES = 1024, /* of EP_HELLO, EP_WELCOME, EP_LEAVE */
     EP_CAP_CONNS = 4 * EP_MAX_RANKS,
     EP_GREET_MS = 5000, /* for a stranger to say EP_HELLO */
+    EP_MAX_LOOKS = 64,  /* attempts to arm UCX in a row; it may refuse for long, and deadlines must not wait for that */
     EP_LINGER_MS = 1000,
     EP_ABANDON_MS = 500, /* for UCX to complete what it has of a connection that is closed */
 };

@@ -74,9 +74,12 @@ void ep_net_call(ep_net *net, bool is_called) {
 int ep_net_wait_fd(const ep_net *net) { return net->wait_fd; }
 
 void ep_net_look(ep_net *net) {
-    do {
+    ep_net_call(net, false);
+    for (int i = 0; i < EP_MAX_LOOKS; i++) {
         ep_net_progress(net);
-    } while (!ep_net_arm(net)); /* something came meanwhile */
+        if (ep_net_arm(net)) return;
+    }
+    ep_net_call(net, true); /* the caller has other work and deadlines; its sleep will be short */
 }
 
 uint32_t ep_net_port(const ep_net *net) { return net->ucx.listen_port; }

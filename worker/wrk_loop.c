@@ -205,6 +205,23 @@ static void tick_if_due(wrk_engine *engine) {
     actions_run(engine);
 }
 
+/* ---- figures ---- */
+
+static void figures_export(wrk_engine *engine) {
+    wrk_node *node = engine->node;
+    const wrk_loop_options *options = engine->options;
+    wire_load load;
+    engine->sched->load(engine->sched, &load);
+    wrk_node_export(node, &load, kv_pool_n_cached(engine->sched->options.pool));
+    if (load.is_draining) wrk_node_announce_drain(node);
+    for (uint32_t i = 0; i < options->n_metrics; i++) {
+        const char *counters = engine->sched->counters;
+        uint64_t count = *(const uint64_t *)(const void *)(counters + options->metrics[i].offset);
+        bt_series_set(engine->series[i], (double)count);
+    }
+    if (options->export_more != NULL) options->export_more(node, engine->sched);
+}
+
 /* ---- the group of ranks, where there is one ---- */
 
 static void group_look(wrk_engine *engine) {
@@ -218,6 +235,7 @@ static void group_look(wrk_engine *engine) {
 static void group_lose(wrk_engine *engine) {
     wrk_sched_lose_group(engine->sched, bt_now_ns());
     actions_run(engine); /* first: closing takes its time */
+    figures_export(engine);
     wrk_ep_lose(engine->node->ep);
 }
 
@@ -282,21 +300,6 @@ static bool step_run(wrk_engine *engine) {
 }
 
 /* ---- the loop ---- */
-
-static void figures_export(wrk_engine *engine) {
-    wrk_node *node = engine->node;
-    const wrk_loop_options *options = engine->options;
-    wire_load load;
-    engine->sched->load(engine->sched, &load);
-    wrk_node_export(node, &load, kv_pool_n_cached(engine->sched->options.pool));
-    if (load.is_draining) wrk_node_announce_drain(node);
-    for (uint32_t i = 0; i < options->n_metrics; i++) {
-        const char *counters = engine->sched->counters;
-        uint64_t count = *(const uint64_t *)(const void *)(counters + options->metrics[i].offset);
-        bt_series_set(engine->series[i], (double)count);
-    }
-    if (options->export_more != NULL) options->export_more(node, engine->sched);
-}
 
 /* Until something comes or is due. */
 static void sleep_now(const wrk_engine *engine) {
