@@ -76,7 +76,7 @@ static void open_bench(bench *b) {
     b->pool = kv_pool_open(n * (kv_blocks_for((uint64_t)b->config->positions + max_tokens) + 1) + 64);
     const wrk_sched_options shared = {
         .pool = b->pool, .vocab_size = VOCAB, .max_model_len = 2 * MAX_POSITIONS, .n_layers = 1};
-    const dec_sched_options options = {.max_num_seqs = n, .max_leases = n};
+    const dec_sched_options options = {.max_num_seqs = n, .max_batched_tokens = n, .max_leases = n};
     bt_error err = {0};
     BT_ASSERT(dec_sched_open(&shared, &options, &b->sched, &err) == BT_OK);
     int64_t now_ns = bt_now_ns();
