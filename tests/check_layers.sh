@@ -62,7 +62,7 @@ only() {
 }
 only 'h2o[./]' 'gateway/http*'
 only 'uc[pts]/' 'kvtransfer/*'
-only 'nng/' 'common/control/link.c'
+only 'nng/' common/control/link_{conn.c,hub.c,impl.h}
 only 'hiredis/' 'common/registry/redis_conn.c'
 
 # The simulator links deciding files only: nothing that touches a socket, a thread or a clock.

@@ -1,5 +1,5 @@
 /* Control links: one reliable, ordered stream of wire messages between a gateway and a worker. The only module that
- * knows NNG; no NNG type leaves link.c.
+ * knows NNG; no NNG type leaves link_impl.h.
  *
  * A hub is one process' (or one gateway loop's) end of all its links: a worker's hub listens, a gateway's hub dials.
  * Both sides send HELLO first; magic, version and cluster key are checked before the owner hears of the link. A peer
