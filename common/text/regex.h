@@ -1,7 +1,7 @@
 /* Regular expressions as Hugging Face tokenizers read them (Oniguruma, Ruby syntax, UTF-8), run by PCRE2.
  *
  * A pattern is translated first where the two differ: \s and \S (White_Space; PCRE2 adds U+180E), \h (a hex digit),
- * \w, \uXXXX, class union and intersection ([a[b]&&[^c]]), {n,m}+ (not possessive), \p{Script} (not extensions),
+ * \w, \uHHHH, class union and intersection ([a[b]&&[^c]]), {n,m}+ (not possessive), \p{Script} (not extensions),
  * \p{Long_Name}, (?m) (dot matches newline), ^ and $ (always at lines). */
 #ifndef BATON_COMMON_TEXT_REGEX_H
 #define BATON_COMMON_TEXT_REGEX_H
