@@ -49,6 +49,7 @@ static void write_redis(void) {
         .incarnation = 0x2f1cadc54ff10b8d,
         .control_address = "10.0.0.7:7001",
         .kv_address = "10.0.0.7:7002",
+        .http_address = "10.0.0.7:9100",
         .model_hash = 0x25d2dc6a278dc2dd,
         .served_model = "nano-r1",
         .max_model_len = 163840,

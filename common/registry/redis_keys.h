@@ -8,7 +8,7 @@
 /* clang-format off */
 #define REDIS_KEYS(REDIS_KEY)                                                                                          \
     REDIS_KEY(WORKER, "baton:1:worker:%s", "string", "`--lease-ms`, renewed at a third",                               \
-        "its worker writes; gateways and ranks of its group read",                                                     \
+        "its worker writes; gateways, ranks of its group and batonctl read",                                           \
         "A worker's announcement, as JSON. The key is the lease: when it expires, the worker is gone. Written only "   \
         "by the incarnation that holds it, or by a newer process that takes the name over.")                           \
     REDIS_KEY(WORKERS, "baton:1:workers", "set", "none; readers remove names that have no lease",                      \

@@ -13,6 +13,8 @@ static const char *const rank_states[] = {
     [REG_RANK_WAITING] = "waiting", [REG_RANK_FORMING] = "forming", [REG_RANK_FORMED] = "formed"};
 enum { N_RANK_STATES = sizeof(rank_states) / sizeof(rank_states[0]) };
 
+const char *reg_rank_state_name(reg_rank_state state) { return rank_states[state]; }
+
 static const char *role_name(wire_role role) { return role == WIRE_ROLE_PREFILL ? "prefill" : "decode"; }
 
 static bt_status address_check(const char *field, const char *address, bool may_be_empty, bt_error *err) {
@@ -50,6 +52,7 @@ bt_status reg_worker_check(const reg_worker *worker, bt_error *err) {
     bt_status status = address_check("control_address", worker->control_address, false, err);
     if (status == BT_OK)
         status = address_check("kv_address", worker->kv_address, worker->role == WIRE_ROLE_PREFILL, err);
+    if (status == BT_OK) status = address_check("http_address", worker->http_address, true, err);
     if (status != BT_OK) return status;
     size_t n_bytes = strnlen(worker->served_model, REG_CAP_MODEL);
     if (n_bytes == 0 || n_bytes == REG_CAP_MODEL)
@@ -70,9 +73,9 @@ static bool rank_equal(const reg_rank *a, const reg_rank *b) {
 bool reg_worker_equal(const reg_worker *a, const reg_worker *b) {
     return strcmp(a->name, b->name) == 0 && a->role == b->role && a->incarnation == b->incarnation &&
            strcmp(a->control_address, b->control_address) == 0 && strcmp(a->kv_address, b->kv_address) == 0 &&
-           a->model_hash == b->model_hash && strcmp(a->served_model, b->served_model) == 0 &&
-           a->max_model_len == b->max_model_len && a->capacity == b->capacity && a->is_draining == b->is_draining &&
-           rank_equal(&a->ep, &b->ep);
+           strcmp(a->http_address, b->http_address) == 0 && a->model_hash == b->model_hash &&
+           strcmp(a->served_model, b->served_model) == 0 && a->max_model_len == b->max_model_len &&
+           a->capacity == b->capacity && a->is_draining == b->is_draining && rank_equal(&a->ep, &b->ep);
 }
 
 static void rank_write(const reg_rank *ep, cJSON *root) {
@@ -97,6 +100,7 @@ void reg_worker_write(const reg_worker *worker, bt_buf *out) {
     cJSON_AddStringToObject(root, "incarnation", hex);
     cJSON_AddStringToObject(root, "control_address", worker->control_address);
     cJSON_AddStringToObject(root, "kv_address", worker->kv_address);
+    cJSON_AddStringToObject(root, "http_address", worker->http_address);
     snprintf(hex, sizeof(hex), "%016llx", (unsigned long long)worker->model_hash);
     cJSON_AddStringToObject(root, "model_hash", hex);
     cJSON_AddStringToObject(root, "served_model", worker->served_model);
@@ -169,6 +173,7 @@ static bt_status worker_from_json(const cJSON *root, reg_worker *out, bt_error *
     if (status == BT_OK)
         status = get_text(root, "control_address", out->control_address, sizeof(out->control_address), err);
     if (status == BT_OK) status = get_text(root, "kv_address", out->kv_address, sizeof(out->kv_address), err);
+    if (status == BT_OK) status = get_text(root, "http_address", out->http_address, sizeof(out->http_address), err);
     if (status == BT_OK) status = get_hex(root, "model_hash", &out->model_hash, err);
     if (status == BT_OK) status = get_text(root, "served_model", out->served_model, sizeof(out->served_model), err);
     if (status == BT_OK) status = get_u32(root, "max_model_len", &out->max_model_len, err);

@@ -40,6 +40,7 @@ typedef struct {
     uint64_t incarnation;                  /* as in its HELLO; never 0 */
     char control_address[REG_CAP_ADDRESS]; /* host:port of its control link listener */
     char kv_address[REG_CAP_ADDRESS];      /* host:port of its KV listener; may be empty for prefill */
+    char http_address[REG_CAP_ADDRESS];    /* host:port of /metrics, /health and /experts; empty: it serves none */
     uint64_t model_hash;                   /* equal for workers that may exchange KV */
     char served_model[REG_CAP_MODEL];      /* --served-model-name; printable, no control characters */
     uint32_t max_model_len;                /* tokens, >= 1 */
@@ -52,6 +53,7 @@ typedef struct {
 bt_status reg_worker_parse(const char *json, size_t n_bytes, reg_worker *out, bt_error *err);
 void reg_worker_write(const reg_worker *worker, bt_buf *out); /* the worker must be valid: reg_worker_check() */
 bt_status reg_worker_check(const reg_worker *worker, bt_error *err);
+const char *reg_rank_state_name(reg_rank_state state); /* "waiting", "forming", "formed" */
 
 /* ---- the event loop, as the registry needs it ------------------------------------------------------------------- */
 
@@ -95,6 +97,7 @@ typedef struct {
      * Must not close the watcher. */
     void (*on_worker)(void *context, reg_change change, const reg_worker *worker);
     void (*on_redis)(void *context, bool is_up); /* may be NULL; for the baton_redis_up gauge */
+    void (*on_list)(void *context); /* may be NULL; a list is complete: on_worker has said what is in Redis */
     void *context;
 } reg_watcher_config;
 
@@ -107,6 +110,12 @@ void reg_watcher_tick(reg_watcher *watcher);
 bool reg_watcher_is_up(const reg_watcher *watcher); /* Redis answers */
 
 void reg_watcher_close(reg_watcher *watcher); /* on the loop's thread, outside callbacks; NULL is accepted */
+
+/* ---- a tool: look once ------------------------------------------------------------------------------------------ */
+
+/* Everybody who is announced now, by name (decode-2 before decode-10). Waits for Redis, in this thread. *out is the
+ * caller's (free). BT_BAD_REQUEST: not an address. BT_TIMEOUT: no answer for timeout_ms. */
+bt_status reg_workers_read(const char *redis, uint32_t timeout_ms, reg_worker **out, size_t *n_out, bt_error *err);
 
 /* ---- worker: announce ------------------------------------------------------------------------------------------- */
 

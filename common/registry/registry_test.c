@@ -108,6 +108,7 @@ static reg_worker some_worker(const char *name, wire_role role) {
                          .incarnation = incarnation++ + (uint64_t)getpid() * 0x10000,
                          .control_address = "127.0.0.1:7001",
                          .kv_address = "127.0.0.1:7002",
+                         .http_address = "127.0.0.1:7004",
                          .model_hash = 0xfedcba9876543210,
                          .served_model = "nano \"r1\" \\ é",
                          .max_model_len = 4294967295,
@@ -132,6 +133,11 @@ static void test_an_announcement_survives_json_and_bad_ones_are_refused(void) {
     reg_worker_write(&worker, &json);
     CHECK(reg_worker_parse(bt_buf_text(&json), json.n_bytes, &read, &err) == BT_OK && read.ep.size == 0, "alone");
     bt_buf_clear(&json);
+    worker.http_address[0] = 0;
+    reg_worker_write(&worker, &json);
+    CHECK(reg_worker_parse(bt_buf_text(&json), json.n_bytes, &read, &err) == BT_OK, "no HTTP listener: %s", err.text);
+    bt_buf_clear(&json);
+    worker = some_worker("decode-0", WIRE_ROLE_DECODE);
     worker.ep = (reg_rank){.group = "g", .rank = 1, .size = 2, .address = "[::1]:7003", .epoch = UINT64_MAX};
     worker.ep.state = REG_RANK_FORMING;
     reg_worker_write(&worker, &json);
@@ -147,6 +153,10 @@ static void test_an_announcement_survives_json_and_bad_ones_are_refused(void) {
         {"\"role\":\"decode\"", "\"role\":\"gateway\""},
         {"\"control_address\":\"127.0.0.1:7001\"", "\"control_address\":\"nowhere\""},
         {"\"kv_address\":\"127.0.0.1:7002\"", "\"kv_address\":\"\""},
+        {"\"http_address\":\"127.0.0.1:7004\"", "\"http_address\":\"127.0.0.1:7004/x\""},
+        {"\"http_address\":\"127.0.0.1:7004\"", "\"http_address\":\"a b:80\""},
+        {"\"http_address\":\"127.0.0.1:7004\"", "\"http_address\":null"},
+        {"\"http_address\"", "\"http\""},
         {"\"model_hash\":\"fedcba9876543210\"", "\"model_hash\":\"xyz\""},
         {"\"model_hash\":\"fedcba9876543210\"", "\"model_hash\":\"fedcba98765432100\""},
         {"\"max_model_len\":4294967295", "\"max_model_len\":4294967296"},
@@ -287,6 +297,35 @@ static void test_a_worker_that_asks_for_it_hears_of_the_others(void) {
     view_close(&gateway);
 }
 
+static void test_a_tool_reads_all_workers_at_once(void) {
+    static const char *const names[] = {"decode-10", "decode-9", "prefill-0"};
+    view gateway; /* says when all are announced */
+    view_open(&gateway);
+    reg_announcer *announcers[3];
+    reg_worker announced[3];
+    for (int i = 0; i < 3; i++) {
+        announced[i] = some_worker(names[i], i < 2 ? WIRE_ROLE_DECODE : WIRE_ROLE_PREFILL);
+        announcers[i] = announce(&announced[i], NULL, NULL);
+    }
+    CHECK(view_wait(&gateway, &gateway.n_changes[REG_WORKER_UP], 3, 5000), "no join");
+    reg_worker *workers = NULL;
+    size_t n_workers = 0;
+    bt_error err = {0};
+    CHECK(reg_workers_read(address, 5000, &workers, &n_workers, &err) == BT_OK, "%s", err.text);
+    CHECK(n_workers == 3 && reg_worker_equal(&workers[0], &announced[1]) &&
+              reg_worker_equal(&workers[1], &announced[0]) && reg_worker_equal(&workers[2], &announced[2]),
+          "%zu workers, numbers in order", n_workers);
+    free(workers);
+    for (int i = 0; i < 3; i++) reg_announcer_close(announcers[i]);
+    CHECK(view_wait(&gateway, &gateway.n_changes[REG_WORKER_LEFT], 3, 2000), "no leave");
+    CHECK(reg_workers_read(address, 5000, &workers, &n_workers, &err) == BT_OK, "%s", err.text);
+    CHECK(n_workers == 0, "nobody is left");
+    free(workers);
+    CHECK(reg_workers_read("nowhere", 100, &workers, &n_workers, &err) == BT_BAD_REQUEST, "not an address");
+    CHECK(reg_workers_read("unix:/nowhere/redis.sock", 100, &workers, &n_workers, &err) == BT_TIMEOUT, "no Redis");
+    view_close(&gateway);
+}
+
 static void count_reply(void *context, const redis_value *reply) {
     *(int *)context += reply != NULL && reply->kind != REDIS_VALUE_ERROR ? 1 : 100;
 }
@@ -389,6 +428,7 @@ int main(int argc, char **argv) {
     test_a_killed_worker_expires();
     test_the_newer_of_two_processes_with_one_name_wins();
     test_a_worker_that_asks_for_it_hears_of_the_others();
+    test_a_tool_reads_all_workers_at_once();
     test_hostile_bytes_in_redis_harm_nobody();
     test_workers_stay_in_the_mirror_while_redis_is_killed_and_restarted_empty();
     test_a_redis_that_hangs_is_noticed_and_forgiven();

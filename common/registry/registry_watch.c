@@ -148,6 +148,7 @@ static void on_values(void *context, const redis_value *reply) {
     if (self->first_list_ns == 0) self->first_list_ns = bt_now_ns();
     watcher_sweep(self);
     list_end(self);
+    if (self->config.on_list != NULL) self->config.on_list(self->config.context);
 }
 
 static void on_names(void *context, const redis_value *reply) {
