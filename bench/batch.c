@@ -43,7 +43,7 @@ void bench_batch_close(bench_batch *b) {
 /* What a step has visited, from the model's own counters. */
 static void count_visits(bench_batch *b) {
     const mdl_config *c = krn_model_config(b->model);
-    const uint64_t *load = krn_model_expert_load(b->model);
+    const _Atomic uint64_t *load = krn_model_expert_load(b->model);
     for (size_t i = 0; load != NULL && i < (size_t)c->num_hidden_layers * c->n_routed_experts; i++) {
         b->n_visits += load[i] != b->load[i];
         b->load[i] = load[i];

@@ -9,6 +9,7 @@
 #include <inttypes.h>
 #include <math.h>
 #include <sched.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -28,7 +29,7 @@ struct krn_model {
     ep_exchange *exchange;    /* borrowed; NULL: none */
     uint32_t rank;
     uint64_t hash;
-    uint64_t *expert_load; /* [layers][n_routed_experts] */
+    _Atomic uint64_t *expert_load; /* [layers][n_routed_experts]; the model's thread writes */
     uint32_t max_rows, max_positions, max_logits;
     /* constants */
     float *inv_freq; /* [rope / 2] */
@@ -204,7 +205,7 @@ uint64_t krn_model_weight_bytes(const krn_model *model) { return model->weights-
 uint64_t krn_model_active_bytes(const krn_model *model) { return model->weights->active_bytes; }
 uint64_t krn_model_expert_bytes(const krn_model *model) { return model->weights->expert_bytes; }
 
-const uint64_t *krn_model_expert_load(const krn_model *model) {
+const _Atomic uint64_t *krn_model_expert_load(const krn_model *model) {
     return model->config.n_routed_experts > 0 ? model->expert_load : NULL;
 }
 
@@ -282,7 +283,7 @@ static uint32_t route(krn_model *model, uint32_t layer_index, uint32_t n_rows) {
     const mdl_config *c = &model->config;
     const krn_layer *layer = &model->weights->layers[layer_index];
     size_t per_row = c->num_experts_per_tok;
-    uint64_t *load = model->expert_load + (size_t)layer_index * c->n_routed_experts;
+    _Atomic uint64_t *load = model->expert_load + (size_t)layer_index * c->n_routed_experts;
     if (n_rows == 0) return 0;
     const krn_router_args args = {
         .w = &layer->router,
@@ -294,7 +295,10 @@ static uint32_t route(krn_model *model, uint32_t layer_index, uint32_t n_rows) {
         .weights = model->chosen_weights,
     };
     model->backend->router(model->backend, &args);
-    for (size_t i = 0; i < n_rows * per_row; i++) load[model->chosen[i]]++;
+    for (size_t i = 0; i < n_rows * per_row; i++) { /* one writer: nothing has to be locked */
+        _Atomic uint64_t *n = &load[model->chosen[i]];
+        atomic_store_explicit(n, atomic_load_explicit(n, memory_order_relaxed) + 1, memory_order_relaxed);
+    }
     krn_route_pairs(c, model->chosen, model->chosen_weights, n_rows, model->first_pair, model->pairs);
     return n_rows * c->num_experts_per_tok;
 }

@@ -33,8 +33,8 @@ uint64_t krn_model_active_bytes(const krn_model *model); /* krn_weights.active_b
 uint64_t krn_model_expert_bytes(const krn_model *model); /* krn_weights.expert_bytes */
 
 /* How often this model's rows chose each expert: [num_hidden_layers][n_routed_experts], counted since open. NULL: the
- * model has no routed experts. */
-const uint64_t *krn_model_expert_load(const krn_model *model);
+ * model has no routed experts. Any thread may read it, also during a step. */
+const _Atomic uint64_t *krn_model_expert_load(const krn_model *model);
 
 /* What the messages of this model's group hold; only with n_ranks > 0. Equal on all ranks of the same max_rows. */
 ep_limits krn_model_ep_limits(const krn_model *model);

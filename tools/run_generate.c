@@ -8,6 +8,7 @@
 #include "common/core/alloc.h"
 #include "common/core/clock.h"
 #include "kernels/forward.h"
+#include "kernels/plan.h"
 #include "kernels/sampler.h"
 #include "tools/baton_run.h"
 #include "tools/run_group.h"
@@ -160,7 +161,10 @@ bt_status run_generate(const run_config *config, const tok_ids *prompt, run_resu
     out->prefill_ms = (double)(prefilled_ns - start_ns) / BT_NS_PER_MS;
     out->decode_ms = (double)(bt_now_ns() - decode_ns) / BT_NS_PER_MS;
     if (config->placement_out[0] != 0) {
-        status = run_placement_write(config->placement_out, e.model, config->ep, config->placement_slots, err);
+        krn_expert_load load = {0};
+        krn_expert_load_take(e.model, &load);
+        status = krn_plan_write(config->placement_out, &load, config->ep, config->placement_slots, err);
+        krn_expert_load_fini(&load);
     }
     goto done;
 lost:

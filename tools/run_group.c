@@ -2,16 +2,12 @@
 #include "tools/run_group.h"
 
 #include <errno.h>
-#include <inttypes.h>
 #include <poll.h>
 #include <pthread.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "common/core/alloc.h"
-#include "common/core/buf.h"
-#include "kernels/eplb.h"
 #include "kernels/exchange_local.h"
 
 typedef struct {
@@ -92,44 +88,4 @@ void run_group_close(run_group *group) {
         krn_model_close(r->model);
     }
     free(group);
-}
-
-bt_status run_placement_write(const char *path, const krn_model *model, uint32_t n_ranks, uint32_t n_slots,
-                              bt_error *err) {
-    const mdl_config *c = krn_model_config(model);
-    const uint64_t *load = krn_model_expert_load(model);
-    if (n_slots == 0) n_slots = c->n_routed_experts;
-    if (n_slots > n_ranks * c->n_routed_experts) {
-        return bt_fail(err, BT_BAD_REQUEST, "%u slots are more than %u ranks of %u experts", n_slots, n_ranks,
-                       c->n_routed_experts);
-    }
-    n_slots = (n_slots + n_ranks - 1) / n_ranks * n_ranks;
-    const eplb_shape shape = {
-        .n_experts = c->n_routed_experts, .n_slots = n_slots, .n_groups = 1, .n_nodes = 1, .n_ranks = n_ranks};
-    uint32_t *phy2log = bt_calloc(n_slots, sizeof(uint32_t));
-    const char *comma = "";
-    bt_buf text = {0};
-    bt_status status = BT_OK;
-    bt_buf_printf(&text, "{\"n_ranks\": %u, \"phy2log\": [", n_ranks);
-    for (uint32_t layer = 0; layer < c->num_hidden_layers && status == BT_OK; layer++) {
-        if (!mdl_layer_is_moe(c, layer)) continue;
-        bt_buf_printf(&text, "%s[", comma);
-        status = eplb_place(&shape, load + (size_t)layer * c->n_routed_experts, phy2log, err);
-        for (uint32_t s = 0; s < n_slots; s++) {
-            bt_buf_printf(&text, "%s%" PRIu32, s > 0 ? ", " : "", phy2log[s]);
-        }
-        bt_buf_puts(&text, "]");
-        comma = ",\n";
-    }
-    free(phy2log);
-    bt_buf_puts(&text, "]}\n");
-    if (status == BT_OK) {
-        FILE *file = fopen(path, "w");
-        bool is_written = file != NULL && fwrite(text.bytes, 1, text.n_bytes, file) == text.n_bytes;
-        bool is_closed = file != NULL && fclose(file) == 0;
-        if (!is_written || !is_closed)
-            status = bt_fail(err, BT_INTERNAL, "%s: cannot be written: %s", path, strerror(errno));
-    }
-    bt_buf_fini(&text);
-    return status;
 }

@@ -13,10 +13,4 @@ bt_status run_group_open(const krn_model_options *options, krn_model *first, run
 /* Before the first model is closed; `group` may be NULL. */
 void run_group_close(run_group *group);
 
-/* Writes a placement for `model`'s group by the load that its rows made: EPLB with n_slots slots per layer, 0: one per
- * expert, in either case rounded up to a multiple of the ranks. BT_BAD_REQUEST: fewer slots than experts, or more than
- * make sense. BT_INTERNAL: the file cannot be written. */
-bt_status run_placement_write(const char *path, const krn_model *model, uint32_t n_ranks, uint32_t n_slots,
-                              bt_error *err);
-
 #endif
