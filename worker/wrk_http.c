@@ -21,7 +21,7 @@
 enum { MAX_REQUEST_BYTES = 8192, REQUEST_MS = 1000 };
 
 struct wrk_http {
-    bt_metrics *metrics;
+    wrk_http_config config;
     int listener, stop; /* stop: an eventfd, readable when the thread shall end */
     pthread_t thread;
     bool has_thread;
@@ -60,29 +60,34 @@ static void answer_write(int fd, int64_t deadline_ns, const bt_buf *answer) {
     }
 }
 
+static bool is_path(const char *path, const char *page) {
+    size_t n_bytes = strcspn(path, " ?\r\n");
+    return n_bytes == strlen(page) && strncmp(path, page, n_bytes) == 0;
+}
+
 static void answer_make(wrk_http *http, const char *request, bt_buf *out) {
-    const char *status = "200 OK";
+    const char *status = "200 OK", *type = "text/plain; version=0.0.4; charset=utf-8";
     bt_buf body = {0};
     bool is_get = strncmp(request, "GET ", 4) == 0;
     const char *path = is_get ? request + 4 : "";
-    size_t n_path = strcspn(path, " ?\r\n");
     if (!is_get) {
         status = "405 Method Not Allowed";
         bt_buf_puts(&body, "only GET\n");
-    } else if (n_path == strlen("/metrics") && strncmp(path, "/metrics", n_path) == 0) {
-        bt_metrics_write(http->metrics, &body);
-    } else if (n_path == strlen("/health") && strncmp(path, "/health", n_path) == 0) {
+    } else if (is_path(path, "/metrics")) {
+        bt_metrics_write(http->config.metrics, &body);
+    } else if (is_path(path, "/experts")) {
+        type = "application/json";
+        http->config.write_experts(http->config.context, &body);
+    } else if (is_path(path, "/health")) {
         const char *trouble = atomic_load(&http->trouble);
         if (trouble != NULL) status = "503 Service Unavailable";
         bt_buf_printf(&body, "%s\n", trouble != NULL ? trouble : "ok");
     } else {
         status = "404 Not Found";
-        bt_buf_puts(&body, "only /metrics and /health\n");
+        bt_buf_puts(&body, "only /metrics, /health and /experts\n");
     }
-    bt_buf_printf(out,
-                  "HTTP/1.1 %s\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\nContent-Length: %zu\r\n"
-                  "Connection: close\r\n%s\r\n",
-                  status, body.n_bytes, is_get ? "" : "Allow: GET\r\n");
+    bt_buf_printf(out, "HTTP/1.1 %s\r\nContent-Type: %s\r\nContent-Length: %zu\r\nConnection: close\r\n%s\r\n", status,
+                  type, body.n_bytes, is_get ? "" : "Allow: GET\r\n");
     bt_buf_put(out, body.bytes, body.n_bytes);
     bt_buf_fini(&body);
 }
@@ -116,8 +121,7 @@ static bt_status listener_open(const char *host, uint32_t port, int *out, bt_err
     snprintf(number, sizeof(number), "%u", port);
     struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICSERV}, *found = NULL;
     int failed = getaddrinfo(host, number, &hints, &found);
-    if (failed)
-        return bt_fail(err, BT_BAD_REQUEST, "cannot serve metrics on %s:%u: %s", host, port, gai_strerror(failed));
+    if (failed) return bt_fail(err, BT_BAD_REQUEST, "cannot serve HTTP on %s:%u: %s", host, port, gai_strerror(failed));
     int fd = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), one = 1;
     if (fd >= 0) setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
     bool is_open = fd >= 0 && bind(fd, found->ai_addr, found->ai_addrlen) == 0 && listen(fd, 16) == 0;
@@ -126,21 +130,21 @@ static bt_status listener_open(const char *host, uint32_t port, int *out, bt_err
         *out = fd;
         return BT_OK;
     }
-    bt_status status = bt_fail(err, BT_INTERNAL, "cannot serve metrics on %s:%u: %s", host, port, strerror(errno));
+    bt_status status = bt_fail(err, BT_INTERNAL, "cannot serve HTTP on %s:%u: %s", host, port, strerror(errno));
     if (fd >= 0) close(fd);
     return status;
 }
 
-bt_status wrk_http_open(const char *host, uint32_t port, bt_metrics *metrics, wrk_http **out, bt_error *err) {
+bt_status wrk_http_open(const wrk_http_config *config, wrk_http **out, bt_error *err) {
     wrk_http *http = bt_calloc(1, sizeof(*http));
-    http->metrics = metrics;
+    http->config = *config;
     http->listener = http->stop = -1;
     atomic_store(&http->trouble, "starting");
-    bt_status status = listener_open(host, port, &http->listener, err);
+    bt_status status = listener_open(config->host, config->port, &http->listener, err);
     if (status != BT_OK) goto fail;
     http->stop = eventfd(0, EFD_CLOEXEC);
     if (http->stop < 0 || pthread_create(&http->thread, NULL, http_thread, http) != 0) {
-        status = bt_fail(err, BT_INTERNAL, "cannot start the metrics thread");
+        status = bt_fail(err, BT_INTERNAL, "cannot start the HTTP thread");
         goto fail;
     }
     http->has_thread = true;

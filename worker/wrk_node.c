@@ -164,6 +164,33 @@ static bt_status links_open(wrk_node *node, bt_error *err) {
     return link_hub_listen(node->links, config->host, config->port, &node->control_port, err);
 }
 
+static const char *group_name(const wrk_node *node) {
+    const char *role = node->options.role == WIRE_ROLE_PREFILL ? "prefill" : "decode";
+    const char *given = node->options.config->ep_group;
+    return given[0] != 0 ? given : role;
+}
+
+/* On the HTTP thread: of the node only what does not change. */
+static void write_experts(void *context, bt_buf *page) {
+    const wrk_node *node = context;
+    const wrk_config *config = node->options.config;
+    krn_expert_load load = {0};
+    krn_expert_load_take(node->model, &load);
+    if (node->ep != NULL) {
+        snprintf(load.group, sizeof(load.group), "%s", group_name(node));
+        load.rank = config->ep_rank;
+        load.n_ranks = config->ep_size;
+    }
+    krn_expert_load_write(&load, page);
+    krn_expert_load_fini(&load);
+}
+
+static bt_status http_open(wrk_node *node, bt_error *err) {
+    const wrk_config *config = node->options.config;
+    const wrk_http_config http = {config->host, config->metrics_port, node->metrics, write_experts, node};
+    return wrk_http_open(&http, &node->http, err);
+}
+
 static const char *served_name(const wrk_config *config, char *out, size_t cap_bytes) {
     if (config->served_model_name[0] != 0) return config->served_model_name;
     size_t end = strlen(config->model);
@@ -204,8 +231,7 @@ bt_status wrk_node_open(wrk_node *node, const wrk_node_options *options, bt_erro
     if (status == BT_OK) status = fabric_open(node, err);
     if (status == BT_OK) status = ep_open(node, err);
     if (status == BT_OK) status = links_open(node, err);
-    if (status == BT_OK && config->metrics_port > 0)
-        status = wrk_http_open(config->host, config->metrics_port, node->metrics, &node->http, err);
+    if (status == BT_OK && config->metrics_port > 0) status = http_open(node, err);
     return status;
 }
 
@@ -244,10 +270,8 @@ static bool put_address(const wrk_node *node, uint32_t port, char out[REG_CAP_AD
 /* What we say about our place in a group; false: too long. */
 static bool put_rank(const wrk_node *node, reg_rank *out) {
     const wrk_config *config = node->options.config;
-    const char *role = node->options.role == WIRE_ROLE_PREFILL ? "prefill" : "decode";
     *out = (reg_rank){.rank = config->ep_rank, .size = config->ep_size};
-    bool fits = snprintf(out->group, sizeof(out->group), "%s", config->ep_group[0] != 0 ? config->ep_group : role) <
-                REG_CAP_NAME;
+    bool fits = snprintf(out->group, sizeof(out->group), "%s", group_name(node)) < REG_CAP_NAME;
     return put_address(node, wrk_ep_port(node->ep), out->address) && fits;
 }
 
@@ -267,6 +291,7 @@ bt_status wrk_node_announce(wrk_node *node, bt_error *err) {
                      served_name(config, served, sizeof(served))) < REG_CAP_MODEL;
     fits &= put_address(node, node->control_port, worker->control_address);
     if (node->options.takes_kv) fits &= put_address(node, kvt_fabric_port(node->fabric), worker->kv_address);
+    if (node->http != NULL) fits &= put_address(node, config->metrics_port, worker->http_address);
     if (node->ep != NULL) fits &= put_rank(node, &worker->ep);
     if (!fits)
         return bt_fail(err, BT_BAD_REQUEST, "--name, --served-model-name, --advertise-host or --ep-group is too long");

@@ -11,7 +11,7 @@
 #include "common/core/metrics.h"
 #include "common/registry/registry.h"
 #include "kernels/draw.h"
-#include "kernels/forward.h"
+#include "kernels/expert_load.h"
 #include "kernels/logprobs.h"
 #include "kvtransfer/kvt.h"
 #include "worker/wrk_ep.h"

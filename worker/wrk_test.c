@@ -39,15 +39,19 @@ static const char *ask(uint32_t port, const char *request) {
 
 static bool begins_with(const char *text, const char *begin) { return strncmp(text, begin, strlen(begin)) == 0; }
 
-static void metrics_and_health_are_served(void) {
+static void write_experts(void *context, bt_buf *page) { bt_buf_puts(page, context); }
+
+static void metrics_health_and_experts_are_served(void) {
     bt_metrics *metrics = bt_metrics_open(BT_ROLE_DECODE, "model_name=\"m\"");
     bt_series_set(bt_metrics_series(metrics, BT_METRIC_RUNNING, ""), 3);
     wrk_http *http = NULL, *second = NULL;
     bt_error err = {0};
     uint32_t port = free_port();
-    CHECK(wrk_http_open("127.0.0.1", port, metrics, &http, &err) == BT_OK, "%s", err.text);
-    CHECK(wrk_http_open("127.0.0.1", port, metrics, &second, &err) == BT_INTERNAL, "the port is taken");
-    CHECK(wrk_http_open("no such host", port, metrics, &second, &err) == BT_BAD_REQUEST, "%s", err.text);
+    wrk_http_config config = {"127.0.0.1", port, metrics, write_experts, "{}"};
+    CHECK(wrk_http_open(&config, &http, &err) == BT_OK, "%s", err.text);
+    CHECK(wrk_http_open(&config, &second, &err) == BT_INTERNAL, "the port is taken");
+    config.host = "no such host";
+    CHECK(wrk_http_open(&config, &second, &err) == BT_BAD_REQUEST, "%s", err.text);
     const char *answer = ask(port, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
     CHECK(begins_with(answer, "HTTP/1.1 200 "), "%s", answer);
     CHECK(strstr(answer, "\nbaton_running{model_name=\"m\"} 3\n") != NULL, "%s", answer);
@@ -57,6 +61,10 @@ static void metrics_and_health_are_served(void) {
     wrk_http_set_trouble(http, "draining");
     answer = ask(port, "GET /health?x=1 HTTP/1.1\r\n\r\n");
     CHECK(begins_with(answer, "HTTP/1.1 503 ") && strstr(answer, "\r\n\r\ndraining\n") != NULL, "%s", answer);
+    answer = ask(port, "GET /experts HTTP/1.0\r\n\r\n");
+    CHECK(begins_with(answer, "HTTP/1.1 200 ") && strstr(answer, "application/json\r\n") != NULL &&
+              strstr(answer, "\r\n\r\n{}") != NULL,
+          "%s", answer);
     CHECK(begins_with(ask(port, "GET / HTTP/1.1\r\n\r\n"), "HTTP/1.1 404 "), "no such page");
     CHECK(begins_with(ask(port, "GET /metricsx HTTP/1.1\r\n\r\n"), "HTTP/1.1 404 "), "no such page");
     CHECK(begins_with(ask(port, "POST /metrics HTTP/1.1\r\n\r\n"), "HTTP/1.1 405 "), "only GET");
@@ -117,7 +125,7 @@ static void events_of_kv_connections_name_the_peer(void) {
 }
 
 int main(void) {
-    metrics_and_health_are_served();
+    metrics_health_and_experts_are_served();
     a_newer_connection_replaces_the_older();
     events_of_kv_connections_name_the_peer();
     TEST_END();
