@@ -272,6 +272,10 @@ static void test_logprobs_and_bad_words(void) {
           "a vocabulary below the limit");
     CHECK(r.n_prompt_logprobs == 16 && r.sampling.n_logprobs == 16, "no more than there are");
     gw_request_fini(&r);
+    const char *all = "{\"prompt\":\"x\",\"logprobs\":-1}";
+    CHECK(parse(GW_COMPLETION, &small, all, &r, &e) == BT_OK && r.sampling.n_logprobs == 16, "all 15 of the output");
+    gw_request_fini(&r);
+    CHECK(parse(GW_COMPLETION, &rules, all, &r, &e) == BT_BAD_REQUEST && strcmp(e.param, "logprobs") == 0, "all 2048");
 
     CHECK(parse(GW_CHAT, &rules, M("\"bad_words\":[\"a b\",\" c\"]"), &r, &e) == BT_OK, "bad_words");
     CHECK(r.n_bad_words == 2 && strcmp(r.bad_words[1], " c") == 0, "as they are");
