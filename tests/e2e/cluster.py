@@ -80,6 +80,14 @@ class Cluster:
         assert done.returncode == code, f"{name} exited {done.returncode}:\n{done.stdout}{done.stderr}"
         return done.stdout + done.stderr
 
+    def ctl(self, verb, *args, code=0):
+        """Runs batonctl; what it prints."""
+        socket = (self.run / "redis.socket").read_text().strip()
+        command = [BUILD / "bin" / "batonctl", verb, "--redis", f"unix:{socket}", *args]
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=60 * SLOW)
+        assert done.returncode == code, f"{verb} exited {done.returncode}:\n{done.stdout}{done.stderr}"
+        return done.stdout + done.stderr
+
     def down(self):
         if (self.run / "redis.socket").exists():
             self.script("down")

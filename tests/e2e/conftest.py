@@ -13,7 +13,7 @@ SANITIZER = re.compile(r"ERROR: \w+Sanitizer|WARNING: ThreadSanitizer|runtime er
 
 
 def pytest_collection_modifyitems(items):
-    for program in ("baton-gateway", "baton-prefill", "baton-decode"):
+    for program in ("baton-gateway", "baton-prefill", "baton-decode", "batonctl"):
         if not (BUILD / "bin" / program).exists():
             pytest.exit(f"{BUILD}/bin/{program} is not built", returncode=2)
 

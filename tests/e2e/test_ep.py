@@ -1,6 +1,7 @@
 """Groups of ranks that share the experts: the same tokens on any number of them, whole or not at all, and again after a
 loss."""
 
+import json
 import signal
 from concurrent.futures import ThreadPoolExecutor
 
@@ -44,6 +45,40 @@ def test_streams_are_equal_on_any_number_of_ranks_and_each_reads_its_own_experts
             experts_bytes.add((n_ranks * alone_bytes - sum(read_bytes)) / (n_ranks - 1))
             assert max(read_bytes) < alone_bytes
     assert len(experts_bytes) == 1, experts_bytes
+
+
+def test_a_placement_planned_from_measured_loads_is_used_and_changes_no_token(start_cluster, tmp_path):
+    n_experts, n_layers, n_slots = 16, 5, 24
+    placement = tmp_path / "placement.json"
+    placement.write_text(json.dumps({"n_ranks": 2, "phy2log": [list(range(n_experts))] * n_layers}))
+    one = start_cluster(decode=f"--placement {placement}")
+    ranks = ["decode-0", "decode-1"]
+    plan = ("plan", "--slots", n_slots, "--output", placement, "--placement", placement)
+    assert "no row" in one.ctl(*plan, code=1)
+    expected = streams(one)
+    one.wait_idle(5)
+    even_bytes = [one.metrics(name).value("baton_weight_bytes") for name in ranks]
+    status = one.ctl("status").splitlines()
+    assert [line.split()[0] for line in status] == [f"worker={name}" for name in ranks + ["prefill-0"]]
+    assert f"http={one.url('decode-1').removeprefix('http://')} group=decode-0 rank=1 ranks=2" in status[1]
+    pages = [json.loads(one.get("/experts", name)[1]) for name in ranks]
+    assert [page["rank"] for page in pages] == [0, 1] and all(len(page["rows"]) == n_layers for page in pages)
+    total = sum(sum(rows) for page in pages for rows in page["rows"])
+    printed = one.ctl(*plan)
+    assert f"load: {total} times" in printed
+
+    lists = json.loads(placement.read_text())["phy2log"]
+    assert [len(slots) for slots in lists] == [n_slots] * n_layers
+    with ThreadPoolExecutor(2) as pool:  # the group forms of both
+        list(pool.map(one.restart, ranks))
+    one.wait_all_linked()
+    held = [sum(len(set(slots[r * n_slots // 2:(r + 1) * n_slots // 2])) for slots in lists) for r in (0, 1)]
+    more_bytes = [one.metrics(name).value("baton_weight_bytes") - even for name, even in zip(ranks, even_bytes)]
+    more_experts = [n - n_experts * n_layers // 2 for n in held]
+    assert sum(more_experts) > 0 and more_bytes[0] * more_experts[1] == more_bytes[1] * more_experts[0]
+    assert sum(more_bytes) > 0, "replicas are read"
+    assert streams(one) == expected
+    one.down()
 
 
 def test_prefill_2_decode_3_works(start_cluster):
