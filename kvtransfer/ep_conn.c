@@ -1,6 +1,5 @@
 /* A connection between two ranks: made, greeted, closed, released. Owns the endpoint and decides when it may be
  * forgotten: never while UCX may still call back about it. What is sent over it is ep_link.c's. */
-#include <netdb.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -62,17 +61,6 @@ void ep_conn_free(ep_conn *conn) {
     free(conn);
 }
 
-static void endpoint_create(ep_conn *conn, ucp_ep_params_t *params) {
-    params->field_mask |= UCP_EP_PARAM_FIELD_ERR_HANDLER | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE;
-    params->err_mode = UCP_ERR_HANDLING_MODE_PEER;
-    params->err_handler.cb = on_error;
-    params->err_handler.arg = conn;
-    ucs_status_t status = ucp_ep_create(conn->net->ucx.worker, params, &conn->ep);
-    if (status == UCS_OK) return;
-    conn->ep = NULL;
-    ep_conn_lose(conn, BT_PEER_LOST, "no connection to %s: %s", conn->address, ucs_status_string(status));
-}
-
 /* ---- greeting ---- */
 
 void ep_conn_dial(ep_group *group, const char *address, uint32_t rank) {
@@ -80,20 +68,12 @@ void ep_conn_dial(ep_group *group, const char *address, uint32_t rank) {
     conn->epoch = group->exchange.epoch;
     conn->rank = rank;
     snprintf(conn->address, sizeof(conn->address), "%s", address);
-    struct addrinfo *found = NULL;
     bt_error err = {0};
-    if (kvt_ucx_resolve(address, &found, &err) != BT_OK) {
-        ep_conn_lose(conn, BT_BAD_REQUEST, "rank %u: %s", rank, err.text);
+    bt_status status = kvt_ucx_connect(&group->net->ucx, address, (void (*)(void))on_error, conn, &conn->ep, &err);
+    if (status != BT_OK) {
+        ep_conn_lose(conn, status, "rank %u: %s", rank, err.text);
         return;
     }
-    ucp_ep_params_t params = {
-        .field_mask = UCP_EP_PARAM_FIELD_SOCK_ADDR | UCP_EP_PARAM_FIELD_FLAGS,
-        .flags = UCP_EP_PARAMS_FLAGS_CLIENT_SERVER,
-        .sockaddr = {found->ai_addr, found->ai_addrlen},
-    };
-    endpoint_create(conn, &params);
-    freeaddrinfo(found);
-    if (conn->is_lost) return;
     ep_link_buffers(conn, &group->limits); /* rows may come right behind the welcome */
     wire_message hello = {.type = WIRE_EP_HELLO};
     ep_group_hello(group, &hello.ep_hello);
@@ -104,8 +84,9 @@ void ep_conn_accept(ep_net *net, struct ucp_conn_request *request) {
     ep_conn *conn = conn_new(net, EP_GREETING);
     conn->deadline_ns = in_ms(EP_GREET_MS);
     kvt_ucx_client(request, conn->address, sizeof(conn->address));
-    ucp_ep_params_t params = {.field_mask = UCP_EP_PARAM_FIELD_CONN_REQUEST, .conn_request = request};
-    endpoint_create(conn, &params);
+    bt_error err = {0};
+    bt_status status = kvt_ucx_accept(&net->ucx, request, (void (*)(void))on_error, conn, &conn->ep, &err);
+    if (status != BT_OK) ep_conn_lose(conn, status, "%s", err.text);
 }
 
 static void transport_choose(ep_conn *conn) {
@@ -211,33 +192,21 @@ void ep_conn_take_frame(ep_conn *conn, const wire_message *message) {
 
 /* ---- the end ---- */
 
-static void on_flushed(void *request, ucs_status_t status, void *context) {
-    (void)status;
+static void on_flushed(void *context) {
     ep_conn *conn = context;
     conn->is_flushing = false;
     conn->n_pending--;
-    ucp_request_free(request);
 }
 
-static void on_closed(void *request, ucs_status_t status, void *context) {
-    (void)status;
+static void on_closed(void *context) {
     ep_conn *conn = context;
     conn->is_closed = true;
     conn->n_pending--;
-    ucp_request_free(request);
-}
-
-static ucp_request_param_t callback_param(ep_conn *conn, ucp_send_nbx_callback_t callback) {
-    return (ucp_request_param_t){.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA,
-                                 .cb.send = callback,
-                                 .user_data = conn};
 }
 
 void ep_conn_flush(ep_conn *conn) {
     if (conn->ep == NULL || conn->is_lost || conn->state == EP_CLOSING) return;
-    ucp_request_param_t param = callback_param(conn, on_flushed);
-    void *request = ucp_ep_flush_nbx(conn->ep, &param);
-    conn->is_flushing = UCS_PTR_IS_PTR(request);
+    conn->is_flushing = kvt_ucx_flush(conn->ep, on_flushed, conn);
     conn->n_pending += conn->is_flushing;
 }
 
@@ -247,11 +216,7 @@ void ep_conn_close(ep_conn *conn) {
     conn->deadline_ns = in_ms(EP_ABANDON_MS);
     conn->is_closed = true;
     if (conn->ep == NULL) return;
-    ucp_request_param_t param = callback_param(conn, on_closed);
-    param.op_attr_mask |= UCP_OP_ATTR_FIELD_FLAGS;
-    param.flags = UCP_EP_CLOSE_FLAG_FORCE; /* what is in flight completes with an error */
-    void *request = ucp_ep_close_nbx(conn->ep, &param);
-    conn->is_closed = !UCS_PTR_IS_PTR(request);
+    conn->is_closed = !kvt_ucx_close_ep(conn->ep, on_closed, conn);
     conn->n_pending += !conn->is_closed;
 }
 

@@ -1,7 +1,6 @@
 /* The life of a connection: made, greeted, up, drained, closed, released. Owns the endpoint and decides when it may be
  * forgotten: never while UCX may still call back about it (kvt.h rule 4). What is said in a greeting is kvt_hello.c's.
  */
-#include <netdb.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -68,17 +67,6 @@ static kvt_conn *conn_new(kvt_fabric *fabric, kvt_peer id) {
     return conn;
 }
 
-static void endpoint_create(kvt_conn *conn, ucp_ep_params_t *params) {
-    params->field_mask |= UCP_EP_PARAM_FIELD_ERR_HANDLER | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE;
-    params->err_mode = UCP_ERR_HANDLING_MODE_PEER;
-    params->err_handler.cb = on_error;
-    params->err_handler.arg = conn;
-    ucs_status_t status = ucp_ep_create(conn->fabric->ucx.worker, params, &conn->ep);
-    if (status == UCS_OK) return;
-    conn->ep = NULL;
-    kvt_conn_lose(conn, BT_PEER_LOST, "no connection to %s: %s", conn->address, ucs_status_string(status));
-}
-
 void kvt_conn_connect(kvt_fabric *fabric, const kvt_command *command) {
     kvt_conn *conn = conn_new(fabric, command->peer);
     conn->tag = command->tag;
@@ -87,20 +75,12 @@ void kvt_conn_connect(kvt_fabric *fabric, const kvt_command *command) {
         kvt_conn_lose(conn, BT_NO_CAPACITY, "there are %u connections already", fabric->config.cap_peers);
         return;
     }
-    struct addrinfo *found = NULL;
     bt_error err = {0};
-    if (kvt_ucx_resolve(command->address, &found, &err) != BT_OK) {
-        kvt_conn_lose(conn, BT_BAD_REQUEST, "%s", err.text);
-        return;
-    }
-    ucp_ep_params_t params = {
-        .field_mask = UCP_EP_PARAM_FIELD_SOCK_ADDR | UCP_EP_PARAM_FIELD_FLAGS,
-        .flags = UCP_EP_PARAMS_FLAGS_CLIENT_SERVER,
-        .sockaddr = {found->ai_addr, found->ai_addrlen},
-    };
-    endpoint_create(conn, &params);
-    freeaddrinfo(found);
-    if (!conn->is_lost) kvt_hello_send(conn);
+    bt_status status = kvt_ucx_connect(&fabric->ucx, command->address, (void (*)(void))on_error, conn, &conn->ep, &err);
+    if (status == BT_OK)
+        kvt_hello_send(conn);
+    else
+        kvt_conn_lose(conn, status, "%s", err.text);
 }
 
 void kvt_conn_accept(kvt_fabric *fabric, struct ucp_conn_request *request) {
@@ -112,58 +92,32 @@ void kvt_conn_accept(kvt_fabric *fabric, struct ucp_conn_request *request) {
     kvt_conn *conn = conn_new(fabric, atomic_fetch_add(&fabric->last_peer, 1) + 1);
     conn->is_accepted = true;
     kvt_ucx_client(request, conn->address, sizeof(conn->address));
-    ucp_ep_params_t params = {.field_mask = UCP_EP_PARAM_FIELD_CONN_REQUEST, .conn_request = request};
-    endpoint_create(conn, &params);
+    bt_error err = {0};
+    bt_status status = kvt_ucx_accept(&fabric->ucx, request, (void (*)(void))on_error, conn, &conn->ep, &err);
+    if (status != BT_OK) kvt_conn_lose(conn, status, "%s", err.text);
 }
 
-static void on_flushed(void *request, ucs_status_t status, void *context) {
-    (void)status;
+static void on_flushed(void *context) {
     kvt_conn *conn = context;
     conn->is_flushed = true;
-    conn->flush_request = NULL;
-    ucp_request_free(request);
+    conn->is_flushing = false;
 }
 
-static void on_closed(void *request, ucs_status_t status, void *context) {
-    (void)status;
+static void on_closed(void *context) {
     kvt_conn *conn = context;
     conn->is_closed = true;
-    conn->close_request = NULL;
-    ucp_request_free(request);
-}
-
-static ucp_request_param_t callback_param(kvt_conn *conn, ucp_send_nbx_callback_t callback) {
-    return (ucp_request_param_t){.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA,
-                                 .cb.send = callback,
-                                 .user_data = conn};
 }
 
 static void flush_begin(kvt_conn *conn) {
-    ucp_request_param_t param = callback_param(conn, on_flushed);
-    void *request = ucp_ep_flush_nbx(conn->ep, &param);
-    if (UCS_PTR_IS_PTR(request))
-        conn->flush_request = request;
-    else
-        conn->is_flushed = true; /* at once, or it failed: the close that follows says the rest */
+    conn->is_flushing = kvt_ucx_flush(conn->ep, on_flushed, conn);
+    conn->is_flushed = !conn->is_flushing; /* it may have failed: the close that follows says the rest */
 }
 
-/* FORCE: what is in flight is abandoned and completes with an error; an orderly end has been flushed before. */
 static void close_begin(kvt_conn *conn) {
     conn->state = KVT_CLOSING;
     conn->deadline_ns = INT64_MAX;
     kvt_send_drop(conn, conn->why.status == BT_CANCELED ? BT_CANCELED : BT_PEER_LOST);
-    if (conn->ep == NULL) {
-        conn->is_closed = true;
-        return;
-    }
-    ucp_request_param_t param = callback_param(conn, on_closed);
-    param.op_attr_mask |= UCP_OP_ATTR_FIELD_FLAGS;
-    param.flags = UCP_EP_CLOSE_FLAG_FORCE;
-    void *request = ucp_ep_close_nbx(conn->ep, &param);
-    if (UCS_PTR_IS_PTR(request))
-        conn->close_request = request;
-    else
-        conn->is_closed = true;
+    conn->is_closed = conn->ep == NULL || !kvt_ucx_close_ep(conn->ep, on_closed, conn);
 }
 
 /* Its leases cannot get what they wait for. */
@@ -201,7 +155,7 @@ static void conn_release(kvt_conn *conn) {
     while (*at != conn) at = &(*at)->next;
     *at = conn->next;
     fabric->n_conns--;
-    if (conn->flush_request == NULL) free(conn); /* else abandoned with it: on_flushed() may come yet */
+    if (!conn->is_flushing) free(conn); /* else abandoned with it: on_flushed() may come yet */
 }
 
 /* When the peer counts as hung, if nothing moves until then. INT64_MAX: nothing is in flight. */
@@ -212,7 +166,7 @@ static int64_t stall_deadline_ns(const kvt_conn *conn) {
 
 static bool closing_look(kvt_conn *conn, int64_t now_ns) {
     if (!conn->is_closed) return false;
-    bool has_rest = conn->n_sends > 0 || conn->n_landings > 0 || conn->flush_request != NULL;
+    bool has_rest = conn->n_sends > 0 || conn->n_landings > 0 || conn->is_flushing;
     if (has_rest && conn->deadline_ns == INT64_MAX) conn->deadline_ns = now_ns + (int64_t)KVT_ABANDON_MS * BT_NS_PER_MS;
     if (has_rest && now_ns < conn->deadline_ns) return false;
     if (has_rest) {
@@ -238,7 +192,7 @@ static bool conn_look(kvt_conn *conn, int64_t now_ns) {
         return true;
     }
     if (conn->state != KVT_DRAINING || conn->jobs != NULL || conn->n_sends > 0 || conn->peer_closes) return false;
-    if (!conn->is_flushed && conn->flush_request == NULL) flush_begin(conn);
+    if (!conn->is_flushed && !conn->is_flushing) flush_begin(conn);
     if (conn->is_flushed) close_begin(conn);
     return conn->is_flushed;
 }

@@ -97,9 +97,8 @@ typedef struct kvt_conn {
     uint32_t n_pushing;      /* of those, pushes, PULLs and probes */
     uint32_t n_landings;     /* receives of this peer that UCX has not completed */
     struct kvt_send_op *ops; /* owned: the sends, newest first */
-    struct kvt_landing *landing;         /* owned: the landings, newest first */
-    void *flush_request, *close_request; /* UCX requests; NULL: none */
-    bool is_flushed, is_closed;
+    struct kvt_landing *landing; /* owned: the landings, newest first */
+    bool is_flushing, is_flushed, is_closed;
     char address[KVT_MAX_ADDRESS]; /* CONNECT: whom; ACCEPT: from where */
     char name[WIRE_MAX_NAME + 1];
     uint64_t incarnation;

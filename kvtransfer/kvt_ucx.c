@@ -1,4 +1,4 @@
-/* UCX as we need it: settings, context, worker, listener, and what it chose.
+/* UCX as we need it: settings, context, worker, listener, endpoints, and what it chose.
  *
  * The settings are measured: pushes of 73,728 bytes, ucx_perftest's am_bw, Xeon with AMX, 2 shared cores
  * (bench/kv_push.sh).
@@ -21,9 +21,10 @@
 #include <ucs/debug/debug.h>
 
 #include "common/core/address.h"
+#include "common/core/alloc.h"
 #include "kvtransfer/kvt_ucx.h"
 
-enum { MAX_SHM_SEG_BYTES = 64000, N_CRASH_SIGNALS = 4 };
+enum { MAX_SHM_SEG_BYTES = 64000, N_CRASH_SIGNALS = 4, CAP_ADDRESS = 280 };
 static const int crash_signals[N_CRASH_SIGNALS] = {SIGILL, SIGSEGV, SIGBUS, SIGFPE};
 
 static bt_status check(ucs_status_t status, const char *call, bt_error *err) {
@@ -137,7 +138,10 @@ bt_status kvt_ucx_handle(kvt_ucx *ucx, unsigned id, void (*handler)(void), void 
     return check(ucp_worker_set_am_recv_handler(ucx->worker, &param), "ucp_worker_set_am_recv_handler", err);
 }
 
-bt_status kvt_ucx_resolve(const char *address, struct addrinfo **out, bt_error *err) {
+/* ---- endpoints ---- */
+
+/* Free with freeaddrinfo(). */
+static bt_status resolve(const char *address, struct addrinfo **out, bt_error *err) {
     char host[NI_MAXHOST], number[8];
     uint32_t port;
     bt_status status = bt_address_split(address, host, sizeof(host), &port, err);
@@ -147,6 +151,83 @@ bt_status kvt_ucx_resolve(const char *address, struct addrinfo **out, bt_error *
     int failed = getaddrinfo(host, number, &hints, out); /* workers advertise numbers: no look-up */
     if (failed) return bt_fail(err, BT_BAD_REQUEST, "%s: %s", address, gai_strerror(failed));
     return BT_OK;
+}
+
+static bt_status endpoint_create(kvt_ucx *ucx, ucp_ep_params_t *params, void (*on_error)(void), void *context,
+                                 const char *address, struct ucp_ep **out, bt_error *err) {
+    params->field_mask |= UCP_EP_PARAM_FIELD_ERR_HANDLER | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE;
+    params->err_mode = UCP_ERR_HANDLING_MODE_PEER;
+    params->err_handler = (ucp_err_handler_t){(ucp_err_handler_cb_t)on_error, context};
+    struct ucp_ep *ep = NULL;
+    ucs_status_t status = ucp_ep_create(ucx->worker, params, &ep);
+    if (status != UCS_OK)
+        return bt_fail(err, BT_PEER_LOST, "no connection to %s: %s", address, ucs_status_string(status));
+    *out = ep;
+    return BT_OK;
+}
+
+bt_status kvt_ucx_connect(kvt_ucx *ucx, const char *address, void (*on_error)(void), void *context, struct ucp_ep **out,
+                          bt_error *err) {
+    struct addrinfo *found = NULL;
+    bt_status status = resolve(address, &found, err);
+    if (status != BT_OK) return status;
+    ucp_ep_params_t params = {
+        .field_mask = UCP_EP_PARAM_FIELD_SOCK_ADDR | UCP_EP_PARAM_FIELD_FLAGS,
+        .flags = UCP_EP_PARAMS_FLAGS_CLIENT_SERVER,
+        .sockaddr = {found->ai_addr, found->ai_addrlen},
+    };
+    status = endpoint_create(ucx, &params, on_error, context, address, out, err);
+    freeaddrinfo(found);
+    return status;
+}
+
+bt_status kvt_ucx_accept(kvt_ucx *ucx, struct ucp_conn_request *request, void (*on_error)(void), void *context,
+                         struct ucp_ep **out, bt_error *err) {
+    char address[CAP_ADDRESS];
+    kvt_ucx_client(request, address, sizeof(address));
+    ucp_ep_params_t params = {.field_mask = UCP_EP_PARAM_FIELD_CONN_REQUEST, .conn_request = request};
+    return endpoint_create(ucx, &params, on_error, context, address, out, err);
+}
+
+/* Who waits for a flush or a close. */
+typedef struct {
+    kvt_ucx_on_done *on_done;
+    void *context;
+} waiter;
+
+static void on_request_done(void *request, ucs_status_t status, void *context) {
+    (void)status;
+    waiter done = *(waiter *)context;
+    free(context);
+    ucp_request_free(request);
+    done.on_done(done.context);
+}
+
+static ucp_request_param_t request_param(kvt_ucx_on_done *on_done, void *context) {
+    waiter *wait = bt_calloc(1, sizeof(*wait));
+    *wait = (waiter){on_done, context};
+    return (ucp_request_param_t){
+        .op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FIELD_FLAGS,
+        .cb.send = on_request_done,
+        .user_data = wait,
+    };
+}
+
+/* It failed at once: it is over too. */
+static bool is_pending(void *request, const ucp_request_param_t *param) {
+    if (!UCS_PTR_IS_PTR(request)) free(param->user_data);
+    return UCS_PTR_IS_PTR(request);
+}
+
+bool kvt_ucx_flush(struct ucp_ep *ep, kvt_ucx_on_done *on_done, void *context) {
+    ucp_request_param_t param = request_param(on_done, context);
+    return is_pending(ucp_ep_flush_nbx(ep, &param), &param);
+}
+
+bool kvt_ucx_close_ep(struct ucp_ep *ep, kvt_ucx_on_done *on_done, void *context) {
+    ucp_request_param_t param = request_param(on_done, context);
+    param.flags = UCP_EP_CLOSE_FLAG_FORCE;
+    return is_pending(ucp_ep_close_nbx(ep, &param), &param);
 }
 
 void kvt_ucx_client(struct ucp_conn_request *request, char *out, size_t cap_bytes) {

@@ -1,5 +1,6 @@
-/* UCX as kvtransfer uses it: one context, one worker, one listener. Knows nothing of peers, leases and ranks. UCX
- * handles are its opaque structs, so that UCX headers stay in the .c files.
+/* UCX as kvtransfer uses it: one context, one worker, one listener, endpoints. Knows nothing of peers, leases and
+ * ranks. UCX handles are its opaque structs, so that UCX headers stay in the .c files; those of its
+ * callbacks that carry its types are passed as void (*)(void) for the same reason.
  *
  * One thread at a time uses the worker. */
 #ifndef BATON_KVTRANSFER_KVT_UCX_H
@@ -46,12 +47,23 @@ bt_status kvt_ucx_listen(kvt_ucx *ucx, const char *host, uint32_t port, kvt_ucx_
 /* handler: a ucp_am_recv_callback_t; gets whole messages of this id, and context. */
 bt_status kvt_ucx_handle(kvt_ucx *ucx, unsigned id, void (*handler)(void), void *context, bt_error *err);
 
-/* "host:port" -> a socket address; hosts may be names. BT_BAD_REQUEST. Free with freeaddrinfo(). */
-struct addrinfo;
-bt_status kvt_ucx_resolve(const char *address, struct addrinfo **out, bt_error *err);
+/* An endpoint to who listens at `address` ("host:port", hosts may be names), or to who asked to connect.
+ * on_error: a ucp_err_handler_cb_t; hears once, with `context`, that the connection broke, and never after its close.
+ * BT_BAD_REQUEST: not an address. BT_PEER_LOST: UCX refused. */
+bt_status kvt_ucx_connect(kvt_ucx *ucx, const char *address, void (*on_error)(void), void *context, struct ucp_ep **out,
+                          bt_error *err);
+bt_status kvt_ucx_accept(kvt_ucx *ucx, struct ucp_conn_request *request, void (*on_error)(void), void *context,
+                         struct ucp_ep **out, bt_error *err);
 
 /* Who asks to connect, as "host:port". */
 void kvt_ucx_client(struct ucp_conn_request *request, char *out, size_t cap_bytes);
+
+/* flush: until what was sent is there, or never will be. close: at once; what is in flight completes with an error, so
+ * an orderly end is flushed before. true: on_done will be called, from the worker's progress; false: it is over already
+ * and on_done is not called. */
+typedef void kvt_ucx_on_done(void *context);
+bool kvt_ucx_flush(struct ucp_ep *ep, kvt_ucx_on_done *on_done, void *context);
+bool kvt_ucx_close_ep(struct ucp_ep *ep, kvt_ucx_on_done *on_done, void *context);
 
 /* "posix/memory", "tcp/eth0": what carries active messages of this endpoint. */
 void kvt_ucx_transport(struct ucp_ep *ep, char *out, size_t cap_bytes);
