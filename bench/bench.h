@@ -1,15 +1,26 @@
-/* The verbs of baton-bench, and what they share. A verb parses its own flags (argv[0] is the verb) and returns the exit
- * status. */
+/* The verbs of baton-bench, and what they share. */
 #ifndef BATON_BENCH_BENCH_H
 #define BATON_BENCH_BENCH_H
 
 #include <stdint.h>
 
+#include "common/core/config.h"
 #include "common/core/status.h"
 
-int bench_engine(int argc, char **argv);
-int bench_ep(int argc, char **argv);
-int bench_sched(int argc, char **argv);
+typedef struct {
+    const char *name, *purpose;
+    const cfg_flag *flags;
+    size_t n_flags, config_bytes;
+    /* config: the verb's cfg_own. BT_BAD_REQUEST: it cannot be measured so; any failure ends the program with 2. */
+    bt_status (*run)(const void *config, bt_error *err);
+} bench_verb;
+
+extern const bench_verb bench_engine, bench_ep, bench_sched;
+
+/* In a verb's file, behind CFG_OWN(). */
+#define BENCH_VERB(name, purpose, run)                                                                                 \
+    const bench_verb bench_##name = {                                                                                  \
+        #name, purpose, cfg_own_flags, sizeof(cfg_own_flags) / sizeof(cfg_own_flags[0]), sizeof(cfg_own), run}
 
 enum { BENCH_MAX_LIST = 16 };
 

@@ -18,34 +18,31 @@
 #include "bench/bench.h"
 #include "bench/machine.h"
 #include "common/core/clock.h"
-#include "common/core/config.h"
 
-#define CFG(type, name, default_text, help) cfg_##type name;
-typedef struct {
-#include "bench/engine.def"
-} engine_config;
-#undef CFG
-#define CFG(type, name, default_text, help) CFG_ENTRY(engine_config, type, name, default_text, help)
-static const cfg_flag flags[] = {
-#include "bench/engine.def"
-};
-#undef CFG
+#define FLAGS(F)                                                                                                       \
+    F(str, model, "", "folder of the checkpoint")                                                                      \
+    F(str, backend, "cpu", "cpu or ref")                                                                               \
+    F(u32, threads, "0", "compute threads; 0: all processors")                                                         \
+    F(str, prompt, "32,512,2048", "prompt lengths in tokens, for prefill")                                             \
+    F(str, depth, "0,1024,4096", "tokens in the cache before decoding starts")                                         \
+    F(str, batch, "1,8,32", "sequences that decode together")                                                          \
+    F(u32, steps, "16", "decode steps in one repetition")                                                              \
+    F(u32, repeat, "5", "repetitions; the median counts")
+CFG_OWN(FLAGS)
 
 enum { MAX_REPEAT = 1000, MAX_BATCH = 1024, MAX_TOKENS = 1 << 20 };
 
 typedef struct {
-    engine_config config;
+    cfg_own config;
     bench_list prompts, depths, batches;
     bench_batch batch;
     bench_machine *machine;
     char processor[128];
 } engine;
 
-static bt_status parse(int argc, char **argv, engine *e, bt_error *err) {
-    engine_config *c = &e->config;
-    bt_status status = cfg_parse("baton-bench engine", "Measures prefill and decode of one model and prints CSV.",
-                                 flags, sizeof(flags) / sizeof(flags[0]), argc, argv, c, err);
-    if (status == BT_OK) status = bench_list_parse("prompt", c->prompt, MAX_TOKENS, &e->prompts, err);
+static bt_status check(engine *e, bt_error *err) {
+    const cfg_own *c = &e->config;
+    bt_status status = bench_list_parse("prompt", c->prompt, MAX_TOKENS, &e->prompts, err);
     if (status == BT_OK) status = bench_list_parse("depth", c->depth, MAX_TOKENS, &e->depths, err);
     if (status == BT_OK) status = bench_list_parse("batch", c->batch, MAX_BATCH, &e->batches, err);
     if (status != BT_OK) return status;
@@ -187,21 +184,18 @@ static void measure_all(engine *e) {
     }
 }
 
-int bench_engine(int argc, char **argv) {
-    engine e = {0};
-    bt_error err = {0};
-    bt_status status = parse(argc, argv, &e, &err);
-    if (status == BT_CANCELED) return 0;
-    if (status == BT_OK) status = open_engine(&e, &err);
-    if (status != BT_OK) {
-        fprintf(stderr, "baton-bench engine: %s\n", err.text);
-        close_engine(&e);
-        return 2;
+static bt_status run(const void *own, bt_error *err) {
+    engine e = {.config = *(const cfg_own *)own};
+    bt_status status = check(&e, err);
+    if (status == BT_OK) status = open_engine(&e, err);
+    if (status == BT_OK) {
+        read_processor_name(e.processor, sizeof(e.processor));
+        printf("commit,cpu,isa,threads,test,n,depth,batch,repetitions,tokens_s,tokens_s_min,tokens_s_max,step_ms,"
+               "gb_s,of_read,gflop_s,of_bf16,read_gb_s,bf16_unit,bf16_gflop_s\n");
+        measure_all(&e);
     }
-    read_processor_name(e.processor, sizeof(e.processor));
-    printf("commit,cpu,isa,threads,test,n,depth,batch,repetitions,tokens_s,tokens_s_min,tokens_s_max,step_ms,"
-           "gb_s,of_read,gflop_s,of_bf16,read_gb_s,bf16_unit,bf16_gflop_s\n");
-    measure_all(&e);
     close_engine(&e);
-    return 0;
+    return status;
 }
+
+BENCH_VERB(engine, "Measures prefill and decode of one model and prints CSV.", run);

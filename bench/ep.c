@@ -14,24 +14,23 @@
 #include "bench/batch.h"
 #include "bench/bench.h"
 #include "common/core/clock.h"
-#include "common/core/config.h"
 #include "common/core/log.h"
 #include "kvtransfer/ep_ucx.h"
 
-#define CFG(type, name, default_text, help) cfg_##type name;
-typedef struct {
-#include "bench/ep.def"
-} ep_config;
-#undef CFG
-#define CFG(type, name, default_text, help) CFG_ENTRY(ep_config, type, name, default_text, help)
-static const cfg_flag flags[] = {
-#include "bench/ep.def"
-};
-#undef CFG
+#define FLAGS(F)                                                                                                       \
+    F(str, model, "", "folder of the checkpoint")                                                                      \
+    F(str, backend, "cpu", "cpu or ref")                                                                               \
+    F(u32, ranks, "2", "of the group; a process with one compute thread each")                                         \
+    F(str, transports, "", "UCX_TLS between them; empty: all that the machine has")                                    \
+    F(u32, batch, "16", "sequences that decode together, shared out evenly over the ranks")                            \
+    F(u32, depth, "64", "tokens in the cache before decoding starts")                                                  \
+    F(u32, steps, "32", "decode steps in one repetition")                                                              \
+    F(u32, repeat, "7", "repetitions of each, in turn; medians count")
+CFG_OWN(FLAGS)
 
 enum { MAX_RANKS = 32, MAX_REPEAT = 1000, MAX_BATCH = 1024, MAX_TOKENS = 1 << 20 };
 
-static krn_model_options options_of(const ep_config *c, uint32_t n_sequences) {
+static krn_model_options options_of(const cfg_own *c, uint32_t n_sequences) {
     krn_model_options options = {.dir = c->model, .backend = c->backend};
     options.max_rows = c->depth > n_sequences ? c->depth : n_sequences;
     options.max_positions = c->depth + c->steps;
@@ -48,7 +47,7 @@ static bool hear(int fd, void *value, size_t n_bytes) {
 }
 
 /* Tells its port, hears everybody's. */
-static bt_status join_group(const ep_config *c, uint32_t rank, int parent, const ep_limits *limits, ep_net **net,
+static bt_status join_group(const cfg_own *c, uint32_t rank, int parent, const ep_limits *limits, ep_net **net,
                             ep_exchange **out, bt_error *err) {
     char text[MAX_RANKS][32];
     const char *addresses[MAX_RANKS];
@@ -75,7 +74,7 @@ static bt_status join_group(const ep_config *c, uint32_t rank, int parent, const
 }
 
 /* Decodes once for each byte that comes, and answers with one. */
-static bt_status serve(const ep_config *c, int parent, bench_batch *b, uint32_t n_sequences) {
+static bt_status serve(const cfg_own *c, int parent, bench_batch *b, uint32_t n_sequences) {
     char word = 0;
     bt_status status = bench_batch_prefill(b, c->depth);
     bench_batch_copy(b);
@@ -85,7 +84,7 @@ static bt_status serve(const ep_config *c, int parent, bench_batch *b, uint32_t 
     return status;
 }
 
-static int rank_run(const ep_config *c, uint32_t rank, int parent) {
+static int rank_run(const cfg_own *c, uint32_t rank, int parent) {
     bench_batch batch = {0};
     ep_net *net = NULL;
     ep_exchange *exchange = NULL;
@@ -115,7 +114,7 @@ static int rank_run(const ep_config *c, uint32_t rank, int parent) {
 /* ---- the parent ------------------------------------------------------------------------------------------------- */
 
 typedef struct {
-    ep_config config;
+    cfg_own config;
     bench_batch alone;
     int ranks[MAX_RANKS]; /* [config.ranks] sockets */
 } bench;
@@ -164,7 +163,7 @@ static bool group_decode(bench *b, double *seconds) {
 
 static bool measure(bench *b) {
     static double alone[MAX_REPEAT], group[MAX_REPEAT], share[MAX_REPEAT];
-    const ep_config *c = &b->config;
+    const cfg_own *c = &b->config;
     BT_ASSERT(bench_batch_prefill(&b->alone, c->depth) == BT_OK);
     bench_batch_copy(&b->alone);
     for (uint32_t i = 0; i <= c->repeat; i++) { /* the first one warms up */
@@ -187,7 +186,7 @@ static bool measure(bench *b) {
     return true;
 }
 
-static bt_status check(const ep_config *c, bt_error *err) {
+static bt_status check(const cfg_own *c, bt_error *err) {
     if (c->model[0] == 0)
         return bt_fail(err, BT_BAD_REQUEST, "--model is missing, expected the folder of a checkpoint");
     bool is_sane = c->ranks >= 1 && c->ranks <= MAX_RANKS && c->batch >= c->ranks && c->batch % c->ranks == 0 &&
@@ -199,31 +198,22 @@ static bt_status check(const ep_config *c, bt_error *err) {
                    MAX_BATCH);
 }
 
-static bt_status run(bench *b, bt_error *err) {
-    krn_model_options options = options_of(&b->config, b->config.batch);
-    options.n_threads = b->config.ranks;
-    start_ranks(b);
-    bt_status status = bench_batch_open(&options, &b->alone, err);
-    if (status == BT_OK && !(form_group(b) && all_are_ready(b) && measure(b)))
+static bt_status run(const void *own, bt_error *err) {
+    bench b = {.config = *(const cfg_own *)own};
+    bt_status status = check(&b.config, err);
+    if (status != BT_OK) return status;
+    bt_log_set_level(BT_LOG_ERROR);
+    krn_model_options options = options_of(&b.config, b.config.batch);
+    options.n_threads = b.config.ranks;
+    start_ranks(&b);
+    status = bench_batch_open(&options, &b.alone, err);
+    if (status == BT_OK && !(form_group(&b) && all_are_ready(&b) && measure(&b)))
         status = bt_fail(err, BT_PEER_LOST, "a rank has ended");
-    bench_batch_close(&b->alone);
-    for (uint32_t i = 0; i < b->config.ranks; i++) close(b->ranks[i]); /* they end */
+    bench_batch_close(&b.alone);
+    for (uint32_t i = 0; i < b.config.ranks; i++) close(b.ranks[i]); /* they end */
     while (wait(NULL) > 0) {
     }
     return status;
 }
 
-int bench_ep(int argc, char **argv) {
-    static bench b;
-    bt_error err = {0};
-    bt_status status = cfg_parse("baton-bench ep", "Measures decode by an expert-parallel group and prints CSV.", flags,
-                                 sizeof(flags) / sizeof(flags[0]), argc, argv, &b.config, &err);
-    if (status == BT_CANCELED) return 0;
-    if (status == BT_OK) status = check(&b.config, &err);
-    if (status == BT_OK) {
-        bt_log_set_level(BT_LOG_ERROR);
-        status = run(&b, &err);
-    }
-    if (status != BT_OK) fprintf(stderr, "baton-bench ep: %s\n", err.text);
-    return status == BT_OK ? 0 : 2;
-}
+BENCH_VERB(ep, "Measures decode by an expert-parallel group and prints CSV.", run);

@@ -5,11 +5,9 @@
 #include <string.h>
 
 #include "bench/bench.h"
+#include "common/core/alloc.h"
 
-static const struct {
-    const char *name;
-    int (*run)(int argc, char **argv);
-} verbs[] = {{"engine", bench_engine}, {"ep", bench_ep}, {"sched", bench_sched}};
+static const bench_verb *const verbs[] = {&bench_engine, &bench_ep, &bench_sched};
 
 bt_status bench_list_parse(const char *name, const char *text, uint32_t max, bench_list *out, bt_error *err) {
     const char *at = text;
@@ -39,9 +37,23 @@ double bench_median(double *values, uint32_t n) {
     return values[n / 2];
 }
 
+static int verb_run(const bench_verb *verb, int argc, char **argv) {
+    char program[32];
+    snprintf(program, sizeof(program), "baton-bench %s", verb->name);
+    void *config = bt_calloc(1, verb->config_bytes);
+    bt_error err = {0};
+    bt_status status = cfg_parse(program, verb->purpose, verb->flags, verb->n_flags, argc, argv, config, &err);
+    bool is_help = status == BT_CANCELED;
+    if (status == BT_OK) status = verb->run(config, &err);
+    free(config);
+    if (status == BT_OK || is_help) return 0;
+    fprintf(stderr, "%s: %s\n", program, err.text);
+    return 2;
+}
+
 int main(int argc, char **argv) {
     for (size_t i = 0; argc >= 2 && i < sizeof(verbs) / sizeof(verbs[0]); i++) {
-        if (strcmp(argv[1], verbs[i].name) == 0) return verbs[i].run(argc - 1, argv + 1);
+        if (strcmp(argv[1], verbs[i]->name) == 0) return verb_run(verbs[i], argc - 1, argv + 1);
     }
     fprintf(stderr, "usage: baton-bench engine|ep|sched [flags]; baton-bench VERB --help lists them\n");
     return argc >= 2 && strcmp(argv[1], "--help") == 0 ? 0 : 2;

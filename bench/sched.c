@@ -10,24 +10,19 @@
 #include "bench/bench.h"
 #include "common/core/alloc.h"
 #include "common/core/clock.h"
-#include "common/core/config.h"
 #include "decode/dec_sched.h"
 
-#define CFG(type, name, default_text, help) cfg_##type name;
-typedef struct {
-#include "bench/sched.def"
-} sched_config;
-#undef CFG
-#define CFG(type, name, default_text, help) CFG_ENTRY(sched_config, type, name, default_text, help)
-static const cfg_flag flags[] = {
-#include "bench/sched.def"
-};
-#undef CFG
+#define FLAGS(F)                                                                                                       \
+    F(str, sequences, "1,32,256", "sequences that decode together")                                                    \
+    F(u32, positions, "2048", "tokens of a prompt")                                                                    \
+    F(u32, steps, "2000", "steps in one repetition")                                                                   \
+    F(u32, repeat, "9", "repetitions; the median counts")
+CFG_OWN(FLAGS)
 
 enum { GATEWAY = 1, PREFILL = 2, VOCAB = 129280, MAX_SEQUENCES = 1024, MAX_POSITIONS = 32768, MAX_REPEAT = 1000 };
 
 typedef struct {
-    const sched_config *config;
+    const cfg_own *config;
     kv_pool *pool;
     wrk_sched *sched;
     uint32_t n_sequences;
@@ -112,7 +107,7 @@ static double repetition_us(bench *b, const uint32_t *tokens) {
     return us;
 }
 
-static void measure(const sched_config *config, uint32_t n_sequences) {
+static void measure(const cfg_own *config, uint32_t n_sequences) {
     static uint32_t tokens[MAX_SEQUENCES];
     static double us[MAX_REPEAT];
     bench b = {.config = config, .n_sequences = n_sequences};
@@ -124,25 +119,19 @@ static void measure(const sched_config *config, uint32_t n_sequences) {
     fflush(stdout);
 }
 
-int bench_sched(int argc, char **argv) {
-    sched_config config;
-    bt_error err = {0};
-    bt_status status = cfg_parse("baton-bench sched", "Measures decode's scheduler and prints CSV.", flags,
-                                 sizeof(flags) / sizeof(flags[0]), argc, argv, &config, &err);
-    if (status == BT_CANCELED) return 0;
-    bool is_sane = config.positions > 0 && config.positions <= MAX_POSITIONS && config.steps > 0 &&
-                   config.steps <= MAX_POSITIONS - 2 && config.repeat > 0 && config.repeat <= MAX_REPEAT;
-    if (status == BT_OK && !is_sane)
-        status = bt_fail(&err, BT_BAD_REQUEST, "--positions, --steps or --repeat is out of range");
+static bt_status run(const void *own, bt_error *err) {
+    const cfg_own *config = own;
+    bool is_sane = config->positions > 0 && config->positions <= MAX_POSITIONS && config->steps > 0 &&
+                   config->steps <= MAX_POSITIONS - 2 && config->repeat > 0 && config->repeat <= MAX_REPEAT;
+    if (!is_sane) return bt_fail(err, BT_BAD_REQUEST, "--positions, --steps or --repeat is out of range");
     bench_list sequences = {0};
-    if (status == BT_OK) status = bench_list_parse("sequences", config.sequences, MAX_SEQUENCES, &sequences, &err);
-    if (status != BT_OK) {
-        fprintf(stderr, "baton-bench sched: %s\n", err.text);
-        return 2;
-    }
+    bt_status status = bench_list_parse("sequences", config->sequences, MAX_SEQUENCES, &sequences, err);
+    if (status != BT_OK) return status;
     printf("commit,test,sequences,positions,repetitions,us_per_step,us_min,us_max\n");
     for (uint32_t i = 0; i < sequences.n; i++) {
-        if (sequences.values[i] > 0) measure(&config, sequences.values[i]);
+        if (sequences.values[i] > 0) measure(config, sequences.values[i]);
     }
-    return 0;
+    return BT_OK;
 }
+
+BENCH_VERB(sched, "Measures decode's scheduler and prints CSV.", run);

@@ -17,20 +17,12 @@
 #include "common/core/log.h"
 #include "kvtransfer/ep_ucx.h"
 
-#define FLAGS                                                                                                          \
-    CFG(str, transports, "", "UCX_TLS of both sides; empty: all that the machine has")                                 \
-    CFG(u32, rows, "16", "rows to the other rank in a layer")                                                          \
-    CFG(u32, elements, "7168", "elements of a row, of 2 bytes there and 4 bytes back")                                 \
-    CFG(u32, layers, "2000", "exchanges")
-
-#define CFG(type, name, default_text, help) cfg_##type name;
-typedef struct {
-    FLAGS
-} bench_config;
-#undef CFG
-#define CFG(type, name, default_text, help) CFG_ENTRY(bench_config, type, name, default_text, help)
-static const cfg_flag flags[] = {FLAGS};
-#undef CFG
+#define FLAGS(F)                                                                                                       \
+    F(str, transports, "", "UCX_TLS of both sides; empty: all that the machine has")                                   \
+    F(u32, rows, "16", "rows to the other rank in a layer")                                                            \
+    F(u32, elements, "7168", "elements of a row, of 2 bytes there and 4 bytes back")                                   \
+    F(u32, layers, "2000", "exchanges")
+CFG_OWN(FLAGS)
 
 static int by_value(const void *a, const void *b) {
     int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
@@ -52,7 +44,7 @@ static bt_status exchange_once(ep_exchange *exchange, const void *x, const float
 }
 
 /* Both ranks; rank 0 prints. */
-static bt_status measure(const bench_config *config, ep_exchange *exchange) {
+static bt_status measure(const cfg_own *config, ep_exchange *exchange) {
     uint32_t n_rows = config->rows, n_warm = config->layers / 10;
     void *x = bt_calloc_aligned((size_t)n_rows * config->elements * 2, 64);
     float *y = bt_calloc_aligned((size_t)n_rows * config->elements * 4, 64);
@@ -80,7 +72,7 @@ static bt_status measure(const bench_config *config, ep_exchange *exchange) {
     return status;
 }
 
-static int rank_run(const bench_config *config, uint32_t rank, int port_fd) {
+static int rank_run(const cfg_own *config, uint32_t rank, int port_fd) {
     bt_error err = {0};
     ep_net *net = NULL;
     ep_exchange *exchange = NULL;
@@ -104,10 +96,10 @@ static int rank_run(const bench_config *config, uint32_t rank, int port_fd) {
 }
 
 int main(int argc, char **argv) {
-    bench_config config;
+    cfg_own config;
     bt_error err = {0};
-    bt_status status = cfg_parse("ep_bench", "rows exchanged between two ranks, as CSV", flags,
-                                 sizeof(flags) / sizeof(flags[0]), argc, argv, &config, &err);
+    bt_status status = cfg_parse("ep_bench", "rows exchanged between two ranks, as CSV", cfg_own_flags,
+                                 sizeof(cfg_own_flags) / sizeof(cfg_own_flags[0]), argc, argv, &config, &err);
     if (status == BT_CANCELED) return 0;
     if (status != BT_OK) return bt_log_error("bench", "bad flags", &err), 2;
     bt_log_set_level(BT_LOG_ERROR);

@@ -19,27 +19,19 @@
 #include "common/core/log.h"
 #include "kvtransfer/kvt.h"
 
-#define FLAGS                                                                                                          \
-    CFG(str, transports, "", "UCX_TLS of both sides; empty: all that the machine has")                                 \
-    CFG(str, way, "best", "of the pushes: best, pull, eager or rendezvous")                                            \
-    CFG(u32, width, "576", "elements of 2 bytes per token and layer")                                                  \
-    CFG(u32, pushes, "20000", "pushes of 64 tokens each")                                                              \
-    CFG(u32, batch, "16", "blocks per kvt_push()")                                                                     \
-    CFG(u64, walk_bytes, "64M", "KV memory of each side that is walked round; small: it stays in the caches")
-
-#define CFG(type, name, default_text, help) cfg_##type name;
-typedef struct {
-    FLAGS
-} bench_config;
-#undef CFG
-#define CFG(type, name, default_text, help) CFG_ENTRY(bench_config, type, name, default_text, help)
-static const cfg_flag flags[] = {FLAGS};
-#undef CFG
+#define FLAGS(F)                                                                                                       \
+    F(str, transports, "", "UCX_TLS of both sides; empty: all that the machine has")                                   \
+    F(str, way, "best", "of the pushes: best, pull, eager or rendezvous")                                              \
+    F(u32, width, "576", "elements of 2 bytes per token and layer")                                                    \
+    F(u32, pushes, "20000", "pushes of 64 tokens each")                                                                \
+    F(u32, batch, "16", "blocks per kvt_push()")                                                                       \
+    F(u64, walk_bytes, "64M", "KV memory of each side that is walked round; small: it stays in the caches")
+CFG_OWN(FLAGS)
 
 enum { MIN_POOL_BYTES = 8 << 20 }; /* on huge pages, as the pools of workers are */
 
 typedef struct {
-    bench_config config;
+    cfg_own config;
     kvt_config kvt;
     kvt_fabric *fabric;
     bt_queue *queue;
@@ -192,8 +184,8 @@ static int drive(side *side, const char *address) {
 int main(int argc, char **argv) {
     side side = {0};
     bt_error err = {0};
-    bt_status status = cfg_parse("kvt_bench", "KV pushes between two processes, as CSV", flags,
-                                 sizeof(flags) / sizeof(flags[0]), argc, argv, &side.config, &err);
+    bt_status status = cfg_parse("kvt_bench", "KV pushes between two processes, as CSV", cfg_own_flags,
+                                 sizeof(cfg_own_flags) / sizeof(cfg_own_flags[0]), argc, argv, &side.config, &err);
     if (status == BT_CANCELED) return 0;
     if (status != BT_OK) return bt_log_error("bench", "bad flags", &err), 2;
     bt_log_set_level(BT_LOG_ERROR);

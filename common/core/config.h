@@ -50,6 +50,19 @@ typedef struct {
     const char *help;
 } cfg_flag;
 
+/* A small program needs no .def file. This defines cfg_own, the struct, and cfg_own_flags:
+ *
+ *     #define FLAGS(F) F(u32, rows, "16", "rows in a layer") F(u32, layers, "2000", "exchanges")
+ *     CFG_OWN(FLAGS)
+ */
+#define CFG_OWN(FLAGS)                                                                                                 \
+    typedef struct {                                                                                                   \
+        FLAGS(CFG_OWN_FIELD)                                                                                           \
+    } cfg_own;                                                                                                         \
+    static const cfg_flag cfg_own_flags[] = {FLAGS(CFG_OWN_ENTRY)};
+#define CFG_OWN_FIELD(type, name, default_text, help) cfg_##type name;
+#define CFG_OWN_ENTRY(type, name, default_text, help) CFG_ENTRY(cfg_own, type, name, default_text, help)
+
 #define CFG_ENTRY(struct_type, type, name, default_text, help)                                                         \
     {#name, CFG_TYPE_##type, offsetof(struct_type, name), default_text, help},
 
