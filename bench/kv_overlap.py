@@ -9,16 +9,13 @@ baton_time_to_first_token_seconds; exposed is the stage "transfer" of baton_ttft
 last step to COMMITTED: pushes that are still under way, the COMMIT, decode's check of the checksum and its answer. The
 client waits for none of it: its first token has left before. Three warm-up requests are not counted.
 """
-import argparse
 import asyncio
-import json
 import random
 import re
 import sys
 import urllib.request
-from urllib.parse import urlsplit
 
-from serve import client
+from serve import client, load_arguments, load_parser, numbers
 
 WARM_UP = 3
 
@@ -40,26 +37,18 @@ def both(url):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("url")
-    parser.add_argument("--prompt", type=lambda text: [int(n) for n in text.split(",")], default=[2048])
-    parser.add_argument("--output", type=int, default=32, help="tokens in an answer; one alone is never handed over")
-    parser.add_argument("--requests", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--ids", type=lambda text: [int(n) for n in text.split(",")], default=[10, 2000],
-                        help="FIRST,END of the token ids in prompts")
-    parser.add_argument("--seed", type=int, default=1)
-    args = parser.parse_args()
-    with urllib.request.urlopen(args.url + "/v1/models") as answer:
-        args.model = json.load(answer)["data"][0]["id"]
+    parser = load_parser(__doc__)
+    parser.add_argument("--prompt", type=numbers, default=[2048], help="tokens in a prompt")
+    parser.set_defaults(output=32, requests=20, rounds=3)  # an answer of one token is never handed over
+    args = load_arguments(parser)
     rng = random.Random(args.seed)
     lengths = args.prompt
     print("model,prompt,handoffs,ttft_ms,exposed_ms,exposed_share")
     for args.prompt in lengths:
-        asyncio.run(client(urlsplit(args.url), args, rng, WARM_UP, []))
+        asyncio.run(client(args, rng, WARM_UP, []))
         for _ in range(args.rounds):
             before = both(args.url)
-            asyncio.run(client(urlsplit(args.url), args, rng, args.requests, []))
+            asyncio.run(client(args, rng, args.requests, []))
             (ttft, n), (exposed, n_exposed) = (
                 tuple(now - then for now, then in zip(a, b)) for a, b in zip(both(args.url), before))
             if n_exposed < n / 2:  # an answer may be over before its hand-off is heard of

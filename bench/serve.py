@@ -47,19 +47,19 @@ async def stream_one(target, body):
     return first, last
 
 
-async def client(target, args, rng, n_requests, out):
+async def client(args, rng, n_requests, out):
     for _ in range(n_requests):
         prompt = [rng.randrange(*args.ids) for _ in range(args.prompt)]
         body = {"model": args.model, "prompt": prompt, "max_tokens": args.output, "temperature": 0,
                 "ignore_eos": True, "stream": True}
-        out.append(await stream_one(target, body))
+        out.append(await stream_one(args.target, body))
 
 
-async def level(target, args, rng, concurrency):
+async def level(args, rng, concurrency):
     ttfts, tpots, rates = [], [], []
     for a_round in range(args.rounds + 1):
         times, begin = [], time.perf_counter()
-        await asyncio.gather(*(client(target, args, rng, args.requests, times) for _ in range(concurrency)))
+        await asyncio.gather(*(client(args, rng, args.requests, times) for _ in range(concurrency)))
         seconds = time.perf_counter() - begin
         if a_round == 0:
             continue
@@ -73,24 +73,40 @@ def percentile(values, percent):
     return sorted(values)[min(len(values) - 1, len(values) * percent // 100)]
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def numbers(text):
+    return [int(n) for n in text.split(",")]
+
+
+def load_parser(doc):
+    """The flags of a load; --prompt is the program's own."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url")
-    parser.add_argument("--concurrency", default="1,8,16")
-    parser.add_argument("--prompt", type=int, default=20, help="tokens in a prompt")
     parser.add_argument("--output", type=int, default=64, help="tokens in an answer")
     parser.add_argument("--requests", type=int, default=8, help="per client and round")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--ids", type=lambda text: [int(n) for n in text.split(",")], default=[10, 2000],
-                        help="FIRST,END of the token ids in prompts")
+    parser.add_argument("--ids", type=numbers, default=[10, 2000], help="FIRST,END of the token ids in prompts")
     parser.add_argument("--seed", type=int, default=1)
+    return parser
+
+
+def load_arguments(parser):
+    """Parsed, with the cluster's first model as .model and its address as .target."""
     args = parser.parse_args()
+    args.target = urlsplit(args.url)
     with urllib.request.urlopen(args.url + "/v1/models") as answer:
         args.model = json.load(answer)["data"][0]["id"]
+    return args
+
+
+def main():
+    parser = load_parser(__doc__)
+    parser.add_argument("--concurrency", type=numbers, default=[1, 8, 16])
+    parser.add_argument("--prompt", type=int, default=20, help="tokens in a prompt")
+    args = load_arguments(parser)
     rng = random.Random(args.seed)
     print("model,cpu,concurrency,prompt,output,requests,ttft_p50_ms,ttft_p95_ms,tpot_p50_ms,tpot_p95_ms,tokens_per_s")
-    for concurrency in (int(n) for n in args.concurrency.split(",")):
-        ttfts, tpots, rates = asyncio.run(level(urlsplit(args.url), args, rng, concurrency))
+    for concurrency in args.concurrency:
+        ttfts, tpots, rates = asyncio.run(level(args, rng, concurrency))
         figures = [1e3 * percentile(values, p) for values in (ttfts, tpots) for p in (50, 95)]
         print(args.model, platform.processor() or platform.machine(), concurrency, args.prompt, args.output, len(ttfts),
               *(f"{figure:.2f}" for figure in figures), f"{statistics.median(rates):.0f}", sep=",", flush=True)
