@@ -3,9 +3,9 @@
  *
  * Everything travels as UCX active messages: id KVT_AM_FRAME carries one wire frame; id KVT_AM_DATA carries KV bytes
  * behind a PUSH frame (or probe bytes behind a PROBE frame). Within one machine KV bytes need not travel: a PULL says
- * where they lie, and the receiver reads them from the sender's memory. Either way the receiver decides where bytes
- * land: a push names a lease, and the lease, opened here by the owner of the KV memory, names the blocks. So nobody
- * ever holds a key to write with, and:
+ * where they lie, and the receiver reads them from the sender's memory, which it has mapped. Either way the receiver
+ * decides where bytes land: a push names a lease, and the lease, opened here by the owner of the KV memory, names the
+ * blocks. So nobody ever holds a key to write with, and:
  *
  *   rule 1: a push lands only in a block of an open lease that was given to the very connection that it came from.
  *   rule 2: after KVT_LEASE_CLOSED nothing lands in that lease's blocks any more; until then they must not be reused.
@@ -34,6 +34,7 @@
 #include "common/core/status.h"
 #include "common/kv/kv_layout.h"
 #include "common/wire/wire.h"
+#include "kvtransfer/kvt_memory.h"
 
 typedef struct kvt_fabric kvt_fabric;
 typedef uint64_t kvt_peer; /* one connection; never 0, never used twice by one fabric */
@@ -57,7 +58,7 @@ typedef struct {
     uint64_t model_hash, cluster_key;
     uint32_t first_layer;
 
-    void *kv_base; /* borrowed until close: kv_pool_bytes(&layout), registered with UCX as a whole */
+    kvt_memory memory; /* borrowed until close: kv_pool_bytes(&layout), registered with UCX as a whole */
     kv_layout layout;
 
     const char *host;       /* listen here; NULL or "": do not listen */
@@ -78,7 +79,7 @@ typedef struct {
 /* What a lease has received. */
 typedef struct {
     uint32_t n_pushes; /* no (layer, block) counts twice */
-    uint64_t checksum; /* sum of their kvt_push_hash() */
+    uint64_t checksum; /* sum of their kvt_push_hash(), see kvt_hash.h */
     uint64_t n_bytes;
 } kvt_landed;
 
@@ -162,9 +163,6 @@ void kvt_lease_open(kvt_fabric *fabric, kvt_peer peer, const kvt_lease_args *arg
 void kvt_lease_close(kvt_fabric *fabric, uint64_t lease, uint32_t n_pushes);
 
 void kvt_event_free(kvt_event *event); /* NULL is accepted */
-
-/* XXH3-64 of one push's bytes, seeded with where they belong, so that swapped blocks are found too. */
-uint64_t kvt_push_hash(uint32_t layer, uint32_t block, const void *bytes, size_t n_bytes);
 
 /* Counters since open. Any thread. */
 typedef struct {

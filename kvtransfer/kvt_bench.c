@@ -5,8 +5,8 @@
  * Inside the timed window: from the first kvt_push() to COMMITTED, which the receiver says when all has landed and the
  * checksum is right: sending, landing in the pool, hashing on both sides, COMMIT. Outside: connecting, RESERVE. One
  * lease takes all pushes; its blocks walk round --walk-bytes of the pool on both sides.
- * Before that, alone, by one core over the same walk: memcpy, and memcpy with kvt_push_hash() of what was copied, which
- * is the least that a receiver must do. */
+ * Before that, alone, by one core over the same walk: memcpy, and kvt_push_copy(), which is the least that a receiver
+ * must do. */
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,6 +18,7 @@
 #include "common/core/config.h"
 #include "common/core/log.h"
 #include "kvtransfer/kvt.h"
+#include "kvtransfer/kvt_hash.h"
 
 #define FLAGS(F)                                                                                                       \
     F(str, transports, "", "UCX_TLS of both sides; empty: all that the machine has")                                   \
@@ -77,9 +78,8 @@ static void side_open(side *side, bool is_listening) {
         .transports = side->config.transports,
         .way = way_of(side->config.way),
     };
-    side->kvt.kv_base = bt_calloc_aligned(kv_pool_bytes(&side->kvt.layout), 4096);
-    memset(side->kvt.kv_base, 1, kv_pool_bytes(&side->kvt.layout));
-    if (bt_queue_open(&side->queue, &err) == BT_OK) {
+    if (kvt_memory_open(kv_pool_bytes(&side->kvt.layout), &side->kvt.memory, &err) == BT_OK &&
+        bt_queue_open(&side->queue, &err) == BT_OK) {
         side->kvt.queue = side->queue;
         if (kvt_fabric_open(&side->kvt, &side->fabric, &err) == BT_OK) return;
     }
@@ -136,7 +136,7 @@ static void push_all(side *side, kvt_peer peer) {
 
 /* One core's bytes per second over the walk, the better of two rounds: copied, and hashed if asked for. */
 static double copy_rate(const side *side, uint8_t *to, bool is_hashed) {
-    const uint8_t *from = side->kvt.kv_base;
+    const uint8_t *from = side->kvt.memory.base;
     size_t n_bytes = kv_block_bytes(&side->kvt.layout);
     uint64_t sum = 1;
     double best = 0;
@@ -144,8 +144,10 @@ static double copy_rate(const side *side, uint8_t *to, bool is_hashed) {
         int64_t begin_ns = bt_now_ns();
         for (uint32_t i = 0; i < side->config.pushes; i++) {
             size_t at = block_at(side, i);
-            memcpy(to + at, from + at, n_bytes);
-            if (is_hashed) sum += kvt_push_hash(0, i, to + at, n_bytes);
+            if (is_hashed)
+                sum += kvt_push_copy(0, i, to + at, from + at, n_bytes);
+            else
+                memcpy(to + at, from + at, n_bytes);
         }
         double rate = all_bytes(side) * BT_NS_PER_S / (double)(bt_now_ns() - begin_ns);
         if (rate > best && sum != 0) best = rate;

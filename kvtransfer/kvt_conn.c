@@ -147,6 +147,7 @@ static void conn_release(kvt_conn *conn) {
         snprintf(event->text, sizeof(event->text), "%.*s", WIRE_MAX_TEXT, conn->why.text);
         kvt_event_post(fabric, event);
     }
+    kvt_memory_close(&conn->theirs);
     for (kvt_sum *sum = conn->sums, *next; sum != NULL; sum = next) {
         next = sum->next;
         free(sum);

@@ -1,9 +1,5 @@
-/* Events on their way to the owner of the fabric, and the push hash that both sides must agree on. */
+/* Events on their way to the owner of the fabric. */
 #include <stdlib.h>
-#include <xxhash.h>
-#if defined(__x86_64__)
-#include <xxh_x86dispatch.h> /* the same hash by the widest vectors there are: twice as fast with AVX-512 */
-#endif
 
 #include "kvtransfer/kvt_impl.h"
 
@@ -22,8 +18,4 @@ void kvt_event_free(kvt_event *event) {
     bt_arena_fini(&event->arena);
     free(event->frame);
     free(event);
-}
-
-uint64_t kvt_push_hash(uint32_t layer, uint32_t block, const void *bytes, size_t n_bytes) {
-    return XXH3_64bits_withSeed(bytes, n_bytes, (uint64_t)layer << 32 | block);
 }

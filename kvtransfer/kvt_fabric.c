@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 #include <ucp/api/ucp.h>
 #include <unistd.h>
 
@@ -243,12 +242,12 @@ bt_status kvt_fabric_open(const kvt_config *config, kvt_fabric **out, bt_error *
     kvt_fabric *fabric = bt_calloc(1, sizeof(*fabric));
     config_take(fabric, config);
     kvt_lease_table_init(&fabric->leases);
-    const ssize_t n_random = getrandom(&fabric->pull_token, sizeof(fabric->pull_token), 0);
-    BT_ASSERT(n_random == sizeof(fabric->pull_token));
+    BT_ASSERT(config->memory.n_bytes >= kv_pool_bytes(&config->layout));
     fabric->probe = bt_calloc_aligned(kvt_block_bytes(fabric), 64);
     bt_status status = bt_queue_open(&fabric->commands, err);
     if (status == BT_OK) status = kvt_ucx_open(&fabric->ucx, config->transports, kvt_block_bytes(fabric), err);
-    if (status == BT_OK) status = kvt_ucx_register(&fabric->ucx, config->kv_base, kv_pool_bytes(&config->layout), err);
+    if (status == BT_OK)
+        status = kvt_ucx_register(&fabric->ucx, config->memory.base, kv_pool_bytes(&config->layout), err);
     if (status == BT_OK) status = kvt_land_open(fabric, err);
     if (status == BT_OK && config->host != NULL && config->host[0] != 0)
         status = kvt_ucx_listen(&fabric->ucx, config->host, config->port, on_connection, fabric, err);

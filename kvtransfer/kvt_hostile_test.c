@@ -1,6 +1,8 @@
 /* What peers do that no honest peer does, and who must not come in at all: it costs them their lease or their
  * connection, and nobody else anything. Every test is a sentence. */
+#include <fcntl.h>
 #include <netinet/in.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 
 #include "kvtransfer/kvt_test.h"
@@ -25,14 +27,15 @@ static void raw_message(side *side, kvt_peer peer, const wire_message *message) 
     bt_buf_fini(&frame);
 }
 
-/* PULLs of what cannot be read, of too much, out of turn. */
+/* PULLs of what is not there, out of turn. */
 static void child_hostile_pull(side *side, kvt_peer peer, const char *what) {
     kvt_event_free(side_expect(side, KVT_UP, 0));
-    uint64_t lease = prefill_reserve(side, peer), addresses[] = {(uintptr_t)side->pool, 4096, UINT64_MAX - 4096};
-    wire_message pull = {.type = WIRE_PULL, .pull = {.lease = lease, .n_rows = 64, .addresses = addresses}};
-    if (strcmp(what, "pull-unmapped") == 0) pull.pull.n_addresses = 2; /* the first is good */
-    if (strcmp(what, "pull-wrapping") == 0) pull.pull.addresses = &addresses[2], pull.pull.n_addresses = 1;
-    if (strcmp(what, "pull-unoffered") == 0) pull.pull.n_addresses = 1; /* this side's way is eager */
+    uint64_t lease = prefill_reserve(side, peer);
+    uint64_t end = side->memory.n_bytes, offsets[] = {0, end - kv_block_bytes(&test_layout) + 1, UINT64_MAX - 4096};
+    wire_message pull = {.type = WIRE_PULL, .pull = {.lease = lease, .n_rows = 64, .offsets = offsets}};
+    if (strcmp(what, "pull-outside") == 0) pull.pull.n_offsets = 2; /* the first is good */
+    if (strcmp(what, "pull-wrapping") == 0) pull.pull.offsets = &offsets[2], pull.pull.n_offsets = 1;
+    if (strcmp(what, "pull-unoffered") == 0) pull.pull.n_offsets = 1; /* this side's way is eager */
     if (strcmp(what, "pulled-unasked") == 0) pull = (wire_message){.type = WIRE_PULLED, .pulled = {.n = 1}};
     if (strcmp(what, "offer-twice") == 0)
         pull = (wire_message){.type = WIRE_PULL_OFFER, .pull_offer = {.pid = (uint32_t)getpid()}};
@@ -40,13 +43,23 @@ static void child_hostile_pull(side *side, kvt_peer peer, const char *what) {
     kvt_event_free(side_expect(side, KVT_DOWN, 0));
 }
 
-/* An offer whose token is not there: the answer never comes, and pushes land as ever. */
+/* Offers of what cannot be mapped: the answer never comes, and pushes land as ever. */
 static void child_unreadable(side *side, kvt_peer peer, const char *role) {
     (void)role;
     kvt_event_free(side_expect(side, KVT_UP, 0));
-    wire_message offer = {.type = WIRE_PULL_OFFER, .pull_offer = {.pid = (uint32_t)getpid(), .address = 4096}};
-    raw_message(side, peer, &offer);
-    offer.pull_offer = (wire_pull_offer){(uint32_t)getpid(), (uintptr_t)side->pool, 1}; /* another value lies there */
+    int pipe_fds[2], unsealed = memfd_create("test", 0), file = open(self_path, O_RDONLY);
+    CHECK(pipe(pipe_fds) == 0 && ftruncate(unsealed, (off_t)side->memory.n_bytes) == 0 && file >= 0, "files");
+    const struct {
+        int fd;
+        uint64_t token;
+    } offers[] = {{9999, 0}, {pipe_fds[0], 0}, {file, 0}, {unsealed, 0}, {side->memory.fd, side->memory.token + 1}};
+    wire_message offer = {.type = WIRE_PULL_OFFER, .pull_offer.pid = (uint32_t)getpid()};
+    for (size_t i = 0; i < sizeof(offers) / sizeof(offers[0]); i++) {
+        offer.pull_offer.fd = (uint32_t)offers[i].fd;
+        offer.pull_offer.token = offers[i].token;
+        raw_message(side, peer, &offer);
+    }
+    offer.pull_offer.pid = UINT32_MAX;
     raw_message(side, peer, &offer);
     uint64_t lease = prefill_reserve(side, peer);
     push_layer(side, peer, lease, 0, 0, N_TOKENS);
@@ -65,9 +78,10 @@ static void child_hostile(side *side, kvt_peer peer, const char *what) {
     if (strcmp(what, "twice") == 0) push_layer(side, peer, lease, 0, 10, N_TOKENS);
     if (strcmp(what, "garbage") == 0) raw_frame(side, peer, "\1\2\3\4\5\6\7\10\11\12", 10);
     if (strcmp(what, "short") == 0) raw_frame(side, peer, "B", 1);
-    if (strcmp(what, "truncated") == 0) raw_frame(side, peer, "\x20\0\0\0BT\1\x22", 8);
+    static const uint8_t reserve_header[8] = {0x20, 0, 0, 0, 'B', 'T', WIRE_VERSION, WIRE_RESERVE};
+    if (strcmp(what, "truncated") == 0) raw_frame(side, peer, reserve_header, sizeof(reserve_header));
     if (strcmp(what, "version") == 0) raw_frame(side, peer, "\0\0\0\0BT\xff\x0d", 8);
-    if (strcmp(what, "drain") == 0) raw_frame(side, peer, "\0\0\0\0BT\1\x0d", 8); /* known, but not here */
+    if (strcmp(what, "drain") == 0) raw_message(side, peer, &(wire_message){.type = WIRE_DRAIN}); /* not here */
     wire_message push = {.type = WIRE_PUSH, .push = {.lease = lease, .n_rows = 1}};
     if (strcmp(what, "misplaced") == 0) kvt_send(side->fabric, peer, &push);
     bool is_push = strchr("lrbt", what[0]) != NULL && strcmp(what, "truncated") != 0;
@@ -139,7 +153,7 @@ static void peer_must_go(side *side, kvt_peer peer, uint64_t lease, const char *
     CHECK(event->peer == peer && event->status == BT_BAD_REQUEST, "%s: %s", role, event->text);
     kvt_event_free(event);
     kvt_landed landed = lease_close(side, lease, 1);
-    CHECK(landed.n_pushes == (strcmp(role, "pull-unmapped") == 0), "%s: %u landed", role, landed.n_pushes);
+    CHECK(landed.n_pushes == (strcmp(role, "pull-outside") == 0), "%s: %u landed", role, landed.n_pushes);
 }
 
 static void all_must_land(side *side, kvt_peer peer, uint64_t lease, const char *role) {
@@ -164,7 +178,7 @@ static void hostile_frames_close_their_peer_only(void) {
 }
 
 static void hostile_pulls_close_their_peer_only(void) {
-    static const char *const roles[] = {"pull-unmapped", "pull-wrapping", "pull-unoffered", "pulled-unasked",
+    static const char *const roles[] = {"pull-outside", "pull-wrapping", "pull-unoffered", "pulled-unasked",
                                         "offer-twice"};
     with_each(roles, 5, peer_must_go);
 }

@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "kvtransfer/kvt_hash.h"
 #include "kvtransfer/kvt_lease.h"
 #include "kvtransfer/kvt_ucx.h"
 
@@ -91,7 +92,7 @@ typedef struct kvt_conn {
     bool has_offered, is_pulled;              /* PULL_OFFER is sent; is taken: our pushes are PULLs */
     kvt_announced announced[KVT_PULL_WINDOW]; /* a ring */
     uint32_t first_announced, n_announced;
-    int pull_pid;            /* the process of the peer, whose memory we can read; 0: none */
+    kvt_memory theirs;       /* the KV memory of the peer, mapped; base NULL: it is not */
     int64_t moved_ns;        /* when something of this peer last arrived, completed, or began with nothing in flight */
     uint32_t n_sends;        /* handed to UCX, not completed: pushes, frames; and PULLs not answered */
     uint32_t n_pushing;      /* of those, pushes, PULLs and probes */
@@ -119,9 +120,8 @@ struct kvt_fabric {
     kvt_conn *conns;
     uint32_t n_conns;
     kvt_lease_table leases;
-    uint8_t *probe;      /* one block of zeros to send, overwritten by probes received */
-    bt_buf scratch;      /* encoding */
-    uint64_t pull_token; /* random; read by peers to prove that they can */
+    uint8_t *probe; /* one block of zeros to send, overwritten by probes received */
+    bt_buf scratch; /* encoding */
     bool is_stopping;
     int64_t stop_ns;                                                                         /* force at this time */
     _Atomic uint64_t bytes_sent, bytes_landed, bytes_pulled, pushes_refused, frames_refused; /* any thread */
@@ -170,14 +170,14 @@ void kvt_land_lease_open(kvt_fabric *fabric, const kvt_command *command);
 void kvt_land_lease_close(kvt_fabric *fabric, uint64_t id, uint32_t n_pushes);
 void kvt_land_lease_close_all(kvt_fabric *fabric);
 
-/* A push whose bytes lie at `address` of the peer's memory (kvt_pull.c calls). */
-void kvt_land_pull(kvt_conn *conn, const wire_push *push, uint64_t address);
+/* A push whose `bytes` lie in the peer's memory (kvt_pull.c calls). It has landed, or was refused, when this returns.
+ */
+void kvt_land_pull(kvt_conn *conn, const wire_push *push, const uint8_t *bytes);
 
 /* kvt_pull.c: pushes that are fetched from the sender's memory. */
 void kvt_pull_offer(kvt_conn *conn); /* when it is up: if the transport and our configuration allow */
 /* PULL_OFFER, PULL, PULLED. false: out of place. */
 bool kvt_pull_take(kvt_conn *conn, const wire_message *message);
-bt_status kvt_pull_read(kvt_conn *conn, uint64_t address, void *out, size_t n_bytes);
 
 /* kvt_event.c */
 kvt_event *kvt_event_new(const kvt_fabric *fabric, kvt_event_kind kind, kvt_peer peer);

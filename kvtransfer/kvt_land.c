@@ -105,20 +105,27 @@ static void message_post(kvt_conn *conn, uint8_t *frame, size_t n_bytes) {
 
 /* ---- data ---- */
 
-static void push_land(kvt_landing *land, bool is_landed) {
-    kvt_fabric *fabric = land->fabric;
-    uint64_t hash = 0;
-    if (is_landed) {
-        hash = kvt_push_hash(land->push.layer, land->push.block, land->bytes, land->n_bytes);
-        atomic_fetch_add_explicit(&fabric->bytes_landed, land->n_bytes, memory_order_relaxed);
-    }
+static void push_land(kvt_landing *land, uint64_t hash, bool is_landed) {
+    if (is_landed) atomic_fetch_add_explicit(&land->fabric->bytes_landed, land->n_bytes, memory_order_relaxed);
     kvt_lease_land_end(land->lease, land->n_bytes, hash, is_landed);
-    lease_remove_if_closed(fabric, land->lease);
+    lease_remove_if_closed(land->fabric, land->lease);
+}
+
+/* All of it lies at `from`: lands here and now. */
+static void push_copy(kvt_landing *land, const void *from) {
+    push_land(land, kvt_push_copy(land->push.layer, land->push.block, land->bytes, from, land->n_bytes), true);
+}
+
+/* UCX has put it there, or has not. */
+static void push_received(kvt_landing *land, bool is_landed) {
+    uint64_t hash = 0;
+    if (is_landed) hash = kvt_push_hash(land->push.layer, land->push.block, land->bytes, land->n_bytes);
+    push_land(land, hash, is_landed);
 }
 
 static void landing_end(kvt_landing *land, bool is_landed) {
     if (land->lease != NULL)
-        push_land(land, is_landed);
+        push_received(land, is_landed);
     else if (land->is_frame && is_landed && !land->conn->is_lost)
         message_post(land->conn, land->bytes, land->n_bytes);
     else if (land->is_frame)
@@ -165,8 +172,11 @@ void kvt_land_abandon(kvt_conn *conn) {
 static void landing_begin(const kvt_landing *wanted, void *data, const ucp_am_recv_param_t *param) {
     if (!(param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV)) {
         kvt_landing land = *wanted;
-        if (land.is_frame || land.lease != NULL) memcpy(land.bytes, data, land.n_bytes); /* a probe is thrown away */
-        landing_end(&land, true);
+        if (land.is_frame) memcpy(land.bytes, data, land.n_bytes); /* a probe is thrown away */
+        if (land.lease != NULL)
+            push_copy(&land, data);
+        else
+            landing_end(&land, true);
         return;
     }
     kvt_landing *land = bt_calloc(1, sizeof(*land));
@@ -227,17 +237,16 @@ static bool push_begin(kvt_conn *conn, const wire_push *push, size_t n_bytes, kv
         return false;
     }
     *out = (kvt_landing){.fabric = fabric, .conn = conn, .lease = lease, .push = *push, .n_bytes = n_bytes};
-    out->bytes = (uint8_t *)fabric->config.kv_base + kv_offset_bytes(layout, push->layer, block, 0);
+    out->bytes = fabric->config.memory.base + kv_offset_bytes(layout, push->layer, block, 0);
     return true;
 }
 
-void kvt_land_pull(kvt_conn *conn, const wire_push *push, uint64_t address) {
+void kvt_land_pull(kvt_conn *conn, const wire_push *push, const uint8_t *bytes) {
     size_t n_bytes = push->n_rows * kv_token_bytes(&conn->fabric->config.layout);
     kvt_landing land;
     if (!push_begin(conn, push, n_bytes, &land)) return;
-    bool is_landed = kvt_pull_read(conn, address, land.bytes, n_bytes) == BT_OK;
-    if (is_landed) atomic_fetch_add_explicit(&conn->fabric->bytes_pulled, n_bytes, memory_order_relaxed);
-    push_land(&land, is_landed);
+    atomic_fetch_add_explicit(&conn->fabric->bytes_pulled, n_bytes, memory_order_relaxed);
+    push_copy(&land, bytes);
 }
 
 static ucs_status_t on_data(void *context, const void *header, size_t n_header_bytes, void *data, size_t n_bytes,

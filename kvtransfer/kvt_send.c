@@ -206,8 +206,7 @@ static const uint8_t *push_take_block(kvt_conn *conn, kvt_command *push, wire_pu
     uint32_t i = push->next_block++;
     uint32_t n_rows = i + 1 == push->n_blocks ? push->n_rows_last : KV_BLOCK_TOKENS;
     *n_bytes = n_rows * kv_token_bytes(layout);
-    const uint8_t *bytes =
-        (const uint8_t *)conn->fabric->config.kv_base + kv_offset_bytes(layout, push->layer, push->blocks[i], 0);
+    const uint8_t *bytes = conn->fabric->config.memory.base + kv_offset_bytes(layout, push->layer, push->blocks[i], 0);
     *out = (wire_push){.lease = push->lease, .layer = push->layer, .block = push->first_block + i, .n_rows = n_rows};
     sum_add(conn, push->lease, kvt_push_hash(out->layer, out->block, bytes, *n_bytes));
     return bytes;
@@ -225,19 +224,20 @@ static void push_send(kvt_conn *conn, kvt_command *push) {
 
 /* As push_send(), for several blocks: the bytes stay where they are until kvt_send_pulled(). */
 static void push_announce(kvt_conn *conn, kvt_command *push) {
-    uint64_t addresses[KVT_PULL_BLOCKS], n_all_bytes = 0;
+    uint64_t offsets[KVT_PULL_BLOCKS], n_all_bytes = 0;
     wire_message message = {
         .type = WIRE_PULL,
         .pull = {.lease = push->lease, .layer = push->layer, .first_block = push->first_block + push->next_block},
     };
-    while (message.pull.n_addresses < KVT_PULL_BLOCKS && push->next_block < push->n_blocks) {
+    while (message.pull.n_offsets < KVT_PULL_BLOCKS && push->next_block < push->n_blocks) {
         wire_push block;
         size_t n_bytes;
-        addresses[message.pull.n_addresses++] = (uintptr_t)push_take_block(conn, push, &block, &n_bytes);
+        const uint8_t *bytes = push_take_block(conn, push, &block, &n_bytes);
+        offsets[message.pull.n_offsets++] = (uint64_t)(bytes - conn->fabric->config.memory.base);
         message.pull.n_rows = block.n_rows;
         n_all_bytes += n_bytes;
     }
-    message.pull.addresses = addresses;
+    message.pull.offsets = offsets;
     uint32_t last = (conn->first_announced + conn->n_announced++) % KVT_PULL_WINDOW;
     conn->announced[last] = (kvt_announced){push, n_all_bytes};
     push->n_in_flight++;

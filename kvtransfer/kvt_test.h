@@ -23,15 +23,17 @@ typedef struct {
     kvt_fabric *fabric;
     bt_queue *queue;
     bt_queue_node *nodes;
-    uint8_t *pool;
+    kvt_memory memory;
+    uint8_t *pool; /* memory.base */
 } side;
 
 static inline void side_open(side *side, bool is_listening, kvt_config config) {
     bt_error err = {0};
     memset(side, 0, sizeof(*side));
     CHECK(bt_queue_open(&side->queue, &err) == BT_OK, "%s", err.text);
-    side->pool = bt_calloc_aligned(kv_pool_bytes(&test_layout), 4096);
-    config.kv_base = side->pool;
+    CHECK(kvt_memory_open(kv_pool_bytes(&test_layout), &side->memory, &err) == BT_OK, "%s", err.text);
+    side->pool = side->memory.base;
+    config.memory = side->memory;
     config.queue = side->queue;
     config.transports = transports;
     config.way = way;
@@ -73,7 +75,7 @@ static inline void side_close(side *side) {
     kvt_fabric_close(side->fabric);
     for (kvt_event *event; (event = side_next(side, 0)) != NULL;) kvt_event_free(event);
     bt_queue_close(side->queue);
-    free(side->pool);
+    kvt_memory_close(&side->memory);
 }
 
 static inline void pool_fill(side *side, unsigned seed) {

@@ -66,8 +66,10 @@ static bt_status memory_open(wrk_node *node, bt_error *err) {
             err, BT_BAD_REQUEST, "--kv-cache-memory-bytes makes %llu KV blocks of %zu bytes, expected 2 to %u",
             (unsigned long long)n_blocks, kv_block_bytes(&layout) * layout.n_layers, UINT32_MAX / KV_BLOCK_TOKENS);
     layout.n_blocks = (uint32_t)n_blocks;
-    node->kv = (krn_kv){bt_calloc_aligned(kv_pool_bytes(&layout), 4096), layout};
-    bt_status status = max_model_len_find(node, model->max_position_embeddings, err);
+    bt_status status = kvt_memory_open(kv_pool_bytes(&layout), &node->kv_memory, err);
+    if (status != BT_OK) return status;
+    node->kv = (krn_kv){node->kv_memory.base, layout};
+    status = max_model_len_find(node, model->max_position_embeddings, err);
     if (status != BT_OK) return status;
     size_t logits_bytes = (size_t)node->options.max_logits * model->vocab_size * sizeof(float);
     node->logits = bt_calloc_aligned(logits_bytes, 64);
@@ -112,7 +114,7 @@ static bt_status fabric_open(wrk_node *node, bt_error *err) {
         .incarnation = node->incarnation,
         .model_hash = krn_model_hash(node->model),
         .cluster_key = link_cluster_key(config->cluster_secret),
-        .kv_base = node->kv.base,
+        .memory = node->kv_memory,
         .layout = node->kv.layout,
         .host = node->options.takes_kv ? config->host : NULL,
         .port = node->options.kv_port,
@@ -355,7 +357,7 @@ void wrk_node_close(wrk_node *node) {
     free(node->top);
     krn_model_close(node->model);
     free(node->logits);
-    free(node->kv.base);
+    kvt_memory_close(&node->kv_memory);
     bt_metrics_close(node->metrics);
     /* The queue stays: a signal handler may still wake it. The process ends here. */
 }

@@ -53,7 +53,8 @@ typedef struct {
     bt_metrics *metrics;
     krn_model *model;
     krn_drawer *drawer;
-    krn_kv kv;              /* base is owned */
+    kvt_memory kv_memory;
+    krn_kv kv;              /* in it */
     uint32_t max_model_len; /* by flag, model and KV memory */
     float *logits;          /* [max_logits][vocab_size] */
     wire_ranked *logprobs;  /* [max_logits] of the step's tokens, where asked for */
