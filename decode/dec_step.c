@@ -101,15 +101,10 @@ static void admit(dec_sched *sched, dec_slot *slot, int64_t now_ns) {
 /* ---- steps ------------------------------------------------------------------------------------------------------ */
 
 static void add_sample(dec_sched *sched, const dec_slot *slot) {
-    bool is_banned = wire_end_is_banned(&slot->end, slot->n_tokens - slot->n_prompt + 1);
-    sched->base.samples[sched->n_step_samples++] = (wrk_sample){.draw = {.sampling = &slot->sampling,
-                                                                         .constraint = &slot->constraint,
-                                                                         .tokens = slot->tokens,
-                                                                         .n_prompt = slot->n_prompt,
-                                                                         .n_tokens = slot->n_tokens,
-                                                                         .banned = slot->end.ids,
-                                                                         .n_banned = is_banned ? slot->end.n_ids : 0},
-                                                                .prefix_id = slot->request.serial};
+    sched->base.samples[sched->n_step_samples++] =
+        (wrk_sample){.draw = wrk_draw_args(&slot->sampling, &slot->constraint, &slot->end, slot->tokens, slot->n_prompt,
+                                           slot->n_tokens),
+                     .prefix_id = slot->request.serial};
 }
 
 static uint32_t min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }

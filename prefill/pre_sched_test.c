@@ -509,6 +509,20 @@ static void test_a_token_that_ends_the_request_is_not_handed_on(void) {
     stop();
 }
 
+static void test_min_tokens_bans_what_would_end_it(void) {
+    for (uint32_t min_tokens = 0; min_tokens < 2; min_tokens++) {
+        start();
+        sampling.min_tokens = min_tokens;
+        submit(1, 10, 10, 1);
+        sampling.min_tokens = 0;
+        CHECK(begin() && step.samples[0].draw.n_banned == min_tokens, "the first token may not end it");
+        CHECK(min_tokens == 0 || step.samples[0].draw.banned[0] == EOS, "in any way");
+        for (uint32_t layer = 0; layer < LAYERS; layer++) layer_done(layer);
+        end(50);
+        stop();
+    }
+}
+
 static void test_bad_submits_are_refused_in_a_sentence(void) {
     start();
     submit(1, 0, 10, 1);
@@ -551,6 +565,7 @@ int main(void) {
     test_requests_that_end_together_do_not_wake_each_other();
     test_a_lost_group_gives_everything_back_and_keeps_no_half_computed_block();
     test_a_token_that_ends_the_request_is_not_handed_on();
+    test_min_tokens_bans_what_would_end_it();
     test_bad_submits_are_refused_in_a_sentence();
     TEST_END();
 }

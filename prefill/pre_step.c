@@ -4,17 +4,12 @@
 /* What the row of `position` is for: to score the prompt token behind it, or to draw the first token. */
 static void add_sample(pre_sched *sched, const pre_slot *slot, uint32_t position) {
     bool is_last = position + 1 == slot->n_tokens;
-    bool is_banned = wire_end_is_banned(&slot->end, slot->n_tokens - slot->n_prompt + 1);
-    sched->base.samples[sched->n_step_samples++] = (wrk_sample){.is_given = !is_last,
-                                                                .given = is_last ? 0 : slot->tokens[position + 1],
-                                                                .draw = {.sampling = &slot->sampling,
-                                                                         .constraint = &slot->constraint,
-                                                                         .tokens = slot->tokens,
-                                                                         .n_prompt = slot->n_prompt,
-                                                                         .n_tokens = slot->n_tokens,
-                                                                         .banned = slot->end.ids,
-                                                                         .n_banned = is_banned ? slot->end.n_ids : 0},
-                                                                .prefix_id = slot->request.serial};
+    sched->base.samples[sched->n_step_samples++] =
+        (wrk_sample){.is_given = !is_last,
+                     .given = is_last ? 0 : slot->tokens[position + 1],
+                     .draw = wrk_draw_args(&slot->sampling, &slot->constraint, &slot->end, slot->tokens, slot->n_prompt,
+                                           slot->n_tokens),
+                     .prefix_id = slot->request.serial};
 }
 
 static void add_sequence(pre_sched *sched, uint32_t i, int64_t now_ns) {

@@ -208,6 +208,17 @@ wire_message wrk_finished(const wire_request *request, uint8_t reason, uint32_t 
                                        .n_output = n_output}};
 }
 
+krn_draw_args wrk_draw_args(const wire_sampling *sampling, const wire_constraint *constraint, const wire_end_rule *end,
+                            const uint32_t *tokens, uint32_t n_prompt, uint32_t n_tokens) {
+    return (krn_draw_args){.sampling = sampling,
+                           .constraint = constraint,
+                           .tokens = tokens,
+                           .n_prompt = n_prompt,
+                           .n_tokens = n_tokens,
+                           .banned = end->ids,
+                           .n_banned = wire_end_is_banned(end, n_tokens - n_prompt + 1) ? end->n_ids : 0};
+}
+
 void wrk_sched_check_pool(const wrk_sched *sched, uint64_t n_held) {
     const kv_pool *pool = sched->options.pool;
     uint64_t n_holders = 0;

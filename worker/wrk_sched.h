@@ -198,6 +198,10 @@ wire_end_rule wrk_end_rule(const wrk_sched *sched, const wire_sampling *sampling
                            uint32_t n_stop_ids, uint32_t max_output);
 wire_message wrk_finished(const wire_request *request, uint8_t reason, uint32_t token, uint32_t n_output);
 
+/* How the token behind n_tokens tokens is drawn; n_prompt of these are the prompt. Points to all that it is given. */
+krn_draw_args wrk_draw_args(const wire_sampling *sampling, const wire_constraint *constraint, const wire_end_rule *end,
+                            const uint32_t *tokens, uint32_t n_prompt, uint32_t n_tokens);
+
 /* Asserts that the slots' n_held blocks are all that is held of the pool. */
 void wrk_sched_check_pool(const wrk_sched *sched, uint64_t n_held);
 
