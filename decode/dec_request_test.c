@@ -141,11 +141,63 @@ static void test_a_prompt_that_gave_way_is_counted_once(void) {
     stop();
 }
 
+/* Runs a step: did it give the request its first token? */
+static bool step_answers(uint64_t serial) {
+    clear();
+    CHECK(begin(), "a step");
+    end(50);
+    for (uint32_t i = 0; i < n_done; i++)
+        if (done[i].kind == WRK_SEND_GATEWAY && done[i].message.type == WIRE_FIRST_TOKEN &&
+            done[i].message.first_token.request.serial == serial)
+            return true;
+    return false;
+}
+
+static void test_a_short_prompt_does_not_wait_for_a_long_one(void) {
+    n_spare = 120, local_prefill_tokens = 1000;
+    start(4);
+    submit(1, 500, 500);
+    CHECK(!step_answers(1), "a chunk of it");
+    submit(2, 50, 50);
+    CHECK(step_answers(2), "the next step has it, whatever is left of the long one");
+    stop();
+    start(4);
+    admit(1, 64 * 5 - 1, 1000);
+    admit(2, 64 * 5 - 1, 1000);
+    run_to_preemption();
+    end(50);
+    cancel(1);
+    CHECK(begin() && step.n_sequences == 1 && step.n_rows == 121, "what gave way is computed again, in chunks");
+    end(50);
+    submit(3, 50, 50);
+    CHECK(step_answers(3), "which nobody waits for either");
+    stop();
+    n_spare = 60, local_prefill_tokens = 100;
+}
+
+static void test_a_long_prompt_is_not_starved_by_short_ones(void) {
+    n_spare = 120, local_prefill_tokens = 1000;
+    start(4);
+    submit(1, 500, 500);
+    uint32_t n_steps = 0;
+    for (bool is_answered = false; !is_answered && n_steps < 20; n_steps++) {
+        uint64_t serial = 2 + n_steps;
+        submit(serial, 61, 61); /* in every step as much as the short ones can get */
+        is_answered = step_answers(1);
+        cancel(serial);
+    }
+    CHECK(n_steps == 9, "500 positions at 61 a step: %u steps", n_steps);
+    stop();
+    n_spare = 60, local_prefill_tokens = 100;
+}
+
 int main(void) {
     test_a_short_prompt_is_computed_here();
     test_gateways_hear_of_blocks_that_were_computed_here();
     test_a_prompt_that_began_elsewhere_keeps_its_forms();
     test_what_prefill_should_compute_is_refused();
     test_a_prompt_that_gave_way_is_counted_once();
+    test_a_short_prompt_does_not_wait_for_a_long_one();
+    test_a_long_prompt_is_not_starved_by_short_ones();
     TEST_END();
 }

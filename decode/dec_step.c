@@ -107,48 +107,60 @@ static void add_sample(dec_sched *sched, const dec_slot *slot) {
                      .prefix_id = slot->request.serial};
 }
 
-static uint32_t min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }
-
-/* One row, and as many of n_spare as it has use for; how many of these is the answer. The form belongs to the position,
- * so rows end where the prompt does. */
-static uint32_t add_rows(dec_sched *sched, dec_slot *slot, uint32_t n_spare, int64_t now_ns) {
-    bool is_prompt = slot->n_cached < slot->n_prompt;
-    uint32_t n_left = (is_prompt ? slot->n_prompt : slot->n_tokens) - slot->n_cached;
-    uint32_t n_rows = min_u32(n_left, 1 + n_spare), i = sched->base.n_step++;
-    bool is_last = slot->n_cached + n_rows == slot->n_tokens;
-    slot->n_step_rows = n_rows;
-    sched->n_step_rows += n_rows;
-    sched->base.step_slots[i] = dec_slot_index(sched, slot);
-    sched->base.sequences[i] = (krn_sequence){.token_ids = &slot->tokens[slot->n_cached],
-                                              .blocks = slot->blocks,
-                                              .n_rows = n_rows,
-                                              .position = slot->n_cached,
-                                              .form = is_prompt ? KRN_EXPANDED : KRN_ABSORBED,
-                                              .n_logits = is_last};
-    if (is_last) add_sample(sched, slot);
-    uint32_t n_again = slot->n_lost > slot->n_cached ? min_u32(n_rows, slot->n_lost - slot->n_cached) : 0;
-    sched->counters.n_recomputed += n_again;
-    if (slot->owes_first) sched->counters.n_local_tokens += n_rows - n_again;
-    if (slot->first_step_ns == 0) slot->first_step_ns = now_ns;
-    return n_rows - 1;
+/* Rows that it has use for. The form belongs to the position, so they end where the prompt does. */
+static uint32_t n_of_one_form(const dec_slot *slot) {
+    return (slot->n_cached < slot->n_prompt ? slot->n_prompt : slot->n_tokens) - slot->n_cached;
 }
 
-/* Each sequence of the batch gets a row, so none waits for another one's prompt; what the budget has beyond that goes
- * to the oldest that have use for it. */
+static void add_sequence(dec_sched *sched, uint32_t i, int64_t now_ns) {
+    dec_slot *slot = &sched->slots[sched->base.step_slots[i]];
+    uint32_t end = slot->n_cached + slot->n_step_rows;
+    uint32_t n_known = slot->n_lost > slot->n_cached ? slot->n_lost - slot->n_cached : 0;
+    uint32_t n_again = n_known < slot->n_step_rows ? n_known : slot->n_step_rows;
+    sched->n_step_rows += slot->n_step_rows;
+    sched->base.sequences[i] = (krn_sequence){.token_ids = &slot->tokens[slot->n_cached],
+                                              .blocks = slot->blocks,
+                                              .n_rows = slot->n_step_rows,
+                                              .position = slot->n_cached,
+                                              .form = slot->n_cached < slot->n_prompt ? KRN_EXPANDED : KRN_ABSORBED,
+                                              .n_logits = end == slot->n_tokens};
+    if (end == slot->n_tokens) add_sample(sched, slot);
+    sched->counters.n_recomputed += n_again;
+    if (slot->owes_first) sched->counters.n_local_tokens += slot->n_step_rows - n_again;
+    if (slot->first_step_ns == 0) slot->first_step_ns = now_ns;
+}
+
+/* Each sequence of the batch that has room for a row gets one, so none waits for another one's prompt; what the budget
+ * has beyond that is shared among those that have use for more. */
+static void pick_rows(dec_sched *sched, int64_t now_ns) {
+    wrk_sched *base = &sched->base;
+    uint32_t n_claims = 0;
+    bool is_short = false; /* an older one has no blocks */
+    for (uint32_t at = 0; at < sched->n_running + sched->n_waiting; at++) {
+        uint32_t index = sched->order[at];
+        dec_slot *slot = &sched->slots[index];
+        if (slot->state == DEC_WAITING && (slot->n_blocks > 0 || !is_short)) admit(sched, slot, now_ns);
+        bool has_row = slot->state == DEC_RUNNING && grow(sched, slot, now_ns);
+        is_short |= slot->n_blocks == 0;
+        if (!has_row) continue;
+        slot->n_step_rows = 1;
+        base->step_slots[base->n_step++] = index;
+        uint32_t n_more = n_of_one_form(slot) - 1;
+        if (n_more > 0) base->claims[n_claims++] = (wrk_claim){.slot = index, .n_left = n_more};
+    }
+    uint32_t n_spare = sched->options.max_batched_tokens - sched->options.max_num_seqs;
+    wrk_rows_share(base->claims, n_claims, n_spare, UINT32_MAX); /* each has its place */
+    for (uint32_t i = 0; i < n_claims; i++) sched->slots[base->claims[i].slot].n_step_rows += base->claims[i].n_rows;
+}
+
 bool dec_step_begin(wrk_sched *base, int64_t now_ns, wrk_step *out) {
     wrk_begin_event(base);
     dec_sched *sched = dec_of(base);
     BT_ASSERT(!base->is_stepping);
     base->n_step = sched->n_step_rows = sched->n_step_samples = 0;
-    uint32_t n_spare = sched->options.max_batched_tokens - sched->options.max_num_seqs;
-    bool is_short = false; /* an older one has no blocks */
-    for (uint32_t at = 0; at < sched->n_running + sched->n_waiting; at++) {
-        dec_slot *slot = &sched->slots[sched->order[at]];
-        if (slot->state == DEC_WAITING && (slot->n_blocks > 0 || !is_short)) admit(sched, slot, now_ns);
-        if (slot->state == DEC_RUNNING && grow(sched, slot, now_ns)) n_spare -= add_rows(sched, slot, n_spare, now_ns);
-        is_short |= slot->n_blocks == 0;
-    }
+    pick_rows(sched, now_ns);
     if (base->n_step == 0) return false;
+    for (uint32_t i = 0; i < base->n_step; i++) add_sequence(sched, i, now_ns);
     base->is_stepping = true;
     *out = (wrk_step){.sequences = base->sequences,
                       .n_sequences = base->n_step,

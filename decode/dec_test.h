@@ -20,7 +20,8 @@ static uint32_t n_done;
 static wire_token said[64]; /* in TOKENS since the last clear() */
 static uint32_t n_said;
 static wire_sampling sampling = {.top_p = 1};
-static uint32_t n_held; /* blocks that commit() does not count as pushed */
+static uint32_t n_held;                                   /* blocks that commit() does not count as pushed */
+static uint32_t n_spare = 60, local_prefill_tokens = 100; /* of the next start() */
 
 static inline void walk(void) {
     while (wrk_sched_next(sched, &done[n_done])) {
@@ -46,10 +47,10 @@ static inline void start(uint32_t max_num_seqs) {
                                       .n_eos_ids = 1,
                                       .has_prefix_cache = true};
     const dec_sched_options options = {.max_num_seqs = max_num_seqs,
-                                       .max_batched_tokens = max_num_seqs + 60,
+                                       .max_batched_tokens = max_num_seqs + n_spare,
                                        .max_leases = 4,
                                        .watermark_blocks = 1,
-                                       .local_prefill_tokens = 100};
+                                       .local_prefill_tokens = local_prefill_tokens};
     CHECK(dec_sched_open(&shared, &options, &sched, NULL) == BT_OK, "open");
     sched->gateway_up(sched, GATEWAY, now_ns);
     walk();

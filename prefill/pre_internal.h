@@ -82,7 +82,7 @@ typedef struct {
     uint32_t n_computing, n_queued, n_computed;
     uint64_t n_tokens_left; /* positions not computed, of QUEUED and COMPUTING */
 
-    uint32_t n_layers_done, n_step_samples, n_step_logits, n_step_rows; /* of the step */
+    uint32_t n_layers_done, n_step_samples, n_step_rows; /* of the step */
 
     uint64_t *leases; /* [n_slots] scratch of RENEW */
     uint32_t renew_ms;

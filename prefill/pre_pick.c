@@ -1,9 +1,7 @@
 /* Who is computed next: which requests take blocks, and whose rows a step has.
  *
- * A step's budget is halved. The first half goes to those that have least left, so a short prompt is in the next step
- * however long the others are; all that remains goes to those that came first, so a long prompt always moves at half
- * the speed at least, however many short ones come. What one half leaves the other uses: steps are full.
- * Blocks follow the same two rules. order[] holds requests as they came. */
+ * Rows are shared by wrk_rows.h's two rules: half of a step for those that have least left, the rest for those that
+ * came first. Blocks follow the same two. order[] holds requests as they came. */
 #include <string.h>
 
 #include "prefill/pre_internal.h"
@@ -50,10 +48,6 @@ static bool admit(pre_sched *sched, pre_slot *slot, int64_t now_ns) {
     return true;
 }
 
-/* Rows and places of a step that the shorter half gets; 0 of either: steps are too small to be shared. */
-static uint32_t half_rows(const pre_sched *sched) { return sched->options.max_batched_tokens / 2; }
-static uint32_t half_seqs(const pre_sched *sched) { return sched->options.max_batched_seqs / 2; }
-
 /* The queued request that has least to compute, if the next step's shorter half has room for it; else NULL. */
 static pre_slot *find_short(pre_sched *sched) {
     pre_slot *best = NULL;
@@ -70,7 +64,9 @@ static pre_slot *find_short(pre_sched *sched) {
         n_rows += pre_n_left(slot);
         n_seqs++;
     }
-    return n_rows < half_rows(sched) && n_seqs < half_seqs(sched) ? best : NULL;
+    const pre_sched_options *o = &sched->options;
+    bool has_room = n_rows < wrk_rows_half(o->max_batched_tokens) && n_seqs < wrk_rows_half(o->max_batched_seqs);
+    return has_room ? best : NULL;
 }
 
 /* Blocks here and a lease at decode are taken no earlier than the next step needs: what waits in the queue holds
@@ -90,45 +86,27 @@ void pre_queue_admit(pre_sched *sched, int64_t now_ns) {
 
 /* ---- rows ------------------------------------------------------------------------------------------------------- */
 
-/* Up to n_max_rows rows more of a request. The form belongs to the position, so a step of a replayed request ends where
- * its prompt does. */
-static uint32_t add_rows(pre_sched *sched, pre_slot *slot, uint32_t n_max_rows) {
-    bool is_prompt = slot->n_computed < slot->n_prompt;
-    uint32_t n_left = (is_prompt ? slot->n_prompt : slot->n_tokens) - slot->n_computed - slot->n_step_rows;
-    uint32_t n_free_logits = sched->options.max_batched_seqs - sched->n_step_logits;
-    bool is_scored = pre_is_scored(slot), is_new = slot->n_step_rows == 0;
-    if (is_scored && n_max_rows > n_free_logits) n_max_rows = n_free_logits;
-    uint32_t n_rows = n_left < n_max_rows ? n_left : n_max_rows;
-    if (n_rows == 0 || (is_new && n_free_logits == 0)) return 0;
-    sched->n_step_logits += is_scored ? n_rows : is_new; /* one is kept for the row that may be its last */
-    if (slot->n_step_rows == 0) sched->base.step_slots[sched->base.n_step++] = pre_slot_index(sched, slot);
-    slot->n_step_rows += n_rows;
-    sched->n_step_rows += n_rows;
-    return n_rows;
+/* The form belongs to the position, so a step of a replayed request ends where its prompt does. */
+static uint32_t n_of_one_form(const pre_slot *slot) {
+    return (slot->n_computed < slot->n_prompt ? slot->n_prompt : slot->n_tokens) - slot->n_computed;
 }
 
-/* Of those that have no row in the step yet, the one with least left; of equals the older one. */
-static pre_slot *find_shortest(pre_sched *sched) {
-    pre_slot *best = NULL;
-    for (uint32_t at = 0; at < sched->n_computing + sched->n_queued; at++) {
-        pre_slot *slot = &sched->slots[sched->order[at]];
-        if (slot->phase != PRE_COMPUTING || slot->n_step_rows > 0) continue;
-        if (best == NULL || pre_n_left(slot) < pre_n_left(best)) best = slot;
-    }
-    return best;
-}
-
+/* A place is a row of logits: one is kept for each request, because this row may be its last. */
 void pre_pick_rows(pre_sched *sched) {
-    const pre_sched_options *o = &sched->options;
-    sched->base.n_step = sched->n_step_rows = sched->n_step_logits = 0;
-    while (sched->n_step_rows < half_rows(sched) && sched->base.n_step < half_seqs(sched)) {
-        pre_slot *slot = find_shortest(sched);
-        if (slot == NULL || add_rows(sched, slot, half_rows(sched) - sched->n_step_rows) == 0) break;
-    }
+    wrk_sched *base = &sched->base;
+    uint32_t n_claims = 0;
+    base->n_step = sched->n_step_rows = 0;
     for (uint32_t at = 0; at < sched->n_computing + sched->n_queued; at++) {
-        pre_slot *slot = &sched->slots[sched->order[at]];
-        if (slot->phase != PRE_COMPUTING || (slot->n_step_rows == 0 && sched->base.n_step == o->max_batched_seqs))
-            continue;
-        add_rows(sched, slot, o->max_batched_tokens - sched->n_step_rows);
+        const pre_slot *slot = &sched->slots[sched->order[at]];
+        if (slot->phase == PRE_COMPUTING)
+            base->claims[n_claims++] =
+                (wrk_claim){.slot = sched->order[at], .n_left = n_of_one_form(slot), .is_scored = pre_is_scored(slot)};
+    }
+    wrk_rows_share(base->claims, n_claims, sched->options.max_batched_tokens, sched->options.max_batched_seqs);
+    for (uint32_t i = 0; i < n_claims; i++) {
+        if (base->claims[i].n_rows == 0) continue;
+        base->step_slots[base->n_step++] = base->claims[i].slot;
+        sched->slots[base->claims[i].slot].n_step_rows = base->claims[i].n_rows;
+        sched->n_step_rows += base->claims[i].n_rows;
     }
 }

@@ -149,8 +149,8 @@ static void test_short_prompts_share_a_step_and_long_ones_are_split(void) {
     submit(2, 300, 300, 1);
     submit(3, 20, 20, 1);
     CHECK(begin() && step.n_sequences == 3 && step.n_rows == 256, "the budget is full");
-    CHECK(step.sequences[0].n_rows == 20 && step.sequences[1].n_rows == 100 && step.n_samples == 2, "the short ones");
-    CHECK(step.sequences[2].n_rows == 136 && step.sequences[2].n_logits == 0, "a part of the long one");
+    CHECK(step.sequences[0].n_rows == 100 && step.sequences[2].n_rows == 20 && step.n_samples == 2, "the short ones");
+    CHECK(step.sequences[1].n_rows == 136 && step.sequences[1].n_logits == 0, "a part of the long one");
     for (uint32_t layer = 0; layer < LAYERS; layer++) layer_done(layer);
     end(50);
     CHECK(begin() && step.n_sequences == 1 && step.sequences[0].position == 136, "the rest of it");

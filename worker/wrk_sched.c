@@ -27,6 +27,7 @@ void wrk_sched_init(wrk_sched *sched, const wrk_sched_options *options, uint32_t
     sched->n_slots = sched->n_free_slots = n_slots;
     sched->free_slots = bt_calloc(n_slots, sizeof(uint32_t));
     for (uint32_t i = 0; i < n_slots; i++) sched->free_slots[i] = n_slots - 1 - i;
+    sched->claims = bt_calloc(n_slots, sizeof(wrk_claim));
     sched->step_slots = bt_calloc(max_step_seqs, sizeof(uint32_t));
     sched->sequences = bt_calloc(max_step_seqs, sizeof(krn_sequence));
     sched->samples = bt_calloc(max_step_seqs, sizeof(wrk_sample));
@@ -41,6 +42,7 @@ void wrk_sched_fini(wrk_sched *sched) {
     bt_timers_fini(&sched->timers);
     free((void *)sched->options.eos_ids);
     free(sched->free_slots);
+    free(sched->claims);
     free(sched->step_slots);
     free(sched->sequences);
     free(sched->samples);

@@ -19,6 +19,7 @@
 #include "kernels/backend.h"
 #include "kernels/draw.h"
 #include "kvtransfer/kvt.h"
+#include "worker/wrk_rows.h"
 
 /* ---- actions ---------------------------------------------------------------------------------------------------- */
 
@@ -144,6 +145,7 @@ struct wrk_sched {
     bool is_incomplete; /* no step begins, or none for anybody new: see wrk_sched_set_complete() */
     bool is_stepping;
     uint32_t n_step;      /* sequences of the step that runs, or ran last */
+    wrk_claim *claims;    /* [n_slots] scratch of step_begin */
     uint32_t *step_slots; /* [max_step_seqs]; so are those: */
     krn_sequence *sequences;
     wrk_sample *samples;
