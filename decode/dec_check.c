@@ -50,6 +50,7 @@ void dec_check(const wrk_sched *base) {
     wrk_sched_check_pool(base, n_blocks);
     BT_ASSERT(sched->by_lease.n_used == sched->n_leases + sched->n_quarantined);
     BT_ASSERT(sched->base.by_request.n_used == sched->n_leases + sched->n_waiting + sched->n_running);
+    BT_ASSERT(bt_timers_is_set(&base->timers, base->n_slots + WRK_TIMER_ROLE) == (n[DEC_WAITING] + n[DEC_RUNNING] > 0));
     for (uint32_t i = 0; i < sched->n_running + sched->n_waiting; i++)
         BT_ASSERT(sched->slots[sched->order[i]].state == DEC_RUNNING ||
                   sched->slots[sched->order[i]].state == DEC_WAITING);

@@ -50,6 +50,7 @@ typedef struct {
     wire_end_rule end; /* ids owned */
     uint32_t *tokens;  /* [n_prompt + end.max_output] owned: prompt, then output */
     uint32_t n_tokens, n_prompt;
+    uint32_t n_tokens_seen; /* when pauses were looked for last */
 } dec_slot;
 
 typedef struct {
@@ -133,8 +134,9 @@ void dec_request_send_first(dec_sched *sched, dec_slot *slot, uint32_t token, co
                             int64_t now_ns); /* instead of in TOKENS */
 
 /* dec_step.c */
-void dec_batch_add(dec_sched *sched, dec_slot *slot);
+void dec_batch_add(dec_sched *sched, dec_slot *slot, int64_t now_ns);
 void dec_batch_remove(dec_sched *sched, dec_slot *slot);
-bool dec_batch_is_short(const dec_sched *sched); /* a sequence waits for blocks: nobody else gets any */
+void dec_batch_late(dec_sched *sched, int64_t now_ns); /* the role's timer, which runs while there are sequences */
+bool dec_batch_is_short(const dec_sched *sched);       /* a sequence waits for blocks: nobody else gets any */
 
 #endif

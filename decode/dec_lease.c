@@ -163,7 +163,7 @@ static void settle(dec_sched *sched, dec_slot *slot, uint32_t n_pushes, uint64_t
         sched->counters.n_committed++;
         slot->n_cached = slot->n_leased_tokens;
         dec_blocks_offer(sched, slot, now_ns);
-        dec_batch_add(sched, slot);
+        dec_batch_add(sched, slot, now_ns);
         wrk_status_changed(&sched->base, now_ns);
         return;
     }

@@ -64,7 +64,7 @@ static void take(dec_sched *sched, dec_slot *slot, int64_t now_ns) {
     if (sched->base.options.has_prefix_cache) sched->counters.n_prefix_queries += slot->n_tokens;
     sched->counters.n_prefix_hits += slot->n_cached;
     dec_send_gateway(sched, slot->request.gateway, &(wire_message){.type = WIRE_ACCEPTED, .accepted = {slot->request}});
-    dec_batch_add(sched, slot);
+    dec_batch_add(sched, slot, now_ns);
     wrk_status_changed(&sched->base, now_ns);
 }
 

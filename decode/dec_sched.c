@@ -17,6 +17,7 @@ static void fill_options(dec_sched *sched, const wrk_sched_options *shared, cons
     o->watermark_blocks = wrk_or_default(o->watermark_blocks, n_blocks / 64 + 1);
     o->lease_ms = wrk_or_default(o->lease_ms, 5000);
     o->settle_ms = wrk_or_default(o->settle_ms, 5000);
+    o->pause_ms = wrk_or_default(o->pause_ms, 10000);
     uint64_t pool_positions = (uint64_t)n_blocks * KV_BLOCK_TOKENS;
     sched->max_positions = pool_positions < shared->max_model_len ? (uint32_t)pool_positions : shared->max_model_len;
 }
@@ -284,7 +285,11 @@ static void give_back(wrk_sched *base, bt_status status, const char *text, int64
 }
 
 static void late(wrk_sched *base, uint32_t id, int64_t now_ns) {
-    dec_lease_late(dec_of(base), &dec_of(base)->slots[id], now_ns);
+    dec_sched *sched = dec_of(base);
+    if (id < base->n_slots)
+        dec_lease_late(sched, &sched->slots[id], now_ns);
+    else
+        dec_batch_late(sched, now_ns);
 }
 
 static void load(const wrk_sched *base, wire_load *out) {

@@ -22,7 +22,7 @@
  * When blocks run out the newest sequence gives its own back, keeps its tokens and waits; until it has got room again
  * RESERVEs are refused. Then it is computed again, in chunks beside the others' rows: prompt positions in the expanded
  * form of attention, generated ones in the absorbed form, as the first time, so its tokens are what they would have
- * been.
+ * been. While a sequence gets no token its gateway is told ACCEPTED from time to time: it pauses, and is not lost.
  *
  * A SUBMIT asks for a prompt to be computed here, which is done where the cache lacks little of it: ACCEPTED, and it is
  * WAITING. Otherwise FAILED, and the gateway asks a prefill worker.
@@ -46,6 +46,8 @@ typedef struct {
     /* In ms; 0: the default in brackets. */
     uint32_t lease_ms;  /* a lease's life without RENEW [5000] */
     uint32_t settle_ms; /* from COMMIT until its pushes must have landed [5000] */
+    uint32_t pause_ms; /* without a token for a sequence, until its gateway is told that it is here, at most twice that;
+                        * several times less than the gateways' patience between tokens [10000] */
 } dec_sched_options;
 
 /* BT_BAD_REQUEST: an option is out of range. */

@@ -9,13 +9,32 @@
 
 #include "decode/dec_internal.h"
 
-void dec_batch_add(dec_sched *sched, dec_slot *slot) {
+static uint32_t pause_timer(const dec_sched *sched) { return sched->base.n_slots + WRK_TIMER_ROLE; }
+
+static uint32_t n_sequences(const dec_sched *sched) { return sched->n_running + sched->n_waiting; }
+
+void dec_batch_add(dec_sched *sched, dec_slot *slot, int64_t now_ns) {
     slot->state = DEC_WAITING;
-    sched->order[sched->n_running + sched->n_waiting++] = dec_slot_index(sched, slot);
+    sched->order[n_sequences(sched)] = dec_slot_index(sched, slot);
+    sched->n_waiting++;
+    if (!bt_timers_is_set(&sched->base.timers, pause_timer(sched)))
+        bt_timers_set(&sched->base.timers, pause_timer(sched), wrk_after_ms(now_ns, sched->options.pause_ms));
+}
+
+/* Who got no token since the last look is told of: its gateway would take the silence for a loss. */
+void dec_batch_late(dec_sched *sched, int64_t now_ns) {
+    for (uint32_t at = 0; at < n_sequences(sched); at++) {
+        dec_slot *slot = &sched->slots[sched->order[at]];
+        if (slot->n_tokens_seen == slot->n_tokens)
+            dec_send_gateway(sched, slot->request.gateway,
+                             &(wire_message){.type = WIRE_ACCEPTED, .accepted = {slot->request}});
+        slot->n_tokens_seen = slot->n_tokens;
+    }
+    bt_timers_set(&sched->base.timers, pause_timer(sched), wrk_after_ms(now_ns, sched->options.pause_ms));
 }
 
 void dec_batch_remove(dec_sched *sched, dec_slot *slot) {
-    uint32_t index = dec_slot_index(sched, slot), n = sched->n_running + sched->n_waiting, at = 0;
+    uint32_t index = dec_slot_index(sched, slot), n = n_sequences(sched), at = 0;
     while (sched->order[at] != index) at++;
     memmove(&sched->order[at], &sched->order[at + 1], (n - at - 1) * sizeof(uint32_t));
     if (slot->state == DEC_RUNNING) {
@@ -23,19 +42,20 @@ void dec_batch_remove(dec_sched *sched, dec_slot *slot) {
     } else {
         sched->n_waiting--;
     }
+    if (n == 1) bt_timers_clear(&sched->base.timers, pause_timer(sched));
 }
 
 /* ---- blocks ----------------------------------------------------------------------------------------------------- */
 
 bool dec_batch_is_short(const dec_sched *sched) {
-    for (uint32_t at = 0; at < sched->n_running + sched->n_waiting; at++)
+    for (uint32_t at = 0; at < n_sequences(sched); at++)
         if (sched->slots[sched->order[at]].n_blocks == 0) return true;
     return false;
 }
 
 /* The newest that has blocks: `slot` itself has some. */
 static dec_slot *find_newest(const dec_sched *sched) {
-    uint32_t at = sched->n_running + sched->n_waiting - 1;
+    uint32_t at = n_sequences(sched) - 1;
     while (sched->slots[sched->order[at]].n_blocks == 0) at--;
     return &sched->slots[sched->order[at]];
 }
@@ -136,7 +156,7 @@ static void pick_rows(dec_sched *sched, int64_t now_ns) {
     wrk_sched *base = &sched->base;
     uint32_t n_claims = 0;
     bool is_short = false; /* an older one has no blocks */
-    for (uint32_t at = 0; at < sched->n_running + sched->n_waiting; at++) {
+    for (uint32_t at = 0; at < n_sequences(sched); at++) {
         uint32_t index = sched->order[at];
         dec_slot *slot = &sched->slots[index];
         if (slot->state == DEC_WAITING && (slot->n_blocks > 0 || !is_short)) admit(sched, slot, now_ns);

@@ -115,6 +115,37 @@ static void test_who_gave_way_may_be_canceled_or_lost(void) {
     }
 }
 
+static uint32_t n_accepted(uint64_t serial) {
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < n_done; i++)
+        n += done[i].kind == WRK_SEND_GATEWAY && done[i].message.type == WIRE_ACCEPTED &&
+             done[i].message.accepted.request.serial == serial;
+    return n;
+}
+
+static void test_who_pauses_says_that_it_is_here(void) {
+    start(2);
+    admit(1, 64 * 5 - 1, 1000);
+    admit(2, 64 * 5 - 1, 1000);
+    run_to_preemption();
+    end(50);
+    clear();
+    tick_after_ms(10000);
+    CHECK(n_accepted(1) == 0 && n_accepted(2) == 0, "both had tokens lately");
+    for (uint32_t i = 0; i < 2; i++) {
+        CHECK(begin() && step.n_sequences == 1, "the first one alone");
+        end(50);
+        clear();
+        tick_after_ms(10000);
+        CHECK(n_accepted(1) == 0 && n_accepted(2) == 1, "the second one waits for room");
+    }
+    cancel(2);
+    clear();
+    tick_after_ms(10000);
+    CHECK(n_accepted(1) == 1 && n_accepted(2) == 0, "now the steps stand still");
+    stop();
+}
+
 static void test_the_oldest_never_gives_way(void) {
     start(2);
     admit(1, 64 * 8 - 1, 1000);
@@ -262,6 +293,7 @@ int main(void) {
     test_chunks_leave_every_sequence_its_row();
     test_what_gave_way_begins_behind_what_the_cache_still_has();
     test_who_gave_way_may_be_canceled_or_lost();
+    test_who_pauses_says_that_it_is_here();
     test_the_oldest_never_gives_way();
     test_nobody_overtakes_who_gave_way();
     test_the_context_ends_a_request();

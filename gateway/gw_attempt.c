@@ -248,7 +248,11 @@ void gw_attempt_hand_off(gw_core *core, gw_slot *slot, const gw_peer *decode, in
         unbook(core, &slot->booked_decode, slot->n_blocks);
         book(&slot->booked_decode, worker, slot->n_blocks);
     }
-    /* Decode may have to wait for a place in its batch before the first; afterwards there is one in each step. */
+    gw_attempt_await_token(core, slot, now_ns);
+}
+
+/* Decode may have to wait for a place in its batch before the first; afterwards there is one in each step. */
+void gw_attempt_await_token(gw_core *core, gw_slot *slot, int64_t now_ns) {
     bool has_decoded = slot->n_decode > slot->n_base + 1;
     gw_slot_set_timer(core, slot, now_ns, has_decoded ? core->options.token_ms : core->options.first_token_ms);
 }

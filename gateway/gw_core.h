@@ -49,7 +49,7 @@ typedef struct {
     uint32_t accept_ms;      /* SUBMIT to ACCEPTED [10000] */
     uint32_t first_token_ms; /* ACCEPTED to FIRST_TOKEN: queue and prompt; HANDED_OFF to decode's first [600000] */
     uint32_t hand_off_ms;    /* FIRST_TOKEN to HANDED_OFF [60000] */
-    uint32_t token_ms;       /* between two tokens of decode [60000] */
+    uint32_t token_ms;       /* between two words of decode, tokens or "it is still mine" [60000] */
     uint32_t no_worker_ms;   /* without a worker that takes it [10000] */
 } gw_core_options;
 

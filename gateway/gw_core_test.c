@@ -309,6 +309,26 @@ static void test_every_silence_has_an_end(void) {
     }
 }
 
+static void test_a_pause_of_decode_is_no_silence(void) {
+    start(1, 1, 0);
+    say_first(PREFILL, 0, 0, 20);
+    say_handed_off(PREFILL, 0, DECODE);
+    say_token(DECODE, 0, 1, 21);
+    for (uint32_t i = 0; i < 3; i++) {
+        now_ns = gw_core_deadline_ns(core) - 1;
+        say(DECODE, (wire_message){.type = WIRE_ACCEPTED, .accepted = {attempt(0)}});
+        CHECK(gw_core_deadline_ns(core) - now_ns == 60000ll * MS, "the owner's word counts: all of it again");
+    }
+    say_token(DECODE, 0, 2, 22);
+    CHECK(n_heard == 3 && tokens[2] == 22, "then it goes on");
+    now_ns = gw_core_deadline_ns(core);
+    say(PREFILL, (wire_message){.type = WIRE_ACCEPTED, .accepted = {attempt(0)}});
+    gw_core_tick(core, now_ns);
+    walk();
+    CHECK(heard[n_heard - 1].kind == GW_FAILED && heard[n_heard - 1].status == BT_TIMEOUT, "nobody else's word does");
+    stop();
+}
+
 static void test_a_stop_string_ends_it_while_walking(void) {
     start(1, 1, 3);
     say_first(PREFILL, 0, 0, 20);
@@ -461,6 +481,7 @@ int main(void) {
     test_full_workers_are_waited_for_but_not_for_ever();
     test_no_worker_is_waited_for_in_a_replay_only();
     test_every_silence_has_an_end();
+    test_a_pause_of_decode_is_no_silence();
     test_a_stop_string_ends_it_while_walking();
     test_a_hand_off_behind_a_cancel_is_stopped();
     test_each_token_of_a_prompt_is_scored_once();

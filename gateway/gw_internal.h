@@ -117,6 +117,8 @@ void gw_attempt_late(gw_core *core, gw_slot *slot, int64_t now_ns);  /* the slot
 
 /* HANDED_OFF: decode is the owner, prefill's share is given back. */
 void gw_attempt_hand_off(gw_core *core, gw_slot *slot, const gw_peer *decode, int64_t now_ns);
+void gw_attempt_await_token(gw_core *core, gw_slot *slot,
+                            int64_t now_ns); /* HANDED_OFF: decode has just spoken of it */
 
 /* gw_message.c */
 void gw_message_handle(gw_core *core, uint64_t peer, const wire_message *message, int64_t now_ns);

@@ -117,15 +117,21 @@ static void take_token(gw_core *core, uint64_t peer, const wire_token *token, in
     }
     slot->n_decode++;
     set_once(&slot->info.first_decode_ns, now_ns);
-    if (slot->info.phase == GW_HANDED_OFF) gw_slot_set_timer(core, slot, now_ns, core->options.token_ms);
+    if (slot->info.phase == GW_HANDED_OFF) gw_attempt_await_token(core, slot, now_ns);
     deliver(core, slot, now_ns);
 }
 
 /* ---- the other messages ----------------------------------------------------------------------------------------- */
 
 static void take_accepted(gw_core *core, uint64_t peer, const wire_accepted *accepted, int64_t now_ns) {
-    gw_slot *slot = find_of_prefill(core, peer, &accepted->request);
-    if (slot == NULL || slot->info.phase != GW_SUBMITTED) return;
+    gw_slot *slot = find_current(core, &accepted->request);
+    if (slot == NULL) return;
+    if (peer != slot->prefill.incarnation) { /* decode has it still, but no token */
+        slot = find_of_decode(core, peer, &accepted->request, now_ns);
+        if (slot != NULL && slot->info.phase == GW_HANDED_OFF) gw_attempt_await_token(core, slot, now_ns);
+        return;
+    }
+    if (slot->info.phase != GW_SUBMITTED) return;
     slot->info.phase = GW_ACCEPTED;
     set_once(&slot->info.accepted_ns, now_ns);
     if (slot->decode.incarnation == 0) gw_slot_set_timer(core, slot, now_ns, core->options.first_token_ms);

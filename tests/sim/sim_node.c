@@ -280,7 +280,8 @@ static void start_worker(sim_world *world, sim_node *node) {
                                       .max_leases = c->max_leases,
                                       .local_prefill_tokens = c->local_tokens,
                                       .lease_ms = 200,
-                                      .settle_ms = 40};
+                                      .settle_ms = 40,
+                                      .pause_ms = 300};
     bt_status status = is_prefill ? pre_sched_open(&shared, &prefill, &node->worker, NULL)
                                   : dec_sched_open(&shared, &decode, &node->worker, NULL);
     BT_ASSERT(status == BT_OK);
