@@ -258,17 +258,42 @@ static bool is_short_for(const gw_worker *worker, const gw_route_query *query) {
     return query->n_tokens - n_known * KV_BLOCK_TOKENS <= most;
 }
 
-static ranked rank_decode(gw_router *router, gw_worker *worker, const gw_route_query *query) {
-    uint64_t need = query->n_tokens / 64 + 1;
-    uint64_t used = (uint64_t)worker->load.kv_blocks_used + worker->n_new_blocks;
+static uint64_t n_free_blocks(const gw_worker *worker) {
+    uint64_t used = (uint64_t)worker->load.kv_blocks_used + worker->n_new_blocks, total = worker->load.kv_blocks_total;
     if (used < worker->n_own_blocks) used = worker->n_own_blocks;
-    uint64_t total = worker->load.kv_blocks_total, n_free = used < total ? total - used : 0;
-    bool has_room = total == 0 || n_free >= need; /* 0: it has not reported yet */
-    bool is_local = query->may_be_local && has_room && is_short_for(worker, query);
+    return used < total ? total - used : 0;
+}
+
+static bool has_room(const gw_worker *worker, const gw_route_query *query) {
+    bool has_reported = worker->load.kv_blocks_total > 0;
+    return !has_reported || n_free_blocks(worker) >= query->n_tokens / KV_BLOCK_TOKENS + 1;
+}
+
+/* Requests of the decode worker with room that has fewest; UINT32_MAX: none has room. */
+static uint32_t n_requests_least(const gw_router *router, const gw_route_query *query) {
+    uint32_t least = UINT32_MAX;
+    for (uint32_t i = 0; i < router->n_workers; i++) {
+        const gw_worker *worker = router->workers[i];
+        if (!is_usable(worker, WIRE_ROLE_DECODE) || !has_room(worker, query)) continue;
+        if (n_requests(worker) < least) least = n_requests(worker);
+    }
+    return least;
+}
+
+/* Not much busier than the one that has least to do. What a prompt's blocks are worth is a short prefill and its
+ * transfer; among more than twice as many others each token takes longer, to the request's end. */
+static bool is_calm(const gw_worker *worker, uint32_t n_least) {
+    enum { N_FEW = 4 }; /* so many more cost next to nothing: a step reads the weights once for all */
+    return n_requests(worker) <= 2 * (uint64_t)n_least + N_FEW;
+}
+
+static ranked rank_decode(gw_router *router, gw_worker *worker, const gw_route_query *query, uint32_t n_least) {
+    bool is_roomy = has_room(worker, query);
+    bool is_local = query->may_be_local && is_roomy && is_calm(worker, n_least) && is_short_for(worker, query);
     return (ranked){worker,
                     is_local,
-                    {worker->incarnation == query->avoid_decode, !has_room, !is_local, n_requests(worker),
-                     UINT64_MAX - n_free, next_random(router)}};
+                    {worker->incarnation == query->avoid_decode, !is_roomy, !is_local, n_requests(worker),
+                     UINT64_MAX - n_free_blocks(worker), next_random(router)}};
 }
 
 static bool is_before(const ranked *x, const ranked *y) {
@@ -279,10 +304,10 @@ static bool is_before(const ranked *x, const ranked *y) {
 
 static void choose_decodes(gw_router *router, const gw_route_query *query, gw_route *out) {
     ranked best[WIRE_MAX_CANDIDATES];
-    uint32_t n = 0;
+    uint32_t n = 0, n_least = n_requests_least(router, query);
     for (uint32_t i = 0; i < router->n_workers; i++) {
         if (!is_usable(router->workers[i], WIRE_ROLE_DECODE)) continue;
-        ranked one = rank_decode(router, router->workers[i], query);
+        ranked one = rank_decode(router, router->workers[i], query, n_least);
         if (n == WIRE_MAX_CANDIDATES && !is_before(&one, &best[n - 1])) continue;
         uint32_t at = n < WIRE_MAX_CANDIDATES ? n++ : n - 1;
         for (; at > 0 && is_before(&one, &best[at - 1]); at--) best[at] = best[at - 1];

@@ -3,8 +3,10 @@
  *
  * A strategy is a name and a cost function; the prefill worker with the lowest cost is taken, ties are broken by the
  * seeded generator. Decode workers are ranked by one rule: room for the request's blocks first, then whether they would
- * compute the prompt themselves, then fewest sequences, then most free blocks. Workers that
- * drain, or whose expert-parallel group lacks a rank, are not chosen. */
+ * compute the prompt themselves, then fewest sequences, then most free blocks. A decode worker is asked to compute a
+ * prompt while it says that it takes some, its cache lacks little of this one, and it has at most twice as many
+ * requests as the least busy one, and four: a known beginning draws no crowd. Workers that drain, or whose
+ * expert-parallel group lacks a rank, are not chosen. */
 #ifndef BATON_GATEWAY_GW_ROUTER_H
 #define BATON_GATEWAY_GW_ROUTER_H
 

@@ -133,14 +133,14 @@ static void test_who_would_compute_the_prompt_itself_is_ranked_first(void) {
     static const wire_block_name names[] = {{1, 1}, {2, 1}, {3, 1}};
     for (uint64_t w = 200; w < 203; w++)
         gw_router_status(router, w,
-                         &(wire_load){.running = w == 201 ? 9 : 0, .kv_blocks_total = 100, .local_prefill_tokens = 40});
+                         &(wire_load){.running = w == 201 ? 4 : 0, .kv_blocks_total = 100, .local_prefill_tokens = 40});
     CHECK(gw_router_blocks(router, 200, &(wire_blocks){.come = names + 1, .n_come = 2}), "the chain's beginning lacks");
     CHECK(gw_router_blocks(router, 201, &(wire_blocks){.come = names, .n_come = 2}), "two of it");
     gw_route_query query = {.n_tokens = 168, .may_be_local = true, .names = names, .n_names = 2};
     gw_route route;
     CHECK(gw_strategy_find("", &query.strategy, NULL) == BT_OK, "-");
     CHECK(gw_router_choose(router, &query, &route, NULL) == BT_OK && route.is_local && route.prefill == NULL, "local");
-    CHECK(route.decodes[0]->incarnation == 201 && route.n_decodes == 3, "however busy it is");
+    CHECK(route.decodes[0]->incarnation == 201 && route.n_decodes == 3, "though it is busier");
     query.n_tokens = 169;
     CHECK(gw_router_choose(router, &query, &route, NULL) == BT_OK && !route.is_local && route.prefill != NULL, "no");
     CHECK(route.decodes[0]->incarnation != 201, "the usual rank");
@@ -153,6 +153,41 @@ static void test_who_would_compute_the_prompt_itself_is_ranked_first(void) {
     CHECK(gw_router_choose(router, &query, &route, NULL) == BT_OK && route.is_local, "without any prefill worker");
     query.may_be_local = false;
     CHECK(gw_router_choose(router, &query, &route, NULL) == BT_NO_CAPACITY, "if it may");
+    gw_router_close(router);
+}
+
+static void test_a_known_beginning_draws_no_crowd(void) {
+    static const struct {
+        uint32_t n_there, n_other;
+        bool is_local;
+    } rows[] = {{0, 0, true},  {4, 0, true},    {5, 0, false},   {6, 1, true},
+                {7, 1, false}, {100, 48, true}, {100, 47, false}};
+    static const wire_block_name names[] = {{1, 1}, {2, 1}};
+    gw_route_query query = {.n_tokens = 168, .may_be_local = true, .names = names, .n_names = 2};
+    CHECK(gw_strategy_find("", &query.strategy, NULL) == BT_OK, "-");
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        gw_router *router = open_router(1, 3);
+        wire_load load = {.kv_blocks_total = 100, .local_prefill_tokens = 40};
+        for (uint64_t w = 200; w < 203; w++) {
+            load.kv_blocks_used = w == 202 ? 99 : 0; /* the third has no room, so nothing is lost by its leisure */
+            load.running = w == 200 ? rows[i].n_there : w == 201 ? rows[i].n_other : 0;
+            gw_router_status(router, w, &load);
+        }
+        CHECK(gw_router_blocks(router, 200, &(wire_blocks){.come = names, .n_come = 2}), "known there");
+        gw_route route;
+        CHECK(gw_router_choose(router, &query, &route, NULL) == BT_OK, "-");
+        CHECK(route.is_local == rows[i].is_local && (route.decodes[0]->incarnation == 200) == rows[i].is_local,
+              "%u there, %u elsewhere", rows[i].n_there, rows[i].n_other);
+        gw_router_close(router);
+    }
+    gw_router *router = open_router(1, 2);
+    for (uint64_t w = 200; w < 202; w++)
+        gw_router_status(router, w, &(wire_load){.kv_blocks_total = 100, .local_prefill_tokens = 40});
+    CHECK(gw_router_blocks(router, 200, &(wire_blocks){.come = names, .n_come = 2}), "known there");
+    uint32_t n_there = 0;
+    for (gw_route route; gw_router_choose(router, &query, &route, NULL) == BT_OK && route.is_local; n_there++)
+        gw_worker_book(route.decodes[0], 1);
+    CHECK(n_there == 5, "what was just sent counts: %u", n_there);
     gw_router_close(router);
 }
 
@@ -196,6 +231,7 @@ int main(void) {
     test_an_incomplete_worker_is_not_chosen_until_its_status_says_otherwise();
     test_decode_workers_are_ranked_by_room_then_sequences_then_blocks();
     test_who_would_compute_the_prompt_itself_is_ranked_first();
+    test_a_known_beginning_draws_no_crowd();
     test_a_worker_that_comes_back_has_another_link();
     TEST_END();
 }
