@@ -18,13 +18,14 @@ SLOW = 1 if BUILD_TYPE == "Release" else 6  # sanitizers: every deadline is that
 
 
 def wait_for(what, seconds=10.0, why=""):
-    """what() until it returns something true, which is returned; fails when it does not in time."""
+    """what() until it returns something true, which is returned; fails when it does not in time. why: a text, or what
+    returns one."""
     deadline = time.monotonic() + seconds * SLOW
     while True:
         result = what()
         if result:
             return result
-        assert time.monotonic() < deadline, f"not within {seconds * SLOW} s: {why or what.__name__}"
+        assert time.monotonic() < deadline, f"not within {seconds * SLOW} s: {why() if callable(why) else why}"
         time.sleep(0.02)
 
 
@@ -129,14 +130,17 @@ class Cluster:
         return tuple(int(metrics.value(*what[:1], **what[1])) for what in (
             ("baton_running", {}), ("baton_waiting", {}), ("baton_kv_blocks", {"state": "used"}), ("baton_kv_leases", {})))
 
-    def wait_idle(self, seconds=1.0, names=None):
-        """Everything is given back, everywhere, that soon."""
-        for name in names or self.workers:
-            wait_for(lambda: self.used(name) == (0, 0, 0, 0), seconds,
-                     f"{name} holds (running, waiting, blocks, leases) {self.used(name)}")
+    def holders(self, names=None):
+        """Who still has something, and what: (running, waiting, blocks, leases) of workers, requests of gateways."""
+        have = {name: self.used(name) for name in names or self.workers}
         for name in self.gateways:
             if self.is_alive(name):
-                wait_for(lambda: self.metrics(name).value("baton_requests_running") == 0, seconds, f"{name} is idle")
+                have[name] = (int(self.metrics(name).value("baton_requests_running")),)
+        return {name: held for name, held in have.items() if any(held)}
+
+    def wait_idle(self, names=None):
+        """Everything is given back, everywhere at once; sooner or later, for how soon depends on the machine."""
+        wait_for(lambda: not self.holders(names), 30, lambda: f"all is given back: {self.holders(names)}")
 
     # ---- processes
 

@@ -59,7 +59,7 @@ def shared_pair(start_cluster):
 def lend(one):
     yield one
     one.heal()
-    one.wait_idle(5)
+    one.wait_idle()
 
 
 @pytest.fixture

@@ -124,7 +124,7 @@ def test_a_killed_gateway_leaves_nothing_on_the_workers(pair):
     pair.kill("gateway-0")
     with pytest.raises(openai.APIConnectionError):
         running.result()
-    pair.wait_idle(2, pair.workers)
+    pair.wait_idle(pair.workers)
     pair.restart("gateway-0")
     pair.wait_all_linked()
     assert text_of(ask(client, "What is 3 + 4?", max_tokens=5))

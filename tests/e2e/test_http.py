@@ -329,7 +329,7 @@ def test_clients_that_vanish_by_the_hundred_leave_nothing(cluster):
         if i % 2:  # half of them reset instead of closing
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         connection.close()
-    cluster.wait_idle(3)
+    cluster.wait_idle()
     assert_serves(cluster)
 
 
@@ -344,7 +344,7 @@ def test_a_client_that_reads_slowly_does_not_delay_others(cluster):
     assert_serves(cluster)
     assert time.monotonic() - began < 5 * SLOW
     slow.close()
-    cluster.wait_idle(2)
+    cluster.wait_idle()
 
 
 def test_keys_are_asked_for_when_there_are_any(start_cluster):
