@@ -79,6 +79,7 @@ typedef struct {
     uint32_t cap_gateways;
 
     wire_token *step_tokens; /* [max_num_seqs] of the step, grouped by gateway */
+    char why[64];            /* text of a COMMIT_FAILED, until the actions are walked */
 } dec_sched;
 
 static inline dec_sched *dec_of(wrk_sched *base) { return (dec_sched *)base; }

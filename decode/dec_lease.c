@@ -1,5 +1,6 @@
 /* A lease's life, from RESERVE to a sequence that waits for the batch, or to nothing. What lands is the transfer
  * layer's business; here is decided who may land, for how long, and whether what landed is complete and right. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -148,7 +149,8 @@ void dec_lease_commit(dec_sched *sched, uint64_t prefill, const wire_commit *com
 static void settle(dec_sched *sched, dec_slot *slot, uint32_t n_pushes, uint64_t checksum, int64_t now_ns) {
     const char *why = NULL;
     if (n_pushes != slot->n_pushes) {
-        why = "Not all pushes have arrived.";
+        snprintf(sched->why, sizeof(sched->why), "%u of %u pushes have landed.", n_pushes, slot->n_pushes);
+        why = sched->why;
     } else if (checksum != slot->checksum) {
         why = "The checksum of what has landed is wrong.";
     }

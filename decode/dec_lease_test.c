@@ -82,7 +82,13 @@ static void test_what_has_not_landed_right_is_not_taken(void) {
             closed(lease, 3, 70);
         }
         if (how == 3) closed(lease, 0, 0); /* another number of tokens than leased: refused at once */
-        CHECK(find(WRK_SEND_PEER, WIRE_COMMIT_FAILED) != NULL && !begin(), "how %u", how);
+        static const char *const whys[] = {"The checksum of what has landed is wrong.", "3 of 4 pushes have landed.",
+                                           "3 of 4 pushes have landed.",
+                                           "COMMIT has another number of tokens than RESERVE"};
+        const wrk_action *failed = find(WRK_SEND_PEER, WIRE_COMMIT_FAILED);
+        CHECK(failed != NULL && strncmp(failed->message.commit_failed.text.bytes, whys[how], strlen(whys[how])) == 0,
+              "how %u: says why", how);
+        CHECK(!begin(), "how %u", how);
         CHECK(kv_pool_n_free(pool) == BLOCKS, "how %u: and nothing is kept", how);
         stop();
     }

@@ -42,7 +42,8 @@ static void connect_to(wrk_node *node, const wrk_action *action) {
     wrk_peers_put_kv(&node->peers, action->peer, peer);
 }
 
-/* "info req=... worker=..." once, when a message to a gateway ends a request. */
+/* "info req=... worker=..." once, when a message to a gateway ends a request; and when a hand-off is refused, which
+ * ends nothing, for the reason. */
 static void note_message(const wrk_node *node, const wire_message *message) {
     const char *name = node->options.name;
     switch (message->type) {
@@ -71,6 +72,14 @@ static void note_message(const wrk_node *node, const wire_message *message) {
                bt_status_name((bt_status)message->failed.status), (int)message->failed.text.n_bytes,
                message->failed.text.bytes);
         break;
+    case WIRE_COMMIT_FAILED:
+        bt_log(BT_LOG_WARN, "worker", "hand-off refused",
+               "req=" WIRE_REQ_FORMAT " worker=%s attempt=%u lease=%llu status=%s text=\"%.*s\"",
+               WIRE_REQ_ARGS(message->commit_failed.request), name, message->commit_failed.request.attempt,
+               (unsigned long long)message->commit_failed.lease,
+               bt_status_name((bt_status)message->commit_failed.status), (int)message->commit_failed.text.n_bytes,
+               message->commit_failed.text.bytes);
+        break;
     default:
         break;
     }
@@ -94,6 +103,7 @@ static void actions_run(wrk_engine *engine) {
             wrk_peers_broadcast(&node->peers, &action.message);
             break;
         case WRK_SEND_PEER: /* a COMMIT's count and checksum are the fabric's */
+            note_message(node, &action.message);
             kvt_send(node->fabric, peer, &action.message);
             break;
         case WRK_CONNECT:

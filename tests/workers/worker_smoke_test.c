@@ -330,6 +330,38 @@ static void nonsense_is_refused(client *client) {
     request->prompt[0] = kept;
 }
 
+static bool log_has(const char *name, const char *text) {
+    char path[600], line[2000];
+    snprintf(path, sizeof(path), "%s/%s.log", work_dir, name);
+    FILE *file = fopen(path, "r");
+    bool is_there = false;
+    while (file != NULL && !is_there && fgets(line, sizeof(line), file) != NULL) is_there = strstr(line, text) != NULL;
+    if (file != NULL) fclose(file);
+    return is_there;
+}
+
+static void a_refused_hand_off_is_logged_with_its_reason(client *client) {
+    request *request = &client->requests[0];
+    link_dialer_close(client->dialers[1]);
+    WAIT_UNTIL(client, client->links[1] == NULL);
+    uint64_t serial = 1000;
+    do { /* until decode has noticed, too */
+        submit(client, serial++ * N_REQUESTS, 3);
+        WAIT_UNTIL(client, request->is_failed || request->is_handed_off);
+    } while (request->is_handed_off);
+    CHECK(request->status == BT_PEER_LOST, "%u", request->status);
+    char line[200];
+    snprintf(line, sizeof(line), "hand-off refused req=" WIRE_REQ_FORMAT " worker=decode-0",
+             WIRE_REQ_ARGS(request_id(client, (serial - 1) * N_REQUESTS)));
+    CHECK(log_has("decode-0", line), "\"%s\" in decode's log", line);
+    CHECK(log_has("decode-0", "text=\"This decode worker has no link to the request's gateway.\""), "and why");
+    client->n_statuses[1] = 0;
+    bt_error err = {0};
+    bt_status status = link_hub_dial(client->hub, client->workers[1].control_address, 1, &client->dialers[1], &err);
+    CHECK(status == BT_OK, "%s", err.text);
+    WAIT_UNTIL(client, client->links[1] != NULL && client->n_statuses[1] > 0);
+}
+
 static void a_killed_decode_comes_back(client *client, pid_t *decode) {
     request *request = &client->requests[8];
     submit(client, 8 + 80 * N_REQUESTS, MAX_OUTPUT);
@@ -396,6 +428,7 @@ int main(int argc, char **argv) {
     tokens_are_those_of_one_process(&client, N_OUTPUT);
     cancel_gives_all_blocks_back_in_every_phase(&client);
     nonsense_is_refused(&client);
+    a_refused_hand_off_is_logged_with_its_reason(&client);
     a_killed_decode_comes_back(&client, &decode);
     memcpy(last.requests, client.requests, sizeof(last.requests));
     a_lost_gateway_leaves_nothing(&client);
