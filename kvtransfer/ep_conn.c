@@ -74,7 +74,6 @@ void ep_conn_dial(ep_group *group, const char *address, uint32_t rank) {
         ep_conn_lose(conn, status, "rank %u: %s", rank, err.text);
         return;
     }
-    ep_link_buffers(conn, &group->limits); /* rows may come right behind the welcome */
     wire_message hello = {.type = WIRE_EP_HELLO};
     ep_group_hello(group, &hello.ep_hello);
     ep_link_send(conn, EP_OP_GREETING, &hello, NULL, 0);
@@ -144,9 +143,11 @@ static void take_welcome(ep_conn *conn, const wire_ep_welcome *welcome) {
                      (int)welcome->refusal.n_bytes, welcome->refusal.bytes);
         return;
     }
+    ep_group *group = conn->net->group;
+    ep_link_buffers(conn, &group->limits); /* rows may come next; not before: who is not there is dialed many times */
     conn->state = EP_IS_UP;
     transport_choose(conn);
-    conn->net->group->peers[conn->rank] = conn;
+    group->peers[conn->rank] = conn;
 }
 
 /* ---- frames ---- */

@@ -351,9 +351,7 @@ static void take_waiting(ep_group *group) {
 /* Those that we connect to and are not connecting to. */
 static void dial_missing(ep_group *group) {
     bool is_there[EP_MAX_RANKS] = {false};
-    int64_t now_ns = bt_now_ns();
-    if (now_ns < group->dial_ns) return;
-    group->dial_ns = now_ns + (int64_t)EP_FORM_LOOK_MS * BT_NS_PER_MS;
+    if (bt_now_ns() < group->dial_ns) return;
     for (ep_conn *conn = group->net->conns; conn != NULL; conn = conn->next) {
         bool is_alive = conn->state == EP_DIALING || conn->state == EP_IS_UP;
         if (conn->epoch == group->exchange.epoch && is_alive) is_there[conn->rank] = true;
@@ -361,6 +359,9 @@ static void dial_missing(ep_group *group) {
     for (uint32_t rank = 0; rank < group->exchange.rank && !group->has_failed; rank++) {
         if (!is_there[rank]) ep_conn_dial(group, group->addresses[rank], rank);
     }
+    /* From now, not from before: where a dial takes longer than that the next look would dial again, and UCX have news
+     * for ever. */
+    group->dial_ns = bt_now_ns() + (int64_t)EP_FORM_LOOK_MS * BT_NS_PER_MS;
 }
 
 static uint32_t n_missing(const ep_group *group) {

@@ -240,7 +240,7 @@ static int rank_main(char **argv) {
     uint32_t n_ranks = (uint32_t)atoi(argv[3]);
     const char *role = argv[6];
     bool is_last = rank.rank == n_ranks - 1, is_misplaced = strcmp(role, "misplaced") == 0;
-    bool is_stranger = strcmp(role, "stranger") == 0 || is_misplaced;
+    bool is_stranger = strcmp(role, "stranger") == 0 || is_misplaced, is_absent = strcmp(role, "absent") == 0;
     if (is_misplaced) limits.placement += rank.rank;
     ep_net_config config = {
         .compat = {.model_hash = is_stranger && !is_misplaced ? 5 + rank.rank : 5},
@@ -254,7 +254,14 @@ static int rank_main(char **argv) {
     uint32_t port = ep_net_port(rank.net);
     if (write(1, &port, sizeof(port)) != sizeof(port) || read(0, ports, sizeof(ports)) != sizeof(ports)) return 1;
     for (uint32_t i = 0; i < n_ranks; i++) snprintf(rank.addresses[i], 32, "127.0.0.1:%u", ports[i]);
-    if (is_stranger) {
+    if (is_absent && rank.rank == 0) {
+        ep_net_close(rank.net); /* nobody listens there any more */
+        return 0;
+    }
+    if (is_absent) { /* its dials are refused until the time is over */
+        CHECK(group_open(&rank, 2, n_ranks, 300, &err) == BT_TIMEOUT, "rank %u: %s", rank.rank, err.text);
+        CHECK(group_open(&rank, 3, n_ranks, 300, &err) == BT_TIMEOUT, "rank %u, again: %s", rank.rank, err.text);
+    } else if (is_stranger) {
         bt_status status = group_open(&rank, 2, n_ranks, 500, &err);
         CHECK(status == (rank.rank == 0 ? BT_TIMEOUT : BT_BAD_REQUEST), "rank %u: %s", rank.rank, err.text);
         CHECK(rank.rank == 0 || strstr(err.text, is_misplaced ? "another --placement" : "another model") != NULL,
@@ -336,6 +343,7 @@ int main(int argc, char **argv) {
         group_run(2, transports[i], false, "stale");
         group_run(2, transports[i], false, "stranger");
         group_run(2, transports[i], false, "misplaced");
+        group_run(2, transports[i], false, "absent");
     }
     for (size_t i = 0; i < sizeof(hostile_roles) / sizeof(hostile_roles[0]); i++)
         group_run(2, transports[0], false, hostile_roles[i]);
