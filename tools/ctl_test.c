@@ -156,22 +156,19 @@ static void test_a_page_is_fetched_whole_or_not_at_all(void) {
         {"HTTP/1.1 200 OK\r\nContent-Type: x\r\nContent-Length: 3\r\n\r\n{}\n", BT_OK, "{}\n"},
         {"HTTP/1.0 200 OK\r\ncontent-length: 0\r\n\r\n", BT_OK, ""},
         {"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\n{}", BT_BAD_REQUEST, "status 404"},
-        {"HTTP/1.1 \x1b[2J\r\nContent-Length: 2\r\n\r\n{}", BT_BAD_REQUEST, "status 0"},
-        {"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n{}", BT_BAD_REQUEST, "as many bytes"},
-        {"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{}", BT_BAD_REQUEST, "as many bytes"},
-        {"HTTP/1.1 200 OK\r\nContent-Length: 18446744073709551618\r\n\r\n{}", BT_BAD_REQUEST, "as many bytes"},
-        {"HTTP/1.1 200 OK\r\n\r\nContent-Length: 18", BT_BAD_REQUEST, "as many bytes"},
-        {"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n", BT_BAD_REQUEST, "not speak HTTP"},
-        {"HTTP/1.", BT_BAD_REQUEST, "not speak HTTP"},
-        {"SSH-2.0-x\r\n\r\n", BT_BAD_REQUEST, "not speak HTTP"},
+        {"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\nContent-Length: 0\r\n\r\n", BT_BAD_REQUEST,
+         "status 302"},
+        {"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n{}", BT_PEER_LOST, "not answer"},
+        {"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", BT_PEER_LOST, "not answer"},
+        {"SSH-2.0-x\r\n\r\n", BT_BAD_REQUEST, "127.0.0.1"},
     };
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
         check_answer(rows[i].answer, strlen(rows[i].answer), LONG_MS, rows[i].status, rows[i].body_or_sentence);
     }
-    static const char with_nul[] = "HTTP/1.1 200 OK\r\nA: \0\r\nContent-Length: 2\r\n\r\n{}";
-    check_answer(with_nul, sizeof(with_nul) - 1, LONG_MS, BT_BAD_REQUEST, "not speak HTTP");
+    static const char head[] = "HTTP/1.1 200 OK\r\n\r\n";
     static char huge[1 << 20];
     memset(huge, 'x', sizeof(huge));
+    memcpy(huge, head, sizeof(head) - 1);
     check_answer(huge, sizeof(huge), LONG_MS, BT_BAD_REQUEST, "more than");
     check_answer(NULL, 0, 100, BT_TIMEOUT, "in time");
 }
