@@ -149,13 +149,23 @@ static void test_model_dir(const char *dir, const char *backend, uint32_t stride
             (unsigned long long)n_preempted);
 }
 
+static bool is_wanted(const char *model, int argc, char **argv) {
+    bool is_wanted = argc <= 2;
+    for (int i = 2; i < argc; i++) is_wanted |= strcmp(argv[i], model) == 0;
+    return is_wanted;
+}
+
+/* exact_test [all [MODEL...]]: the whole matrix, of these models. */
 int main(int argc, char **argv) {
     static const char *const fixtures[] = {"v3", "v2-lite", "v3-fp8"};
     bool is_all = argc > 1 && strcmp(argv[1], "all") == 0;
     const char *shared = test_shared();
-    test_model_dir("deploy/models/nano-r1", "cpu", is_all ? 1 : 17);
-    test_model_dir("deploy/models/nano-r1", "ref", is_all ? 1 : 97);
+    if (is_wanted("nano-r1", argc, argv)) {
+        test_model_dir("deploy/models/nano-r1", "cpu", is_all ? 1 : 17);
+        test_model_dir("deploy/models/nano-r1", "ref", is_all ? 1 : 97);
+    }
     for (size_t i = 0; shared != NULL && i < sizeof(fixtures) / sizeof(fixtures[0]); i++) {
+        if (!is_wanted(fixtures[i], argc, argv)) continue;
         char dir[512];
         snprintf(dir, sizeof(dir), "%s/fixtures/models/%s", shared, fixtures[i]);
         test_model_dir(dir, "cpu", is_all ? 1 : i == 0 ? 5 : 13);
