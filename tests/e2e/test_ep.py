@@ -56,7 +56,7 @@ def test_a_placement_planned_from_measured_loads_is_used_and_changes_no_token(st
     plan = ("plan", "--slots", n_slots, "--output", placement, "--placement", placement)
     assert "no row" in one.ctl(*plan, code=1)
     expected = streams(one)
-    one.wait_idle(5)
+    one.wait_idle()
     even_bytes = [one.metrics(name).value("baton_weight_bytes") for name in ranks]
     status = one.ctl("status").splitlines()
     assert [line.split()[0] for line in status] == [f"worker={name}" for name in ranks + ["prefill-0"]]
