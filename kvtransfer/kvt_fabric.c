@@ -245,7 +245,8 @@ bt_status kvt_fabric_open(const kvt_config *config, kvt_fabric **out, bt_error *
     BT_ASSERT(config->memory.n_bytes >= kv_pool_bytes(&config->layout));
     fabric->probe = bt_calloc_aligned(kvt_block_bytes(fabric), 64);
     bt_status status = bt_queue_open(&fabric->commands, err);
-    if (status == BT_OK) status = kvt_ucx_open(&fabric->ucx, config->transports, kvt_block_bytes(fabric), err);
+    if (status == BT_OK)
+        status = kvt_ucx_open(&fabric->ucx, config->transports, KVT_PUSH_BLOCKS * kvt_block_bytes(fabric), err);
     if (status == BT_OK)
         status = kvt_ucx_register(&fabric->ucx, config->memory.base, kv_pool_bytes(&config->layout), err);
     if (status == BT_OK) status = kvt_land_open(fabric, err);

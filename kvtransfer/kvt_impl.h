@@ -12,7 +12,9 @@
 
 enum {
     KVT_PROBE_PIECES = 64, /* pieces of one block each: about what one layer of a 4k prompt is */
-    KVT_WINDOW = 32,       /* pushes of one peer handed to UCX and not completed */
+    KVT_WINDOW = 32,       /* messages with pushes of one peer handed to UCX and not completed */
+    KVT_EAGER_WINDOW = 4,  /* where a message completes when it is copied: what waits, hashed, leaves the caches */
+    KVT_PUSH_BLOCKS = 4,   /* in one message over TCP, where packets cost: a block alone is one and a bit */
     KVT_PULL_WINDOW = 2,   /* PULLs of one peer that are not answered */
     KVT_PULL_BLOCKS = 8,   /* in one PULL: what still lies in the sender's cache, hashed, when it is read */
     KVT_ABANDON_MS = 500,  /* after its endpoint is gone, for UCX to complete what it still had of a peer */

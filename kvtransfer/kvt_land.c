@@ -249,6 +249,25 @@ void kvt_land_pull(kvt_conn *conn, const wire_push *push, const uint8_t *bytes) 
     push_copy(&land, bytes);
 }
 
+/* Consecutive blocks; all but the last are full. Several come only with all their bytes. */
+static bool pushes_begin(kvt_conn *conn, const wire_push *push, uint8_t *data, size_t n_bytes,
+                         const ucp_am_recv_param_t *param) {
+    size_t block_bytes = kvt_block_bytes(conn->fabric);
+    bool is_rendezvous = (param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) != 0;
+    if (n_bytes == 0 || n_bytes > (is_rendezvous ? 1 : KVT_PUSH_BLOCKS) * block_bytes) return false;
+    wire_push one = *push;
+    for (size_t left_bytes = n_bytes; left_bytes > 0; one.block++) {
+        bool is_last = left_bytes <= block_bytes;
+        size_t one_bytes = is_last ? left_bytes : block_bytes;
+        one.n_rows = is_last ? push->n_rows : KV_BLOCK_TOKENS;
+        kvt_landing land;
+        if (push_begin(conn, &one, one_bytes, &land)) landing_begin(&land, data, param);
+        data += one_bytes;
+        left_bytes -= one_bytes;
+    }
+    return true;
+}
+
 static ucs_status_t on_data(void *context, const void *header, size_t n_header_bytes, void *data, size_t n_bytes,
                             const ucp_am_recv_param_t *param) {
     kvt_fabric *fabric = context;
@@ -264,8 +283,7 @@ static ucs_status_t on_data(void *context, const void *header, size_t n_header_b
     }
     bt_arena_fini(&arena);
     if (message.type == WIRE_PUSH && conn->state == KVT_IS_UP) {
-        kvt_landing land;
-        if (push_begin(conn, &message.push, n_bytes, &land)) landing_begin(&land, data, param);
+        if (!pushes_begin(conn, &message.push, data, n_bytes, param)) refuse_frame(conn, "a push of too many bytes");
     } else if (message.type == WIRE_PROBE && conn->state == KVT_IS_UP && n_bytes <= kvt_block_bytes(fabric)) {
         kvt_landing land = {.fabric = fabric, .conn = conn, .probe_nonce = message.probe.nonce, .n_bytes = n_bytes};
         land.bytes = fabric->probe;

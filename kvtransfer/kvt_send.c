@@ -1,4 +1,4 @@
-/* Everything outgoing: frames at once, pushes and COMMITs through a queue per peer of which at most KVT_WINDOW are with
+/* Everything outgoing: frames at once, pushes and COMMITs through a queue per peer of which a few are with
  * UCX, so that one peer's long prompt neither floods UCX nor delays another's. Counts and hashes what is pushed, per
  * lease. Does not know what messages mean but for COMMIT, which it completes, and ABORT, which takes back. */
 #include <stdlib.h>
@@ -17,7 +17,8 @@ typedef struct kvt_send_op {
     kvt_command *push;               /* the push that it is a part of; NULL: a frame or a probe */
     bool is_bulk;                    /* a push or a probe */
     uint64_t n_bytes;
-    uint8_t *frame; /* owned; NULL: none */
+    ucp_dt_iov_t blocks[KVT_PUSH_BLOCKS]; /* of a push */
+    uint8_t *frame;                       /* owned; NULL: none */
     uint8_t header[CAP_HEADER_BYTES];
 } kvt_send_op;
 
@@ -97,9 +98,9 @@ void kvt_send_abandon(kvt_conn *conn) {
     while (conn->ops != NULL) op_end(conn->ops, BT_PEER_LOST); /* not freed: on_sent() may come yet */
 }
 
-/* Takes the op. data [n_bytes] stays valid until op_end(). */
+/* Takes the op. n_blocks > 1: data is op->blocks; else data [n_bytes]. What is sent stays valid until op_end(). */
 static void op_begin(kvt_send_op *op, unsigned id, size_t n_header_bytes, const void *data, size_t n_bytes,
-                     uint32_t flags) {
+                     uint32_t n_blocks, uint32_t flags) {
     kvt_conn *conn = op->conn;
     ucp_request_param_t param = {
         .op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FIELD_FLAGS,
@@ -107,7 +108,10 @@ static void op_begin(kvt_send_op *op, unsigned id, size_t n_header_bytes, const 
         .user_data = op,
         .flags = flags | UCP_AM_SEND_FLAG_REPLY, /* so that the receiver knows whose it is */
     };
-    if (op->push != NULL && conn->fabric->ucx.memory != NULL) {
+    if (n_blocks > 1) {
+        param.op_attr_mask |= UCP_OP_ATTR_FIELD_DATATYPE;
+        param.datatype = UCP_DATATYPE_IOV;
+    } else if (op->push != NULL && conn->fabric->ucx.memory != NULL) {
         param.op_attr_mask |= UCP_OP_ATTR_FIELD_MEMH;
         param.memh = conn->fabric->ucx.memory;
     }
@@ -115,8 +119,9 @@ static void op_begin(kvt_send_op *op, unsigned id, size_t n_header_bytes, const 
     if (op->next != NULL) op->next->prev = op;
     conn->ops = op;
     flight_begin(conn, op->is_bulk);
-    void *request =
-        ucp_am_send_nbx(conn->ep, id, n_header_bytes > 0 ? op->header : NULL, n_header_bytes, data, n_bytes, &param);
+    const void *header = n_header_bytes > 0 ? op->header : NULL;
+    size_t count = n_blocks > 1 ? n_blocks : n_bytes;
+    void *request = ucp_am_send_nbx(conn->ep, id, header, n_header_bytes, data, count, &param);
     if (UCS_PTR_IS_PTR(request)) return;
     ucs_status_t status = UCS_PTR_STATUS(request);
     if (status != UCS_OK) kvt_conn_lose(conn, BT_PEER_LOST, "sending failed: %s", ucs_status_string(status));
@@ -138,7 +143,7 @@ static void frame_send(kvt_conn *conn, uint8_t *frame, size_t n_bytes) {
     }
     kvt_send_op *op = op_new(conn);
     op->frame = frame;
-    op_begin(op, KVT_AM_FRAME, 0, frame, n_bytes, UCP_AM_SEND_FLAG_EAGER);
+    op_begin(op, KVT_AM_FRAME, 0, frame, n_bytes, 1, UCP_AM_SEND_FLAG_EAGER);
 }
 
 void kvt_send_frame(kvt_conn *conn, const wire_message *message) {
@@ -147,24 +152,27 @@ void kvt_send_frame(kvt_conn *conn, const wire_message *message) {
     frame_send(conn, frame.bytes, frame.n_bytes);
 }
 
-/* A frame as the header of bulk bytes. */
-static void bulk_send(kvt_conn *conn, kvt_send_op *op, const wire_message *header, const void *data, size_t n_bytes) {
+/* A frame as the header of what lies in the first n_blocks of op->blocks. */
+static void bulk_send(kvt_conn *conn, kvt_send_op *op, const wire_message *header, uint32_t n_blocks) {
     bt_buf *scratch = &conn->fabric->scratch;
     bt_buf_clear(scratch);
     wire_encode(header, scratch);
     BT_ASSERT(scratch->n_bytes <= sizeof(op->header));
     memcpy(op->header, scratch->bytes, scratch->n_bytes);
     op->is_bulk = true;
-    op->n_bytes = n_bytes;
+    for (uint32_t i = 0; i < n_blocks; i++) op->n_bytes += op->blocks[i].length;
     uint32_t flags = conn->is_eager ? UCP_AM_SEND_FLAG_EAGER : 0;
     if (conn->fabric->config.way == KVT_WAY_EAGER) flags = UCP_AM_SEND_FLAG_EAGER;
     if (conn->fabric->config.way == KVT_WAY_RENDEZVOUS) flags = UCP_AM_SEND_FLAG_RNDV;
-    op_begin(op, KVT_AM_DATA, scratch->n_bytes, data, n_bytes, flags);
+    const void *data = n_blocks > 1 ? op->blocks : op->blocks[0].buffer;
+    op_begin(op, KVT_AM_DATA, scratch->n_bytes, data, op->n_bytes, n_blocks, flags);
 }
 
 void kvt_send_probe(kvt_conn *conn, uint64_t nonce) {
     wire_message header = {.type = WIRE_PROBE, .probe = {.nonce = nonce}};
-    bulk_send(conn, op_new(conn), &header, conn->fabric->probe, kvt_block_bytes(conn->fabric));
+    kvt_send_op *op = op_new(conn);
+    op->blocks[0] = (ucp_dt_iov_t){conn->fabric->probe, kvt_block_bytes(conn->fabric)};
+    bulk_send(conn, op, &header, 1);
 }
 
 /* ---- what was pushed under a lease ---- */
@@ -212,17 +220,29 @@ static const uint8_t *push_take_block(kvt_conn *conn, kvt_command *push, wire_pu
     return bytes;
 }
 
-static void push_send(kvt_conn *conn, kvt_command *push) {
-    wire_message header = {.type = WIRE_PUSH};
-    size_t n_bytes;
-    const uint8_t *bytes = push_take_block(conn, push, &header.push, &n_bytes);
-    kvt_send_op *op = op_new(conn);
-    op->push = push;
-    push->n_in_flight++;
-    bulk_send(conn, op, &header, bytes, n_bytes);
+/* Blocks in one message. */
+static uint32_t blocks_at_once(const kvt_conn *conn) {
+    if (conn->is_pulled) return KVT_PULL_BLOCKS;
+    bool is_tcp = strncmp(conn->transport, "tcp/", 4) == 0;
+    return is_tcp && conn->fabric->config.way != KVT_WAY_RENDEZVOUS ? KVT_PUSH_BLOCKS : 1;
 }
 
-/* As push_send(), for several blocks: the bytes stay where they are until kvt_send_pulled(). */
+static void push_send(kvt_conn *conn, kvt_command *push) {
+    wire_message header = {.type = WIRE_PUSH};
+    kvt_send_op *op = op_new(conn);
+    uint32_t n = 0, first_block = push->first_block + push->next_block;
+    for (uint32_t most = blocks_at_once(conn); n < most && push->next_block < push->n_blocks; n++) {
+        size_t n_bytes;
+        const uint8_t *bytes = push_take_block(conn, push, &header.push, &n_bytes);
+        op->blocks[n] = (ucp_dt_iov_t){(void *)(uintptr_t)bytes, n_bytes};
+    }
+    header.push.block = first_block; /* and n_rows is the last one's */
+    op->push = push;
+    push->n_in_flight++;
+    bulk_send(conn, op, &header, n);
+}
+
+/* As push_send(), but the bytes stay where they are until kvt_send_pulled(). */
 static void push_announce(kvt_conn *conn, kvt_command *push) {
     uint64_t offsets[KVT_PULL_BLOCKS], n_all_bytes = 0;
     wire_message message = {
@@ -325,7 +345,7 @@ void kvt_send_command(kvt_conn *conn, kvt_command *command) {
 
 static bool conn_pump(kvt_conn *conn) {
     bool has_sent = false;
-    uint32_t window = conn->is_pulled ? KVT_PULL_WINDOW : KVT_WINDOW;
+    uint32_t window = conn->is_pulled ? KVT_PULL_WINDOW : conn->is_eager ? KVT_EAGER_WINDOW : KVT_WINDOW;
     while (conn->jobs != NULL && conn->n_pushing < window && !conn->is_lost) {
         kvt_command *job = BT_QUEUE_ENTRY(conn->jobs, kvt_command, node);
         has_sent = true;
@@ -333,8 +353,8 @@ static bool conn_pump(kvt_conn *conn) {
             commit_send(conn, job_pop(conn));
             continue;
         }
-        uint32_t n = conn->is_pulled ? KVT_PULL_BLOCKS : 1;
-        if (job->next_block + n >= job->n_blocks) job_pop(conn); /* first: its last part may complete at once */
+        bool is_last = job->n_blocks - job->next_block <= blocks_at_once(conn);
+        if (is_last) job_pop(conn); /* first: its last part may complete at once */
         if (conn->is_pulled)
             push_announce(conn, job);
         else

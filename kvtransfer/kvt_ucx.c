@@ -6,7 +6,7 @@
  * - UCX_POSIX_ERROR_HANDLING: off by default, which silently demotes two processes of one host to TCP.
  * - UCX_POSIX_SEG_SIZE: as few fragments per push as can be: 10.4 GB/s instead of 8 with the default 8 KiB. Never above
  *   65,535: UCX 1.13 keeps a length in 16 bits and cuts the rest off without a word.
- * - UCX_TCP_?X_SEG_SIZE: one fragment over TCP: 4 to 7 GB/s instead of 2.4.
+ * - UCX_TCP_?X_SEG_SIZE: one fragment over TCP, for as many blocks as go in one message: 4 to 7 GB/s instead of 2.4.
  * - UCX_POSIX_RX_BUFS_GROW: segments of shared memory taken at a time, 512 by default: /dev/shm is small in containers.
  * - UCX_RNDV_SCHEME: the receiver fetches, so that nobody writes into our memory from outside.
  * - UCX_KEEPALIVE_INTERVAL: a peer that vanished without a word is noticed in a second, not in twenty. */
