@@ -38,8 +38,9 @@ am_bw() { # TRANSPORTS SETTINGS: MB/s
     wait $server || true
 }
 
-echo "# commit=$(git -C "$(dirname "$0")" rev-parse --short HEAD) cpu=$(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -1 | tr ' ' _) cores=$(nproc)"
-echo "transport,way,bytes,walk,kvt_push_mb_s,probe_mb_s,copy_mb_s,land_mb_s,am_bw_default_mb_s,am_bw_mb_s,of_default,of_am_bw,of_copy,of_land"
+commit=$(git -C "$(dirname "$0")" rev-parse --short HEAD)
+cpu=$(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -1 | tr ' ' _)
+echo "commit,cpu,cores,transport,way,bytes,walk,kvt_push_mb_s,probe_mb_s,copy_mb_s,land_mb_s,am_bw_default_mb_s,am_bw_mb_s,of_default,of_am_bw,of_copy,of_land"
 for _ in $(seq "$repeat"); do
     for way in posix,tcp,self:pull posix,tcp,self:eager tcp,self:eager; do
         transports=${way%:*}
@@ -48,8 +49,8 @@ for _ in $(seq "$repeat"); do
         for walk in 2M 64M; do
             timeout 60 "$build/bin/kvt_bench" --transports "$transports" --way "${way#*:}" --width $((bytes / 128)) \
                 --pushes "$pushes" --walk-bytes $walk |
-                awk -F, -v way="${way#*:}" -v walk=$walk -v default="$default" -v tuned="$tuned" \
-                    '{ printf "%s,%s,%s,%s,%s,%s,%s,%s,%.0f,%.0f,%.2f,%.2f,%.2f,%.2f\n", $2, way, $3, walk, $4, $5, $6, $7,
+                awk -F, -v machine="$commit,$cpu,$(nproc)" -v way="${way#*:}" -v walk=$walk -v default="$default" -v tuned="$tuned" \
+                    '{ printf "%s,%s,%s,%s,%s,%s,%s,%s,%s,%.0f,%.0f,%.2f,%.2f,%.2f,%.2f\n", machine, $2, way, $3, walk, $4, $5, $6, $7,
                        default, tuned, $4 / default, $4 / tuned, $4 / $6, $4 / $7 }'
         done
     done
