@@ -90,6 +90,16 @@ static void child_hostile(side *side, kvt_peer peer, const char *what) {
     kvt_event_free(is_push ? side_expect(side, KVT_MESSAGE, WIRE_COMMIT_FAILED) : side_expect(side, KVT_DOWN, 0));
 }
 
+/* A message with more bytes than any push may have. */
+static void child_too_large(side *side, kvt_peer peer, const char *role) {
+    (void)role;
+    kvt_event_free(side_expect(side, KVT_UP, 0));
+    uint64_t lease = prefill_reserve(side, peer);
+    side->fabric->config.layout.width *= KVT_PUSH_BLOCKS + 1; /* the fabric's thread waits for us */
+    push_layer(side, peer, lease, 0, 0, KV_BLOCK_TOKENS);
+    kvt_event_free(side_expect(side, KVT_DOWN, 0));
+}
+
 /* Of another cluster, with another model: refused, and told why. */
 static void child_stranger(side *side, kvt_peer peer, const char *role) {
     (void)peer;
@@ -175,8 +185,8 @@ static void hostile_pushes_fail_their_lease_only(void) {
 }
 
 static void hostile_frames_close_their_peer_only(void) {
-    static const char *const roles[] = {"garbage", "short", "truncated", "version", "drain", "misplaced"};
-    with_each(roles, 6, peer_must_go);
+    static const char *const roles[] = {"garbage", "short", "truncated", "version", "drain", "misplaced", "too-large"};
+    with_each(roles, 7, peer_must_go);
 }
 
 static void hostile_pulls_close_their_peer_only(void) {
@@ -247,6 +257,7 @@ int main(int argc, char **argv) {
         {.name = "other-dtype", .play = child_stranger, .config.layout = {KV_FLOAT32, N_LAYERS, N_BLOCKS / 2, WIDTH}},
         {.name = "other-width", .play = child_stranger, .config.layout = {KV_BFLOAT16, N_LAYERS, N_BLOCKS, WIDTH / 2}},
         {.name = "unreadable", .play = child_unreadable, .is_eager = true},
+        {.name = "too-large", .play = child_too_large, .is_eager = true},
         {.name = "pull-unoffered", .play = child_hostile_pull, .is_eager = true},
         {.name = "pull*", .play = child_hostile_pull},
         {.name = "offer*", .play = child_hostile_pull},
