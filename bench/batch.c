@@ -12,10 +12,7 @@ bt_status bench_batch_open(const krn_model_options *options, bench_batch *b, bt_
     b->max_rows = options->max_rows;
     b->max_sequences = options->max_logits;
     b->blocks_each = kv_blocks_for(options->max_positions);
-    b->kv.layout = (kv_layout){.dtype = krn_model_backend(b->model)->kv,
-                               .n_layers = c->num_hidden_layers,
-                               .n_blocks = b->blocks_each * b->max_sequences,
-                               .width = mdl_kv_width(c)};
+    b->kv.layout = krn_model_kv_layout(b->model, b->blocks_each * b->max_sequences);
     b->kv.base = bt_calloc_aligned(kv_pool_bytes(&b->kv.layout), 64);
     b->logits = bt_calloc((size_t)b->max_sequences * c->vocab_size, sizeof(float));
     b->sequences = bt_calloc(b->max_sequences, sizeof(*b->sequences));

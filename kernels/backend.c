@@ -8,5 +8,5 @@ bt_status krn_backend_open(const char *name, const krn_backend_limits *limits, k
 #ifdef KRN_HAS_CPU
     if (strcmp(name, "cpu") == 0) return krn_cpu_open(limits, out, err);
 #endif
-    return bt_fail(err, BT_BAD_REQUEST, "backend is \"%.40s\", expected ref or cpu", name);
+    return bt_fail(err, BT_BAD_REQUEST, "backend is \"%.40s\", expected cpu, ref or sim", name);
 }

@@ -40,6 +40,9 @@ typedef struct {
     kv_layout layout;
 } krn_kv;
 
+/* Called on the model's thread when layer `layer` of all rows is in the cache: the moment to push it. */
+typedef void (*krn_layer_done)(void *context, uint32_t layer);
+
 typedef struct {
     const krn_layer *layer;
     uint32_t layer_index;
@@ -127,7 +130,8 @@ struct krn_backend {
                     float *x);
 };
 
-/* `name`: "ref" or "cpu". BT_BAD_REQUEST: unknown name, or the processor lacks what "cpu" needs (AVX2, FMA, F16C). */
+/* `name`: "ref" or "cpu". BT_BAD_REQUEST: unknown name, or the processor lacks what "cpu" needs (AVX2, FMA, F16C).
+ * "sim" has no operations to compose: it is a model of its own (kernels/sim/sim.h). */
 bt_status krn_backend_open(const char *name, const krn_backend_limits *limits, krn_backend **out, bt_error *err);
 
 /* The backends' own constructors, which krn_backend_open() chooses from. */

@@ -24,6 +24,7 @@ struct krn_model {
     mdl_checkpoint *checkpoint;
     krn_weights *weights;
     krn_backend *backend;
+    krn_sim *sim;             /* backend "sim": of all the others there are config, hash and limits alone */
     krn_placement *placement; /* with n_ranks; NULL: alone */
     krn_ep *ep;               /* n_ranks > 1 */
     ep_exchange *exchange;    /* borrowed; NULL: none */
@@ -85,7 +86,8 @@ static void scratch_open(krn_model *model) {
         memcpy(buffers[i].place, &memory, sizeof(memory));
     }
     model->first_pair = bt_calloc(c->n_routed_experts, sizeof(uint32_t));
-    model->expert_load = bt_calloc((size_t)c->num_hidden_layers * c->n_routed_experts, sizeof(uint64_t));
+    if (c->n_routed_experts > 0)
+        model->expert_load = bt_calloc((size_t)c->num_hidden_layers * c->n_routed_experts, sizeof(uint64_t));
     model->inv_freq = bt_calloc(c->qk_rope_head_dim / 2, sizeof(float));
     mdl_rope_frequencies(c, model->inv_freq);
     model->rope_multiplier = mdl_rope_multiplier(c);
@@ -138,12 +140,10 @@ static uint32_t processor_count(void) {
     return sched_getaffinity(0, sizeof(set), &set) == 0 ? (uint32_t)CPU_COUNT(&set) : 1;
 }
 
-bt_status krn_model_open(const krn_model_options *options, krn_model **out, bt_error *err) {
-    krn_model *model = bt_calloc(1, sizeof(*model));
+/* Checkpoint, weights and the backend that computes with them. */
+static bt_status weights_open(krn_model *model, const krn_model_options *options, bt_error *err) {
     int64_t start_ns = bt_now_ns();
-    bt_status status = mdl_config_load(options->dir, &model->config, err);
-    if (status == BT_OK) status = check_options(options, &model->config, err);
-    if (status == BT_OK) status = mdl_checkpoint_open(options->dir, &model->checkpoint, err);
+    bt_status status = mdl_checkpoint_open(options->dir, &model->checkpoint, err);
     if (status == BT_OK && options->n_ranks > 0) {
         status = krn_placement_open(&model->config, options->n_ranks, options->placement, &model->placement, err);
     }
@@ -151,12 +151,8 @@ bt_status krn_model_open(const krn_model_options *options, krn_model **out, bt_e
         status =
             krn_weights_open(model->checkpoint, &model->config, model->placement, options->rank, &model->weights, err);
     }
-    if (status != BT_OK) goto fail;
-    model->rank = options->rank;
-    model->max_rows = options->max_rows;
-    model->max_positions = options->max_positions;
-    model->max_logits = options->max_logits;
-    krn_backend_limits limits = {
+    if (status != BT_OK) return status;
+    const krn_backend_limits limits = {
         .n_threads = options->n_threads > 0 ? options->n_threads : processor_count(),
         .max_rows = options->max_rows > options->max_logits ? options->max_rows : options->max_logits,
         .n_ranks = options->n_ranks,
@@ -164,7 +160,7 @@ bt_status krn_model_open(const krn_model_options *options, krn_model **out, bt_e
         .config = &model->config,
     };
     status = krn_backend_open(options->backend, &limits, &model->backend, err);
-    if (status != BT_OK) goto fail;
+    if (status != BT_OK) return status;
     mdl_tensors_read(model->weights->tensors, model->weights->n_tensors);
     model->hash = mdl_checkpoint_hash(model->checkpoint);
     model->backend->prepare(model->backend, model->weights);
@@ -180,11 +176,39 @@ bt_status krn_model_open(const krn_model_options *options, krn_model **out, bt_e
            options->rank, options->n_ranks > 0 ? options->n_ranks : 1, mdl_checkpoint_bytes(model->checkpoint) >> 20,
            model->weights->n_bytes >> 20, model->weights->active_bytes >> 20, model->hash,
            (bt_now_ns() - start_ns) / BT_NS_PER_MS);
+    return BT_OK;
+}
+
+static bt_status sim_open(krn_model *model, const krn_model_options *options, bt_error *err) {
+    if (options->n_ranks > 0)
+        return bt_fail(err, BT_BAD_REQUEST, "backend sim has no experts to share: it cannot be one of %u ranks",
+                       options->n_ranks);
+    bt_status status = krn_sim_open(options->dir, &model->config, &options->sim, &model->sim, err);
+    if (status != BT_OK) return status;
+    model->hash = krn_sim_hash(model->sim);
+    bt_log(BT_LOG_INFO, "model", "simulated",
+           "dir=\"%s\" step_us=%u prefill_us_per_token=%u row_us=%u output_tokens=%u hash=%016" PRIx64, options->dir,
+           options->sim.step_us, options->sim.prefill_us_per_token, options->sim.row_us, options->sim.output_tokens,
+           model->hash);
+    return BT_OK;
+}
+
+bt_status krn_model_open(const krn_model_options *options, krn_model **out, bt_error *err) {
+    krn_model *model = bt_calloc(1, sizeof(*model));
+    bt_status status = mdl_config_load(options->dir, &model->config, err);
+    if (status == BT_OK) status = check_options(options, &model->config, err);
+    model->rank = options->rank;
+    model->max_rows = options->max_rows;
+    model->max_positions = options->max_positions;
+    model->max_logits = options->max_logits;
+    bool is_sim = strcmp(options->backend, "sim") == 0;
+    if (status == BT_OK) status = is_sim ? sim_open(model, options, err) : weights_open(model, options, err);
+    if (status != BT_OK) {
+        krn_model_close(model);
+        return status;
+    }
     *out = model;
     return BT_OK;
-fail:
-    krn_model_close(model);
-    return status;
 }
 
 void krn_model_close(krn_model *model) {
@@ -195,19 +219,42 @@ void krn_model_close(krn_model *model) {
     krn_weights_close(model->weights);
     krn_placement_close(model->placement);
     mdl_checkpoint_close(model->checkpoint);
+    krn_sim_close(model->sim);
     free(model);
 }
 
 const mdl_config *krn_model_config(const krn_model *model) { return &model->config; }
-const krn_backend *krn_model_backend(const krn_model *model) { return model->backend; }
 uint64_t krn_model_hash(const krn_model *model) { return model->hash; }
-uint64_t krn_model_weight_bytes(const krn_model *model) { return model->weights->n_bytes; }
-uint64_t krn_model_active_bytes(const krn_model *model) { return model->weights->active_bytes; }
-uint64_t krn_model_expert_bytes(const krn_model *model) { return model->weights->expert_bytes; }
 
-const _Atomic uint64_t *krn_model_expert_load(const krn_model *model) {
-    return model->config.n_routed_experts > 0 ? model->expert_load : NULL;
+const krn_backend *krn_model_backend(const krn_model *model) {
+    return model->sim != NULL ? krn_sim_backend(model->sim) : model->backend;
 }
+
+uint64_t krn_model_weight_bytes(const krn_model *model) { return model->sim != NULL ? 0 : model->weights->n_bytes; }
+uint64_t krn_model_active_bytes(const krn_model *model) {
+    return model->sim != NULL ? 0 : model->weights->active_bytes;
+}
+uint64_t krn_model_expert_bytes(const krn_model *model) {
+    return model->sim != NULL ? 0 : model->weights->expert_bytes;
+}
+
+kv_layout krn_model_kv_layout(const krn_model *model, uint32_t n_blocks) {
+    kv_layout layout = {krn_model_backend(model)->kv, model->config.num_hidden_layers, n_blocks,
+                        mdl_kv_width(&model->config)};
+    if (model->sim != NULL) {
+        layout.n_layers = KRN_SIM_LAYERS;
+        layout.width = KRN_SIM_WIDTH;
+    }
+    return layout;
+}
+
+uint64_t krn_model_kv_blocks(const krn_model *model, uint64_t n_bytes) {
+    const mdl_config *c = &model->config;
+    const kv_layout real = {krn_model_backend(model)->kv, c->num_hidden_layers, 1, mdl_kv_width(c)};
+    return n_bytes / kv_pool_bytes(&real);
+}
+
+const _Atomic uint64_t *krn_model_expert_load(const krn_model *model) { return model->expert_load; }
 
 ep_limits krn_model_ep_limits(const krn_model *model) {
     return krn_ep_limits(&model->config, model->placement, model->max_rows, model->backend->activation_bytes);
@@ -219,17 +266,26 @@ void krn_model_set_exchange(krn_model *model, ep_exchange *exchange) {
     model->exchange = exchange;
 }
 
-/* Ids and rotations of the step's rows, one sequence after another. Returns the number of rows. */
-static uint32_t gather_rows(krn_model *model, const krn_sequence *sequences, uint32_t n_sequences) {
-    const mdl_config *c = &model->config;
-    uint32_t rope = c->qk_rope_head_dim, row = 0;
+/* Asserts that the step is within the limits. Returns its number of rows. */
+static uint32_t check_rows(const krn_model *model, const krn_sequence *sequences, uint32_t n_sequences) {
+    uint32_t n_rows = 0;
     for (uint32_t s = 0; s < n_sequences; s++) {
         const krn_sequence *sequence = &sequences[s];
-        BT_ASSERT(sequence->n_rows <= model->max_rows - row && sequence->n_logits <= sequence->n_rows);
+        BT_ASSERT(sequence->n_rows <= model->max_rows - n_rows && sequence->n_logits <= sequence->n_rows);
         BT_ASSERT(sequence->position <= model->max_positions &&
                   sequence->n_rows <= model->max_positions - sequence->position);
+        for (uint32_t t = 0; t < sequence->n_rows; t++) BT_ASSERT(sequence->token_ids[t] < model->config.vocab_size);
+        n_rows += sequence->n_rows;
+    }
+    return n_rows;
+}
+
+/* Ids and rotations of the step's rows, one sequence after another. */
+static void gather_rows(krn_model *model, const krn_sequence *sequences, uint32_t n_sequences) {
+    uint32_t rope = model->config.qk_rope_head_dim, row = 0;
+    for (uint32_t s = 0; s < n_sequences; s++) {
+        const krn_sequence *sequence = &sequences[s];
         for (uint32_t t = 0; t < sequence->n_rows; t++, row++) {
-            BT_ASSERT(sequence->token_ids[t] < c->vocab_size);
             model->ids[row] = sequence->token_ids[t];
             for (uint32_t i = 0; i < rope / 2; i++) {
                 /* The product in float32, as every implementation has it: at far positions its rounding is visible. */
@@ -239,7 +295,6 @@ static uint32_t gather_rows(krn_model *model, const krn_sequence *sequences, uin
             }
         }
     }
-    return row;
 }
 
 /* x += Attention(RMSNorm(x)) */
@@ -385,11 +440,17 @@ bt_status krn_forward(krn_model *model, krn_kv kv, const krn_sequence *sequences
     const mdl_config *c = &model->config;
     const krn_weights *w = model->weights;
     krn_backend *b = model->backend;
-    BT_ASSERT(kv.layout.dtype == b->kv && kv.layout.width == mdl_kv_width(c) &&
-              kv.layout.n_layers == c->num_hidden_layers);
+    const kv_layout layout = krn_model_kv_layout(model, kv.layout.n_blocks);
+    BT_ASSERT(kv.layout.dtype == layout.dtype && kv.layout.width == layout.width &&
+              kv.layout.n_layers == layout.n_layers);
     bt_status status = BT_OK;
-    uint32_t n_rows = gather_rows(model, sequences, n_sequences);
+    uint32_t n_rows = check_rows(model, sequences, n_sequences);
     if (model->ep == NULL && n_rows == 0) return BT_OK;
+    if (model->sim != NULL) {
+        krn_sim_forward(model->sim, kv, sequences, n_sequences, logits, on_layer, context);
+        return BT_OK;
+    }
+    gather_rows(model, sequences, n_sequences);
     if (model->ep != NULL) {
         status = model->exchange != NULL ? model->exchange->begin(model->exchange) : BT_PEER_LOST;
         if (status != BT_OK) return status;

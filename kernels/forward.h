@@ -5,12 +5,13 @@
 
 #include "kernels/backend.h"
 #include "kernels/exchange.h"
+#include "kernels/sim/sim.h"
 
 typedef struct krn_model krn_model;
 
 typedef struct {
     const char *dir;        /* the checkpoint's folder */
-    const char *backend;    /* "ref" or "cpu" */
+    const char *backend;    /* "ref", "cpu" or "sim" */
     uint32_t n_threads;     /* 0: all processors */
     uint32_t max_rows;      /* token rows in one krn_forward(), over all sequences */
     uint32_t max_positions; /* longest sequence; at most max_position_embeddings */
@@ -18,6 +19,7 @@ typedef struct {
     /* Expert parallelism: this model is one of n_ranks (0: alone) that share the routed experts. */
     uint32_t rank, n_ranks;
     const char *placement; /* file of placement.h; NULL or empty: consecutive runs */
+    krn_sim_options sim;   /* with backend "sim", which is always alone */
 } krn_model_options;
 
 /* Opens checkpoint, weights and backend; reads the weights that this rank holds once so that the first request does not
@@ -27,10 +29,16 @@ void krn_model_close(krn_model *model);
 
 const mdl_config *krn_model_config(const krn_model *model);
 const krn_backend *krn_model_backend(const krn_model *model);
-uint64_t krn_model_hash(const krn_model *model);         /* mdl_checkpoint_hash() */
-uint64_t krn_model_weight_bytes(const krn_model *model); /* krn_weights.n_bytes */
+uint64_t krn_model_hash(const krn_model *model);         /* mdl_checkpoint_hash() or krn_sim_hash() */
+uint64_t krn_model_weight_bytes(const krn_model *model); /* krn_weights.n_bytes; "sim": 0, as the next two */
 uint64_t krn_model_active_bytes(const krn_model *model); /* krn_weights.active_bytes */
 uint64_t krn_model_expert_bytes(const krn_model *model); /* krn_weights.expert_bytes */
+
+/* The cache that krn_forward() wants, of n_blocks blocks. */
+kv_layout krn_model_kv_layout(const krn_model *model, uint32_t n_blocks);
+/* How many blocks n_bytes of memory are. Backend "sim": of the real model in bfloat16, so that a simulated worker has
+ * as many as a real one with the same flags. */
+uint64_t krn_model_kv_blocks(const krn_model *model, uint64_t n_bytes);
 
 /* How often this model's rows chose each expert: [num_hidden_layers][n_routed_experts], counted since open. NULL: the
  * model has no routed experts. Any thread may read it, also during a step. */
@@ -41,9 +49,6 @@ ep_limits krn_model_ep_limits(const krn_model *model);
 
 /* Joins a group (NULL: leaves it). Borrowed until the next call; rank and n_ranks must be the model's. */
 void krn_model_set_exchange(krn_model *model, ep_exchange *exchange);
-
-/* Called on the model's thread when layer `layer` of all rows is in the cache: the moment to push it. */
-typedef void (*krn_layer_done)(void *context, uint32_t layer);
 
 /* One step: the sequences' rows (together <= max_rows) go through all layers; `logits` receives
  * [sum of n_logits][vocab_size] in the order of the sequences. Sequences may not share a block that one of them

@@ -38,10 +38,7 @@ static inline bt_status test_engine_open_rank(const char *dir, const char *backe
     status = krn_model_open(&options, &out->model, err);
     if (status != BT_OK) return status;
     out->vocab = config.vocab_size;
-    out->kv.layout = (kv_layout){.dtype = krn_model_backend(out->model)->kv,
-                                 .n_layers = config.num_hidden_layers,
-                                 .n_blocks = n_blocks,
-                                 .width = mdl_kv_width(&config)};
+    out->kv.layout = krn_model_kv_layout(out->model, n_blocks);
     out->kv.base = bt_calloc_aligned(kv_pool_bytes(&out->kv.layout), 64);
     out->logits = bt_calloc((size_t)max_rows * config.vocab_size, sizeof(float));
     return BT_OK;

@@ -66,12 +66,7 @@ static bt_status engine_open(const run_config *config, const tok_ids *prompt, en
     if (status == BT_OK && config->ep > 1) status = run_group_open(&options, out->model, &out->group, err);
     if (status != BT_OK) return status;
     uint32_t n_blocks = kv_blocks_for(out->max_positions);
-    out->kv.layout = (kv_layout){
-        .dtype = krn_model_backend(out->model)->kv,
-        .n_layers = model.num_hidden_layers,
-        .n_blocks = n_blocks,
-        .width = mdl_kv_width(&model),
-    };
+    out->kv.layout = krn_model_kv_layout(out->model, n_blocks);
     out->kv.base = bt_calloc_aligned(kv_pool_bytes(&out->kv.layout), 64);
     out->blocks = bt_calloc(n_blocks, sizeof(uint32_t));
     for (uint32_t i = 0; i < n_blocks; i++) out->blocks[i] = i;

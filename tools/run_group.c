@@ -25,10 +25,7 @@ struct run_group {
 
 static void *help(void *context) {
     rank *r = context;
-    const mdl_config *c = krn_model_config(r->model);
-    const krn_kv nothing = {.layout = {.dtype = krn_model_backend(r->model)->kv,
-                                       .n_layers = c->num_hidden_layers,
-                                       .width = mdl_kv_width(c)}};
+    const krn_kv nothing = {.layout = krn_model_kv_layout(r->model, 0)};
     struct pollfd fd = {.fd = r->exchange->wait_fd(r->exchange), .events = POLLIN};
     bt_status status = BT_OK;
     while (status == BT_OK) {

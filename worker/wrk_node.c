@@ -59,13 +59,11 @@ static bt_status memory_open(wrk_node *node, bt_error *err) {
     if (strcmp(config->kv_cache_dtype, "auto") != 0 && strcmp(config->kv_cache_dtype, dtype) != 0)
         return bt_fail(err, BT_BAD_REQUEST, "--kv-cache-dtype is \"%.20s\", but backend %s keeps %s",
                        config->kv_cache_dtype, backend->name, dtype);
-    kv_layout layout = {backend->kv, model->num_hidden_layers, 0, mdl_kv_width(model)};
-    uint64_t n_blocks = config->kv_cache_memory_bytes / (kv_block_bytes(&layout) * layout.n_layers);
+    uint64_t n_blocks = krn_model_kv_blocks(node->model, config->kv_cache_memory_bytes);
     if (n_blocks < 2 || n_blocks > UINT32_MAX / KV_BLOCK_TOKENS)
-        return bt_fail(
-            err, BT_BAD_REQUEST, "--kv-cache-memory-bytes makes %llu KV blocks of %zu bytes, expected 2 to %u",
-            (unsigned long long)n_blocks, kv_block_bytes(&layout) * layout.n_layers, UINT32_MAX / KV_BLOCK_TOKENS);
-    layout.n_blocks = (uint32_t)n_blocks;
+        return bt_fail(err, BT_BAD_REQUEST, "--kv-cache-memory-bytes makes %llu KV blocks, expected 2 to %u",
+                       (unsigned long long)n_blocks, UINT32_MAX / KV_BLOCK_TOKENS);
+    const kv_layout layout = krn_model_kv_layout(node->model, (uint32_t)n_blocks);
     bt_status status = kvt_memory_open(kv_pool_bytes(&layout), &node->kv_memory, err);
     if (status != BT_OK) return status;
     node->kv = (krn_kv){node->kv_memory.base, layout};
@@ -101,6 +99,10 @@ static bt_status model_open(wrk_node *node, bt_error *err) {
         .rank = config->ep_rank,
         .n_ranks = config->ep_size > 1 ? config->ep_size : 0,
         .placement = config->placement,
+        .sim = {.step_us = config->sim_step_us,
+                .prefill_us_per_token = config->sim_prefill_us_per_token,
+                .row_us = config->sim_row_us,
+                .output_tokens = config->sim_output_tokens},
     };
     return krn_model_open(&options, &node->model, err);
 }

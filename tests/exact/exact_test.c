@@ -1,6 +1,6 @@
 /* The same bits always: tokens and logprobs of a set of requests are equal, byte for byte, whatever the batch, the
  * chunk, the caches, the number of expert-parallel ranks, who computes the prompt, and however often decode had to give
- * blocks up. Greedy and drawn, on both backends, on the bundled model and on fixture checkpoints (BATON_SHARED). A part
+ * blocks up. Greedy and drawn, on all backends, on the bundled model and on fixture checkpoints (BATON_SHARED). A part
  * of the matrix on each; `exact_test all`: the whole, which takes many minutes. */
 #include <stdlib.h>
 #include <string.h>
@@ -129,9 +129,10 @@ static void test_model_dir(const char *dir, const char *backend, uint32_t stride
     bt_error err = {0};
     const char *base = strrchr(dir, '/');
     bool is_slow = strcmp(backend, "ref") == 0;
+    uint32_t max_ranks = strcmp(backend, "sim") == 0 ? 1 : 4; /* it has no experts to share */
     uint64_t n_preempted = 0;
     snprintf(what, sizeof(what), "%s on %s", base != NULL ? base + 1 : dir, backend);
-    for (uint32_t n_ranks = 1; n_ranks <= 4; n_ranks++) {
+    for (uint32_t n_ranks = 1; n_ranks <= max_ranks; n_ranks++) {
         pair_engine *engine = NULL;
         if (pair_engine_open(dir, backend, n_ranks, &engine, &err) != BT_OK) {
             CHECK(false, "%s: %s", what, err.text);
@@ -163,6 +164,7 @@ int main(int argc, char **argv) {
     if (is_wanted("nano-r1", argc, argv)) {
         test_model_dir("deploy/models/nano-r1", "cpu", is_all ? 1 : 17);
         test_model_dir("deploy/models/nano-r1", "ref", is_all ? 1 : 97);
+        test_model_dir("deploy/models/nano-r1", "sim", 1);
     }
     for (size_t i = 0; shared != NULL && i < sizeof(fixtures) / sizeof(fixtures[0]); i++) {
         if (!is_wanted(fixtures[i], argc, argv)) continue;

@@ -86,8 +86,7 @@ bt_status pair_engine_open(const char *dir, const char *backend, uint32_t n_rank
     const mdl_config *c = krn_model_config(engine->model);
     engine->drawer = krn_drawer_open(c->vocab_size);
     engine->logits = bt_calloc((size_t)PAIR_MAX_ROWS * c->vocab_size, sizeof(float));
-    engine->layout = (kv_layout){
-        .dtype = krn_model_backend(engine->model)->kv, .n_layers = c->num_hidden_layers, .width = mdl_kv_width(c)};
+    engine->layout = krn_model_kv_layout(engine->model, 0);
     *out = engine;
     return BT_OK;
 }
@@ -396,7 +395,7 @@ pair *pair_open(pair_engine *engine, const pair_options *options) {
     wrk_sched_options shared = {.pool = p->prefill.pool,
                                 .vocab_size = c->vocab_size,
                                 .max_model_len = MAX_POSITIONS,
-                                .n_layers = c->num_hidden_layers,
+                                .n_layers = engine->layout.n_layers,
                                 .has_prefix_cache = options->has_prefix_cache};
     const pre_sched_options prefill = {
         .max_requests = PAIR_MAX_REQUESTS, .max_batched_tokens = options->chunk, .max_batched_seqs = options->chunk};

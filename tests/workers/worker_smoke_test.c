@@ -263,15 +263,18 @@ static void expect(krn_model *model, krn_kv kv, request *request, uint32_t n_out
 }
 
 static void expect_all(client *client, uint32_t n_output) {
-    krn_model_options options = {model_dir, backend, 1, MAX_PROMPT, MODEL_LEN, 1, 0, 0, NULL};
+    const krn_model_options options = {.dir = model_dir,
+                                       .backend = backend,
+                                       .n_threads = 1,
+                                       .max_rows = MAX_PROMPT,
+                                       .max_positions = MODEL_LEN,
+                                       .max_logits = 1};
     krn_model *model = NULL;
     bt_error err = {0};
     bt_status status = krn_model_open(&options, &model, &err);
     CHECK(status == BT_OK, "%s", err.text);
     if (status != BT_OK) exit(1);
-    const mdl_config *config = krn_model_config(model);
-    krn_kv kv = {.layout = {krn_model_backend(model)->kv, config->num_hidden_layers, MODEL_LEN / KV_BLOCK_TOKENS,
-                            mdl_kv_width(config)}};
+    krn_kv kv = {.layout = krn_model_kv_layout(model, MODEL_LEN / KV_BLOCK_TOKENS)};
     kv.base = bt_calloc_aligned(kv_pool_bytes(&kv.layout), 64);
     requests_make(client, model);
     for (uint32_t r = 0; r < N_REQUESTS; r++) expect(model, kv, &client->requests[r], n_output);
