@@ -76,10 +76,9 @@ static gw_text write_logprobs(gw_logprobs *logprobs, uint32_t n, bt_buf *json) {
 }
 
 /* One event; it takes what waits of ids and logprobs with it. */
-static void put_delta(gw_choice *choice, gw_text reasoning, gw_text content) {
+static void put_delta(gw_choice *choice, gw_format_choice piece) {
     gw_answer *answer = choice->answer;
     gw_usage usage;
-    gw_format_choice piece = {.reasoning = reasoning, .content = content};
     if (choice->ids.n_ids > 0) {
         piece.ids = choice->ids.ids;
         piece.n_ids = choice->ids.n_ids;
@@ -98,22 +97,42 @@ static void put_openings(gw_answer *answer) {
     const gw_usage *shown = chunk_usage(answer, &usage);
     for (uint32_t i = 0; i < answer->n_choices; i++) {
         gw_choice *choice = &answer->choices[i];
-        gw_text none = {NULL, 0}, echo = {(const char *)choice->echo.bytes, choice->echo.n_bytes};
+        gw_text echo = {(const char *)choice->echo.bytes, choice->echo.n_bytes};
         if (answer->is_chat) gw_format_role(&answer->format, i, shown, &answer->out);
-        if (echo.n_bytes > 0) put_delta(choice, none, echo);
+        if (echo.n_bytes > 0) put_delta(choice, (gw_format_choice){.content = echo});
     }
 }
 
-/* What the stream has given out since the last call. Thought and answer are separate events. */
+static gw_format_call call_from(const tcl_call *call, uint32_t index, size_t n_told) {
+    gw_text arguments = {"", call->arguments.n_bytes - n_told};
+    if (arguments.n_bytes > 0) arguments.bytes = (const char *)call->arguments.bytes + n_told;
+    return (gw_format_call){call->id, call->name, arguments, index};
+}
+
+/* What is new of the tool calls: only the last one that was told of can have grown. */
+static void put_call_deltas(gw_choice *choice) {
+    const tcl_parser *tools = &choice->stream.tools;
+    for (uint32_t i = choice->n_calls_told > 0 ? choice->n_calls_told - 1 : 0; i < tools->n_calls; i++) {
+        bool is_new = i == choice->n_calls_told;
+        gw_format_call call = call_from(&tools->calls[i], i, is_new ? 0 : choice->n_argument_bytes_told);
+        choice->n_argument_bytes_told = tools->calls[i].arguments.n_bytes;
+        choice->n_calls_told = i + 1;
+        if (!is_new) call.id = call.name = NULL;
+        if (is_new || call.arguments.n_bytes > 0) put_delta(choice, (gw_format_choice){.calls = &call, .n_calls = 1});
+    }
+}
+
+/* What the stream has given out since the last call. Thought, answer and tool calls are separate events. */
 static void put_deltas(gw_choice *choice) {
     gw_stream *stream = &choice->stream;
     if (!choice->answer->include_reasoning) bt_buf_clear(&stream->reasoning);
-    gw_text none = {NULL, 0};
     gw_text reasoning = {(const char *)stream->reasoning.bytes, stream->reasoning.n_bytes};
     gw_text content = {(const char *)stream->content.bytes, stream->content.n_bytes};
-    if (reasoning.n_bytes > 0) put_delta(choice, reasoning, none);
+    if (reasoning.n_bytes > 0) put_delta(choice, (gw_format_choice){.reasoning = reasoning});
+    if (content.n_bytes > 0) put_delta(choice, (gw_format_choice){.content = content});
+    put_call_deltas(choice);
     bool has_rest = choice->ids.n_ids > 0 || (stream->is_ended && choice->logprobs.n > 0);
-    if (content.n_bytes > 0 || has_rest) put_delta(choice, none, content);
+    if (has_rest) put_delta(choice, (gw_format_choice){0});
     bt_buf_clear(&stream->reasoning);
     bt_buf_clear(&stream->content);
 }
@@ -210,6 +229,14 @@ void gw_answer_fail(gw_answer *answer, const gw_error *error) {
     gw_answer_end(answer);
 }
 
+static const gw_format_call *whole_calls(const gw_choice *choice) {
+    const tcl_parser *tools = &choice->stream.tools;
+    if (tools->n_calls == 0) return NULL;
+    gw_format_call *calls = bt_arena_alloc(&choice->answer->arena, tools->n_calls * sizeof *calls);
+    for (uint32_t i = 0; i < tools->n_calls; i++) calls[i] = call_from(&tools->calls[i], i, 0);
+    return calls;
+}
+
 static void put_body(gw_answer *answer, bt_buf *out) {
     gw_usage usage = sum_usage(answer);
     gw_format_choice first = {0};
@@ -223,8 +250,10 @@ static void put_body(gw_answer *answer, bt_buf *out) {
         if (choice->echo.n_bytes > 0) bt_buf_put(&choice->echo, stream->content.bytes, stream->content.n_bytes);
         const bt_buf *text = choice->echo.n_bytes > 0 ? &choice->echo : &stream->content;
         gw_format_choice shown = {.finish = choice->finish};
-        /* a thought without an answer leaves the content null; no output at all is an empty answer */
-        if (text->n_bytes > 0 || !was_thinking)
+        shown.calls = whole_calls(choice);
+        shown.n_calls = stream->tools.n_calls;
+        /* a thought or a call without an answer leaves the content null; no output at all is an empty answer */
+        if (text->n_bytes > 0 || (!was_thinking && shown.n_calls == 0))
             shown.content = (gw_text){text->n_bytes > 0 ? (const char *)text->bytes : "", text->n_bytes};
         if (has_reasoning)
             shown.reasoning = (gw_text){(const char *)stream->reasoning.bytes, stream->reasoning.n_bytes};
@@ -300,9 +329,15 @@ void gw_choice_finish_empty(gw_choice *choice) {
 /* ---- actions of the core --------------------------------------------------------------------------------------------
  */
 
+/* Of an end that the model chose. A call that was asked for by name is what "stop" stands for, as in OpenAI's API. */
+static const char *reason_of_stop(const gw_choice *choice) {
+    return choice->stream.tools.n_calls > 0 && !choice->answer->is_named_call ? "tool_calls" : "stop";
+}
+
 static void finish_by_string(gw_choice *choice, bool is_alive_in_core) {
-    choice->finish = (gw_finish){
-        .reason = "stop", .kind = GW_STOP_STRING, .string = choice->answer->stop[choice->stream.stop.matched]};
+    choice->finish = (gw_finish){.reason = reason_of_stop(choice),
+                                 .kind = GW_STOP_STRING,
+                                 .string = choice->answer->stop[choice->stream.stop.matched]};
     finish_choice(choice, GW_ENDED_STOP, is_alive_in_core);
 }
 
@@ -362,7 +397,7 @@ static void on_finished(gw_choice *choice, const gw_action *action) {
         return;
     }
     bool is_length = action->reason == WIRE_FINISH_LENGTH;
-    choice->finish = (gw_finish){.reason = is_length ? "length" : "stop"};
+    choice->finish = (gw_finish){.reason = is_length ? "length" : reason_of_stop(choice)};
     if (action->reason == WIRE_FINISH_STOP_TOKEN) {
         choice->finish.kind = GW_STOP_TOKEN;
         choice->finish.token = action->stop_token;

@@ -26,6 +26,8 @@ typedef struct {
     bt_buf echo;                 /* owned; text in front of the output */
     gw_finish finish;
     uint32_t n_prompt, n_output, n_cached;
+    uint32_t n_calls_told;        /* stream: tool calls whose name was sent */
+    size_t n_argument_bytes_told; /* of the last of them */
     int64_t first_token_ns, last_token_ns;
 } gw_choice;
 
@@ -44,6 +46,7 @@ struct gw_answer {
     bool is_started;      /* stream: the status line is out */
     bool has_opened;      /* stream: every choice has its first event */
     bool is_ended;        /* on loop->ended */
+    bool is_named_call;   /* tool_choice named the tool */
     const char *strategy;
     gw_choice *choices; /* owned, [n_choices] */
     uint32_t n_choices, n_open;

@@ -1,4 +1,4 @@
-/* /v1/chat/completions: messages and tools, brought into the one form that chat templates expect, in place in the
+/* /v1/chat/completions: messages, brought into the one form that chat templates expect, in place in the
  * parsed tree: `content` is a string (or null for an assistant), roles are those of the template, arguments of old
  * tool calls have the type it wants. Renders nothing. */
 #include <stdio.h>
@@ -191,71 +191,6 @@ static bt_status parse_messages(const gw_api_rules *rules, gw_request *request, 
     return BT_OK;
 }
 
-/* ---- tools ----------------------------------------------------------------------------------------------------- */
-
-static bt_status check_tool(const cJSON *tool, gw_error *error) {
-    const cJSON *type = cJSON_IsObject(tool) ? gw_param_find(tool, "type") : NULL;
-    if (type != NULL && (!cJSON_IsString(type) || strcmp(type->valuestring, "function") != 0))
-        return gw_fail(error, 400, "tools", "Only tools of type function are supported.");
-    const cJSON *function = cJSON_IsObject(tool) ? gw_param_find(tool, "function") : NULL;
-    const cJSON *name = cJSON_IsObject(function) ? gw_param_find(function, "name") : NULL;
-    if (!cJSON_IsString(name) || name->valuestring[0] == 0)
-        return gw_fail(error, 400, "tools", "Each tool must have a function with a name.");
-    const cJSON *parameters = gw_param_find(function, "parameters");
-    if (parameters != NULL && !cJSON_IsObject(parameters))
-        return gw_fail(error, 400, "tools", "The parameters of a tool's function must be an object.");
-    return BT_OK;
-}
-
-static bool has_tool(const cJSON *tools, const char *name) {
-    for (const cJSON *tool = tools == NULL ? NULL : tools->child; tool != NULL; tool = tool->next)
-        if (strcmp(gw_param_find(gw_param_find(tool, "function"), "name")->valuestring, name) == 0) return true;
-    return false;
-}
-
-static bt_status check_named_choice(const cJSON *choice, const cJSON *tools, gw_error *error) {
-    const cJSON *function = gw_param_find(choice, "function");
-    const cJSON *name = cJSON_IsObject(function) ? gw_param_find(function, "name") : NULL;
-    if (!cJSON_IsString(name)) return gw_fail(error, 400, "tool_choice", "A tool_choice object must name a function.");
-    if (!has_tool(tools, name->valuestring))
-        return gw_fail(error, 400, "tool_choice", "tool_choice names %.64s, which is not among the tools.",
-                       name->valuestring);
-    return gw_fail(error, 400, "tool_choice", "A tool_choice that forces a call is not supported.");
-}
-
-static bt_status check_tool_choice(const cJSON *root, const cJSON *tools, gw_error *error) {
-    const cJSON *choice = gw_param_find(root, "tool_choice");
-    if (choice == NULL) return BT_OK;
-    const char *word = cJSON_IsString(choice) ? choice->valuestring : "";
-    if (strcmp(word, "none") == 0 || strcmp(word, "auto") == 0) return BT_OK;
-    bool is_required = strcmp(word, "required") == 0;
-    if (!is_required && !cJSON_IsObject(choice))
-        return gw_fail(error, 400, "tool_choice",
-                       "Invalid value for `tool_choice`: only named tools, \"none\", \"auto\" or \"required\" are "
-                       "supported.");
-    if (tools == NULL) return gw_fail(error, 400, "tool_choice", "When using `tool_choice`, `tools` must be set.");
-    if (!is_required) return check_named_choice(choice, tools, error);
-    return gw_fail(error, 400, "tool_choice", "A tool_choice that forces a call is not supported.");
-}
-
-static bt_status parse_tools(gw_request *request, gw_error *error) {
-    cJSON *tools = gw_param_find_mutable(request->root, "tools");
-    if (tools != NULL && !cJSON_IsArray(tools)) return gw_fail(error, 400, "tools", "tools must be a list.");
-    if (tools != NULL && tools->child == NULL) tools = NULL; /* agents send [] and mean none */
-    for (const cJSON *tool = tools == NULL ? NULL : tools->child; tool != NULL; tool = tool->next) {
-        bt_status status = check_tool(tool, error);
-        if (status != BT_OK) return status;
-    }
-    bool is_parallel = true;
-    bt_status status = gw_param_bool(request->root, "parallel_tool_calls", &is_parallel, error);
-    if (status == BT_OK) status = check_tool_choice(request->root, tools, error);
-    if (status != BT_OK) return status;
-    request->has_tools = tools != NULL;
-    cJSON_AddItemToObject(request->variables, "tools",
-                          tools == NULL ? cJSON_CreateNull() : cJSON_DetachItemViaPointer(request->root, tools));
-    return BT_OK;
-}
-
 /* ---- what else the template gets ------------------------------------------------------------------------------- */
 
 /* The client's kwargs, all but the names that the request itself owns. */
@@ -342,7 +277,7 @@ static bt_status parse_documents(gw_request *request, gw_error *error) {
 bt_status gw_api_parse_chat(const gw_api_rules *rules, gw_request *request, gw_error *error) {
     request->variables = cJSON_CreateObject();
     bt_status status = parse_messages(rules, request, error);
-    if (status == BT_OK) status = parse_tools(request, error);
+    if (status == BT_OK) status = gw_api_parse_tools(rules, request, error);
     if (status == BT_OK) status = parse_documents(request, error);
     if (status == BT_OK) status = parse_kwargs(request, error);
     if (status == BT_OK) status = parse_thinking(request, error);

@@ -133,7 +133,37 @@ void gw_format_role(const gw_format *format, uint32_t index, const gw_usage *usa
     end_chunk(format, (gw_text){0}, NULL, usage, out);
 }
 
-static void put_delta(gw_text reasoning, gw_text content, bt_buf *out) {
+/* Nothing without any. Only events have an index. */
+static void put_calls(const gw_format_choice *choice, bool is_event, bt_buf *out) {
+    if (choice->n_calls == 0) return;
+    PUT(out, "\"tool_calls\":[");
+    for (size_t i = 0; i < choice->n_calls; i++) {
+        const gw_format_call *call = &choice->calls[i];
+        if (i > 0) PUT(out, ",");
+        PUT(out, "{");
+        if (is_event) {
+            PUT(out, "\"index\":");
+            put_u64(out, call->index);
+            PUT(out, ",");
+        }
+        if (call->id != NULL) {
+            PUT(out, "\"id\":");
+            put_text(out, call->id);
+            PUT(out, ",\"type\":\"function\",\"function\":{\"name\":");
+            put_text(out, call->name);
+            PUT(out, ",");
+        } else {
+            PUT(out, "\"function\":{");
+        }
+        PUT(out, "\"arguments\":");
+        gw_json_put_string(out, call->arguments.bytes, call->arguments.n_bytes);
+        PUT(out, "}}");
+    }
+    PUT(out, "]");
+}
+
+static void put_delta(const gw_format_choice *piece, bt_buf *out) {
+    gw_text reasoning = piece->reasoning, content = piece->content;
     PUT(out, ",\"delta\":{");
     if (reasoning.n_bytes > 0) { /* under both names: clients know one or the other */
         PUT(out, "\"reasoning\":");
@@ -149,6 +179,7 @@ static void put_delta(gw_text reasoning, gw_text content, bt_buf *out) {
         PUT(out, "\"content\":");
         gw_json_put_string(out, content.bytes, content.n_bytes);
     }
+    put_calls(piece, true, out);
     PUT(out, "}");
 }
 
@@ -156,7 +187,7 @@ void gw_format_delta(const gw_format *format, uint32_t index, const gw_format_ch
                      bt_buf *out) {
     begin_chunk(format, index, out);
     if (format->is_chat) {
-        put_delta(piece->reasoning, piece->content, out);
+        put_delta(piece, out);
     } else {
         PUT(out, ",\"text\":");
         gw_json_put_string(out, piece->content.bytes, piece->content.n_bytes);
@@ -221,6 +252,8 @@ void gw_format_body_choice(const gw_format *format, uint32_t index, const gw_for
         put_text_or_null(choice->reasoning, out);
         PUT(out, ",\"reasoning_content\":");
         put_text_or_null(choice->reasoning, out);
+        if (choice->n_calls > 0) PUT(out, ",");
+        put_calls(choice, false, out);
         PUT(out, "}");
     } else {
         PUT(out, ",\"text\":");

@@ -43,6 +43,13 @@ typedef struct {
     size_t n_bytes;
 } gw_text;
 
+/* A tool call, or in an event a piece of one. */
+typedef struct {
+    const char *id, *name; /* events: NULL, they were told before */
+    gw_text arguments;
+    uint32_t index;
+} gw_format_call;
+
 /* A choice, or in an event a piece of one. */
 typedef struct {
     gw_text content, reasoning;        /* chat: content absent is null; completions: reasoning is not shown */
@@ -50,6 +57,8 @@ typedef struct {
     gw_finish finish;
     const uint32_t *ids, *prompt_ids; /* NULL: not asked for */
     size_t n_ids, n_prompt_ids;
+    const gw_format_call *calls; /* [n_calls]; chat only */
+    size_t n_calls;
 } gw_format_choice;
 
 /* ---- events; `usage` NULL unless the client asked for it in every chunk --------------------------------------------

@@ -1,12 +1,14 @@
-/* The parts of gw_api_parse(), one file each: api_parse.c (fields that both endpoints have), api_chat.c (messages,
- * tools), api_completions.c (prompts), api_sampling.c (how tokens are chosen), api_unsupported.c (what is known and
- * refused). Called in that order by gw_api_parse() only; each reads request->root and fills its own fields. */
+/* The parts of gw_api_parse(), one file each: api_parse.c (fields that both endpoints have), api_chat.c (messages),
+ * api_tools.c (which it calls), api_completions.c (prompts), api_sampling.c (how tokens are chosen), api_unsupported.c
+ * (what is known and refused). Called in that order by gw_api_parse() only; each reads request->root and fills its own
+ * fields. */
 #ifndef BATON_GATEWAY_API_PARSE_H
 #define BATON_GATEWAY_API_PARSE_H
 
 #include "gateway/api_request.h"
 
 bt_status gw_api_parse_chat(const gw_api_rules *rules, gw_request *request, gw_error *error);
+bt_status gw_api_parse_tools(const gw_api_rules *rules, gw_request *request, gw_error *error);
 bt_status gw_api_parse_completion(const gw_api_rules *rules, gw_request *request, gw_error *error);
 bt_status gw_api_parse_sampling(const gw_api_rules *rules, gw_request *request, gw_error *error);
 bt_status gw_api_refuse_unsupported(const gw_request *request, gw_error *error);

@@ -28,6 +28,14 @@ enum {
 
 typedef enum { GW_CHAT, GW_COMPLETION } gw_endpoint;
 
+/* What the client wants of its tools. */
+typedef enum {
+    GW_TOOLS_NONE,     /* no tools, or no calls: what the model writes is content */
+    GW_TOOLS_AUTO,     /* the model decides */
+    GW_TOOLS_REQUIRED, /* the turn begins with a call */
+    GW_TOOLS_NAMED,    /* with a call of this tool */
+} gw_tool_choice;
+
 /* One prompt of /v1/completions: text, or ids already checked against the vocabulary. */
 typedef struct {
     const char *text; /* NULL: ids */
@@ -70,7 +78,10 @@ typedef struct {
     cJSON *variables; /* for the template: messages (normalised), tools, documents, the client's kwargs */
     bool add_generation_prompt, continue_final_message;
     const char *last_text; /* content of the last message if it is the assistant's, else "" */
-    bool has_tools;
+    gw_tool_choice tool_choice;
+    const char *tool_name; /* GW_TOOLS_NAMED: one of the tools */
+    bool parallel_tool_calls;
+    const char *call_opening; /* in arena; what the turn begins with, "" or NULL: nothing. gw_prompt_open_call() */
 
     cJSON *root;    /* owned; what the pointers above point into */
     bt_arena arena; /* owned */
@@ -84,6 +95,7 @@ typedef struct {
     uint32_t max_logprobs;      /* beside a token, <= WIRE_MAX_TOP_LOGPROBS */
     bool has_developer_role;    /* the template knows it; else it is rendered as system */
     bool wants_argument_object; /* the template calls tojson on tool call arguments; else it joins strings */
+    bool reads_tool_calls;      /* there is a parser for how the model writes them */
 } gw_api_rules;
 
 /* `body` is changed (see gw_json_check) but not kept. On success the caller ends *out with gw_request_fini(); on

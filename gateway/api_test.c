@@ -6,8 +6,11 @@
 #include "gateway/api_json.h"
 #include "gateway/api_request.h"
 
-static const gw_api_rules rules = {
-    .vocab_size = 2048, .default_temperature = 0.6F, .default_top_p = 0.95F, .max_logprobs = 20};
+static const gw_api_rules rules = {.vocab_size = 2048,
+                                   .default_temperature = 0.6F,
+                                   .default_top_p = 0.95F,
+                                   .max_logprobs = 20,
+                                   .reads_tool_calls = true};
 
 static bt_status parse(gw_endpoint endpoint, const gw_api_rules *with, const char *body, gw_request *out,
                        gw_error *error) {
@@ -158,6 +161,14 @@ static const row chat_rows[] = {
     {M("\"tools\":[{\"function\":{\"name\":\"f\"}}],\"tool_choice\":{\"type\":\"function\",\"function\":{\"name\":"
        "\"g\"}}"),
      "tool_choice", "not among the tools"},
+    {M("\"tools\":[{\"function\":{\"name\":\"f\"}}],\"tool_choice\":{\"type\":\"function\",\"function\":{\"name\":"
+       "\"f\"}}"),
+     NULL, "among the tools"},
+    {M("\"tools\":[{\"function\":{\"name\":\"f\"}}],\"tool_choice\":{\"type\":\"x\",\"function\":{\"name\":\"f\"}}"),
+     "tool_choice", "only functions are called"},
+    {M("\"tools\":[{\"function\":{\"name\":\"f\"}}],\"tool_choice\":{}"), "tool_choice", "no name"},
+    {M("\"tools\":[{\"function\":{\"name\":\"f\"}}],\"parallel_tool_calls\":\"x\""), "parallel_tool_calls",
+     "not a boolean"},
     {M("\"continue_final_message\":true"), "continue_final_message", "needs add_generation_prompt false"},
     {M("\"continue_final_message\":true,\"add_generation_prompt\":false"), "continue_final_message",
      "last is the user's"},
@@ -289,6 +300,34 @@ static void test_logprobs_and_bad_words(void) {
     }
 }
 
+static gw_tool_choice tool_choice_of(const char *choice, const gw_api_rules *with) {
+    char body[256];
+    snprintf(body, sizeof body, "{" U ",\"tools\":[{\"function\":{\"name\":\"f\"}}],\"tool_choice\":%s}", choice);
+    gw_request r;
+    gw_error e;
+    CHECK(parse(GW_CHAT, with, body, &r, &e) == BT_OK, "%s: %s", choice, e.message);
+    gw_tool_choice got = r.tool_choice;
+    CHECK(got != GW_TOOLS_NAMED || strcmp(r.tool_name, "f") == 0, "the name");
+    gw_request_fini(&r);
+    return got;
+}
+
+static void test_tool_choice(void) {
+    CHECK(tool_choice_of("null", &rules) == GW_TOOLS_AUTO, "the default with tools");
+    CHECK(tool_choice_of("\"auto\"", &rules) == GW_TOOLS_AUTO, "auto");
+    CHECK(tool_choice_of("\"none\"", &rules) == GW_TOOLS_NONE, "none");
+    CHECK(tool_choice_of("\"required\"", &rules) == GW_TOOLS_REQUIRED, "required");
+    CHECK(tool_choice_of("{\"function\":{\"name\":\"f\"}}", &rules) == GW_TOOLS_NAMED, "named");
+    gw_api_rules blind = rules;
+    blind.reads_tool_calls = false;
+    CHECK(tool_choice_of("\"auto\"", &blind) == GW_TOOLS_NONE, "without a parser calls are content");
+    gw_request r;
+    gw_error e;
+    const char *forced = M("\"tools\":[{\"function\":{\"name\":\"f\"}}],\"tool_choice\":\"required\"");
+    CHECK(parse(GW_CHAT, &blind, forced, &r, &e) == BT_BAD_REQUEST && strcmp(e.param, "tool_choice") == 0,
+          "and cannot be forced");
+}
+
 static void check_variables(const char *body, const gw_api_rules *with, const char *want, const char *why) {
     gw_request r;
     gw_error e = {0};
@@ -395,6 +434,7 @@ int main(void) {
     check_rows(GW_COMPLETION, completion_rows, sizeof completion_rows / sizeof *completion_rows);
     test_values();
     test_logprobs_and_bad_words();
+    test_tool_choice();
     test_variables();
     test_depth();
     test_strings();

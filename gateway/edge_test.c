@@ -19,7 +19,8 @@ static bt_status build(gw_endpoint endpoint, const char *body, uint32_t max_mode
     gw_request request;
     bt_status status = gw_api_parse(endpoint, &model->rules, copy, strlen(copy), &request, error);
     if (status == BT_OK) {
-        status = gw_prompt_build(model, &request, 0, max_model_len, out, error);
+        status = gw_prompt_open_call(model, &request, error);
+        if (status == BT_OK) status = gw_prompt_build(model, &request, 0, max_model_len, out, error);
         gw_request_fini(&request);
     }
     free(copy);
@@ -64,6 +65,46 @@ static void test_prompts(void) {
     check_prompt(GW_COMPLETION, "{\"prompt\":[2036,2037]}", U A, false, "ids stay as they are");
     check_prompt(GW_COMPLETION, "{\"prompt\":[5,2036,2037],\"truncate_prompt_tokens\":2}", U A, false,
                  "the last tokens");
+}
+
+#define CALLS     "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>"
+#define CALLS_END "<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
+
+static void check_end(const char *fields, const char *want, const char *why) {
+    char body[512];
+    snprintf(body, sizeof body,
+             "{\"messages\":[{\"role\":\"user\",\"content\":\"Hi\"}],\"tools\":[{\"type\":\"function\",\"function\":{"
+             "\"name\":\"f\"}},{\"type\":\"function\",\"function\":{\"name\":\"a\\nb\"}}]%s}",
+             fields);
+    gw_tokens tokens = {0};
+    gw_error error = {0};
+    bt_status status = build(GW_CHAT, body, 4096, &tokens, &error);
+    if (want == NULL) {
+        CHECK(status == BT_BAD_REQUEST && strcmp(error.param, "tool_choice") == 0, "%s", why);
+        return;
+    }
+    CHECK(status == BT_OK, "%s: %s", why, error.message);
+    bt_buf text = {0};
+    det_stream det;
+    det_init(&det, model->tokenizer, false);
+    for (size_t i = 0; i < tokens.ids.n_ids; i++) det_put(&det, tokens.ids.ids[i], &text);
+    size_t n = strlen(want);
+    bool is_equal = text.n_bytes >= n && strcmp(bt_buf_text(&text) + text.n_bytes - n, want) == 0;
+    CHECK(is_equal && tokens.opens_think == (strstr(want, "</think>") == NULL), "%s: %s", why, bt_buf_text(&text));
+    bt_buf_fini(&text);
+    gw_tokens_fini(&tokens);
+}
+
+static void test_forced_calls(void) {
+    check_end("", A "<think>\n", "auto forces nothing");
+    check_end(",\"tool_choice\":\"required\"", A "<think>\n\n</think>\n\n" CALLS,
+              "required: the thought is closed, a call is open");
+    check_end(",\"tool_choice\":\"required\",\"chat_template_kwargs\":{\"thinking\":false}",
+              A "<think>\n\n</think>\n\n" CALLS, "as the template does it when no thought is wanted");
+    check_end(",\"tool_choice\":{\"type\":\"function\",\"function\":{\"name\":\"f\"}}",
+              A "<think>\n\n</think>\n\n" CALLS "f\n```json\n", "named: its arguments are open");
+    check_end(",\"tool_choice\":{\"type\":\"function\",\"function\":{\"name\":\"a\\nb\"}}", NULL,
+              "a name that would end early");
 }
 
 static void check_length(const char *body, uint32_t limit, const char *param, uint32_t max_tokens, const char *why) {
@@ -157,6 +198,39 @@ static void test_streams(void) {
     }
 }
 
+/* A stream with tools; content, then |name(arguments) of each call. */
+static void check_calls(const char *text, const char *opening, uint32_t max_calls, const char *want, const char *why) {
+    gw_stream_options options = {.tokenizer = model->tokenizer,
+                                 .skip_special_tokens = true,
+                                 .has_reasoning = true,
+                                 .call_format = model->call_format,
+                                 .call_ids = "t-",
+                                 .max_calls = max_calls,
+                                 .call_opening = opening};
+    gw_stream stream;
+    tok_ids ids = {0};
+    tok_encode(model->tokenizer, text, strlen(text), 0, &ids, NULL);
+    CHECK(gw_stream_init(&stream, &options, NULL) == BT_OK, "%s", why);
+    for (size_t i = 0; i < ids.n_ids; i++) gw_stream_put(&stream, ids.ids[i]);
+    gw_stream_finish(&stream);
+    for (uint32_t i = 0; i < stream.tools.n_calls; i++) {
+        tcl_call *call = &stream.tools.calls[i];
+        bt_buf_printf(&stream.content, "|%s(%s)", call->name, bt_buf_text(&call->arguments));
+    }
+    CHECK(strcmp(bt_buf_text(&stream.content), want) == 0, "%s: got %s", why, bt_buf_text(&stream.content));
+    gw_stream_fini(&stream);
+    tok_ids_fini(&ids);
+}
+
+static void test_tool_calls(void) {
+    CHECK(model->call_format == TCL_DEEPSEEK_V3, "the bundled model's");
+    check_calls("I look." CALLS "f\n```json\n{\"a\": 1}\n```" CALLS_END, NULL, 9, "I look.|f({\"a\": 1})", "a call");
+    check_calls("<think>" CALLS "</think>\n\n" CALLS "f\n```json\n{}\n```" CALLS_END, NULL, 9, "|f({})",
+                "none within a thought");
+    check_calls("f\n```json\n{}\n```" CALLS_END, CALLS, 1, "|f({})", "behind what the prompt ended with");
+    check_calls("not today", CALLS, 1, "not today", "no call came: the opening is not shown");
+}
+
 static void test_end_token(void) {
     uint32_t eos = model->config.eos_token_ids[0], comma = 14;
     for (int includes = 0; includes < 2; includes++) {
@@ -227,6 +301,23 @@ static void test_chunks(void) {
                                                      "\"reasoning_content\":\"a\\n\"},\"token_ids\":[1,4294967295],"
                                                      "\"logprobs\":null,\"finish_reason\":null}]}\n\n",
               "reasoning under both names");
+    gw_format_call call = {"c1", "f", {"", 0}, 0};
+    gw_format_delta(&format, 0, &(gw_format_choice){.calls = &call, .n_calls = 1}, NULL, &out);
+    check_out(
+        &out,
+        "data: " HEAD("chat.completion.chunk") "{\"index\":0,\"delta\":{\"tool_calls\":[{\"index\":0,\"id\":\"c1\","
+                                               "\"type\":\"function\",\"function\":{\"name\":\"f\","
+                                               "\"arguments\":\"\"}}]},\"logprobs\":null,"
+                                               "\"finish_reason\":null}]}\n\n",
+        "a call's begin");
+    call = (gw_format_call){NULL, NULL, {"{\"", 2}, 1};
+    gw_format_delta(&format, 0, &(gw_format_choice){.calls = &call, .n_calls = 1}, NULL, &out);
+    check_out(
+        &out,
+        "data: " HEAD("chat.completion.chunk") "{\"index\":0,\"delta\":{\"tool_calls\":[{\"index\":1,\"function\":{"
+                                               "\"arguments\":\"{\\\"\"}}]},\"logprobs\":null,"
+                                               "\"finish_reason\":null}]}\n\n",
+        "id, type and name come once");
     gw_format_finish(&format, 0, &finish, NULL, &out);
     check_out(&out,
               "data: " HEAD("chat.completion.chunk") "{\"index\":0,\"delta\":{},\"logprobs\":null,\"finish_reason\":"
@@ -262,6 +353,17 @@ static void test_bodies(void) {
                                 "\"reasoning_tokens\":1}},\"prompt_logprobs\":null,\"prompt_token_ids\":null,"
                                 "\"kv_transfer_params\":null}",
         "a thought without an answer: content is null, and there");
+    gw_format_fini(&format);
+    gw_format_call calls[2] = {{"c1", "f", {"{}", 2}, 0}, {"c2", "g", {"x", 1}, 1}};
+    gw_format_init(&format, true, false, false, "id", "m", 7, "f");
+    gw_format_body_choice(&format, 0, &(gw_format_choice){.calls = calls, .n_calls = 2}, &out);
+    CHECK(strstr(bt_buf_text(&out), "\"content\":null") != NULL &&
+              strstr(bt_buf_text(&out),
+                     ",\"tool_calls\":[{\"id\":\"c1\",\"type\":\"function\",\"function\":{\"name\":"
+                     "\"f\",\"arguments\":\"{}\"}},{\"id\":\"c2\",\"type\":\"function\",\"function\":{"
+                     "\"name\":\"g\",\"arguments\":\"x\"}}]}") != NULL,
+          "calls whole: %s", bt_buf_text(&out));
+    bt_buf_clear(&out);
     gw_format_fini(&format);
     gw_format_choice two[2] = {{.content = {"a", 1}, .finish = {.reason = "stop", .kind = GW_STOP_TOKEN, .token = 5}},
                                {.content = {"", 0}, .finish = {.reason = "stop"}}};
@@ -367,8 +469,11 @@ static void test_bad_words_are_tokenised_as_vllm_does(void) {
 }
 
 int main(void) {
-    gw_model_options options = {
-        .model_dir = "deploy/models/nano-r1/", .served_names = "", .chat_template = "", .reasoning_parser = "auto"};
+    gw_model_options options = {.model_dir = "deploy/models/nano-r1/",
+                                .served_names = "",
+                                .chat_template = "",
+                                .reasoning_parser = "auto",
+                                .tool_call_parser = "auto"};
     bt_error err = {0};
     bt_status status = gw_model_open(&options, &model, &err);
     CHECK(status == BT_OK, "%s", err.text);
@@ -376,9 +481,11 @@ int main(void) {
     CHECK(strcmp(model->served_names[0], "nano-r1") == 0 && model->has_reasoning, "what the folder says");
     CHECK(gw_model_find(model, "") == model->served_names[0] && gw_model_find(model, "x") == NULL, "names");
     test_prompts();
+    test_forced_calls();
     test_lengths();
     test_hopeless_text();
     test_streams();
+    test_tool_calls();
     test_end_token();
     test_cut_character();
     test_chunks();

@@ -14,7 +14,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
                           .default_top_p = 1,
                           .max_logprobs = 20,
                           .has_developer_role = data[0] & 1,
-                          .wants_argument_object = data[0] & 2};
+                          .wants_argument_object = data[0] & 2,
+                          .reads_tool_calls = data[0] & 4};
     for (int endpoint = GW_CHAT; endpoint <= GW_COMPLETION; endpoint++) {
         char *body = malloc(n_bytes); /* exactly as long: reading past it is found */
         memcpy(body, data + 1, n_bytes - 1);

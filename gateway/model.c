@@ -39,6 +39,19 @@ static bt_status read_file(const char *path, bt_buf *out, bt_error *err) {
     return BT_OK;
 }
 
+static bt_status choose_call_format(const gw_model_options *options, const char *chat_template, gw_model *model,
+                                    bt_error *err) {
+    const char *parser = options->tool_call_parser;
+    if (strcmp(parser, "auto") == 0) {
+        model->call_format = tcl_format_of(model->tokenizer, chat_template);
+    } else if (!tcl_format_find(parser, &model->call_format)) {
+        return bt_fail(err, BT_BAD_REQUEST,
+                       "--tool-call-parser is %s, known: auto, deepseek_v3, deepseek_v31, kimi_k2, none", parser);
+    }
+    model->rules.reads_tool_calls = model->call_format != TCL_NONE;
+    return BT_OK;
+}
+
 static bt_status open_template(const gw_model_options *options, gw_model *model, bt_error *err) {
     bt_buf file = {0};
     const char *source = tok_chat_template(model->tokenizer);
@@ -49,10 +62,14 @@ static bt_status open_template(const gw_model_options *options, gw_model *model,
     }
     if (status == BT_OK && source == NULL)
         bt_log(BT_LOG_WARN, "gateway", "no chat template: chat is refused", "model=%s", options->model_dir);
+    if (status == BT_OK) status = choose_call_format(options, source, model, err);
     if (status == BT_OK && source != NULL) {
         status = tpl_open(source, strlen(source), &model->chat_template, err);
         model->rules.has_developer_role = strstr(source, "developer") != NULL;
         model->rules.wants_argument_object = wants_argument_object(source);
+        if (model->call_format != TCL_NONE && strstr(source, "tools") == NULL)
+            bt_log(BT_LOG_WARN, "gateway", "the chat template shows the model no tools", "model=%s",
+                   options->model_dir);
     }
     bt_buf_fini(&file);
     return status;

@@ -9,6 +9,7 @@
 #include "common/model/config.h"
 #include "common/text/chat_template.h"
 #include "common/text/tokenizer.h"
+#include "common/text/tool_calls.h"
 #include "gateway/api_request.h"
 
 enum { GW_MAX_SERVED_NAMES = 16 };
@@ -23,6 +24,7 @@ typedef struct {
     uint32_t max_model_len;       /* tokens of prompt and output */
     uint32_t longest_token_bytes; /* so many bytes of text are at least one token */
     bool has_reasoning;           /* deepseek_r1 splits thought from answer */
+    tcl_format call_format;       /* how the model writes tool calls; TCL_NONE: they are content */
     int64_t created_s;            /* Unix time of the start */
     char fingerprint[32];         /* changes with version and model */
 } gw_model;
@@ -32,6 +34,7 @@ typedef struct {
     const char *served_names;     /* comma-separated; "": the folder's name */
     const char *chat_template;    /* a file; "": the model's own */
     const char *reasoning_parser; /* auto, deepseek_r1, none */
+    const char *tool_call_parser; /* auto, deepseek_v3, deepseek_v31, kimi_k2, none */
     uint32_t max_model_len;       /* 0: the model's */
 } gw_model_options;
 

@@ -1,9 +1,10 @@
-/* Renders, encodes, truncates, measures; encodes bad words. Keeps nothing. */
+/* Renders, encodes, truncates, measures; encodes bad words; opens calls. Keeps nothing. */
 #include "gateway/prompt.h"
 
 #include <string.h>
 
 #include "common/text/reasoning.h"
+#include "gateway/api_params.h"
 
 static void add_token_texts(const gw_model *model, cJSON *variables) {
     const char *bos = tok_bos_text(model->tokenizer), *eos = tok_eos_text(model->tokenizer);
@@ -62,6 +63,20 @@ static bt_status encode(const gw_model *model, const gw_request *request, const 
     return BT_OK;
 }
 
+static bool ends_with(const bt_buf *text, size_t n_bytes, const char *end) {
+    size_t n = strlen(end);
+    return n_bytes >= n && memcmp(text->bytes + n_bytes - n, end, n) == 0;
+}
+
+/* A thought that the template opened has no room in front of a call: it is closed as templates do it themselves. */
+static void put_opening(const gw_request *request, bt_buf *text) {
+    if (request->call_opening == NULL) return;
+    size_t n = text->n_bytes;
+    while (n > 0 && is_space((char)text->bytes[n - 1])) n--;
+    if (ends_with(text, n, RSN_OPEN)) bt_buf_puts(text, n == text->n_bytes ? RSN_CLOSE : "\n" RSN_CLOSE "\n\n");
+    bt_buf_puts(text, request->call_opening);
+}
+
 static bt_status build_chat(const gw_model *model, const gw_request *request, uint32_t max_model_len, gw_tokens *out,
                             gw_error *error) {
     if (model->chat_template == NULL)
@@ -74,6 +89,7 @@ static bt_status build_chat(const gw_model *model, const gw_request *request, ui
         gw_fail(error, 400, "messages", "The chat template refused the messages: %s.", err.text);
     } else {
         if (request->continue_final_message) status = cut_after_last_message(request, &text, error);
+        put_opening(request, &text);
         if (status == BT_OK)
             status = encode(model, request, (const char *)text.bytes, text.n_bytes, max_model_len, out, error);
     }
@@ -177,6 +193,38 @@ bt_status gw_prompt_ban_words(const gw_model *model, gw_request *request, gw_err
     request->constraint.bad_words = words;
     request->constraint.n_bad_words = n;
     return BT_OK;
+}
+
+/* ---- calls --------------------------------------------------------------------------------------------------------
+ */
+
+static uint32_t count_earlier_calls(const gw_request *request) {
+    uint32_t n = 0;
+    for (const cJSON *message = gw_param_find(request->variables, "messages")->child; message != NULL;
+         message = message->next)
+        n += (uint32_t)cJSON_GetArraySize(gw_param_find(message, "tool_calls"));
+    return n;
+}
+
+static bool can_spell(tcl_format format, const char *name, const bt_buf *opening) {
+    tcl_parser parser;
+    tcl_init(&parser, format, "", 1);
+    tcl_put_opening(&parser, (const char *)opening->bytes, opening->n_bytes);
+    bool is_read = parser.n_calls == 1 && strcmp(parser.calls[0].name, name) == 0 && parser.state != TCL_DONE;
+    tcl_fini(&parser);
+    return is_read;
+}
+
+bt_status gw_prompt_open_call(const gw_model *model, gw_request *request, gw_error *error) {
+    if (request->tool_choice != GW_TOOLS_REQUIRED && request->tool_choice != GW_TOOLS_NAMED) return BT_OK;
+    bt_buf opening = {0};
+    bt_status status = BT_OK;
+    tcl_write_opening(model->call_format, request->tool_name, count_earlier_calls(request), &opening);
+    if (request->tool_name != NULL && !can_spell(model->call_format, request->tool_name, &opening))
+        status = gw_fail(error, 400, "tool_choice", "The tool's name cannot be written in a call of this model.");
+    request->call_opening = bt_arena_strndup(&request->arena, (const char *)opening.bytes, opening.n_bytes);
+    bt_buf_fini(&opening);
+    return status;
 }
 
 gw_tokens gw_tokens_copy(const gw_tokens *tokens) {

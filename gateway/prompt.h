@@ -1,4 +1,5 @@
-/* From a validated request to token ids: the chat template, the tokenizer, whether it fits the context, bad words. */
+/* From a validated request to token ids: the chat template, the tokenizer, whether it fits the context, bad words, the
+ * opening of a call. */
 #ifndef BATON_GATEWAY_PROMPT_H
 #define BATON_GATEWAY_PROMPT_H
 
@@ -19,6 +20,12 @@ bt_status gw_prompt_build(const gw_model *model, const gw_request *request, uint
  * space in front, and once more behind a space if that makes as many tokens and another first one. BT_BAD_REQUEST: a
  * word has no tokens, or more than WIRE_MAX_BAD_WORD_TOKENS. */
 bt_status gw_prompt_ban_words(const gw_model *model, gw_request *request, gw_error *error);
+
+/* Where a call is forced: request->call_opening, which ends the prompt of gw_prompt_build(), behind a thought that is
+ * closed at once. Its tokens count as prompt. The model can only go on with a call, but nothing makes it write JSON or
+ * follow the tool's schema: its arguments are what it writes, and if it writes no call (no name where one is required)
+ * that is content. BT_BAD_REQUEST: a name that this model's calls cannot spell. */
+bt_status gw_prompt_open_call(const gw_model *model, gw_request *request, gw_error *error);
 
 gw_tokens gw_tokens_copy(const gw_tokens *tokens);
 void gw_tokens_fini(gw_tokens *tokens);

@@ -86,11 +86,20 @@ static void copy_stop(const gw_request *request, gw_answer *answer) {
         answer->stop[i] = bt_arena_strndup(&answer->arena, request->stop[i], strlen(request->stop[i]));
 }
 
+/* With the call's number behind it, 32 hexadecimal digits. */
+static void write_call_ids(gw_loop *loop, char out[TCL_MAX_ID_PREFIX]) {
+    uint64_t high = gw_loop_random(loop);
+    uint32_t low = (uint32_t)(gw_loop_random(loop) >> 32);
+    snprintf(out, TCL_MAX_ID_PREFIX, "chatcmpl-tool-%016llx%08x", (unsigned long long)high, low);
+}
+
 static bt_status open_stream(const gw_model *model, const gw_request *request, gw_choice *choice, gw_error *error) {
     uint32_t end_ids[GW_MAX_END_IDS], n = 0;
     for (uint32_t i = 0; i < model->config.n_eos_token_ids && !request->sampling.ignore_eos; i++)
         end_ids[n++] = model->config.eos_token_ids[i];
     for (uint32_t i = 0; i < request->n_stop_token_ids; i++) end_ids[n++] = request->stop_token_ids[i];
+    char call_ids[TCL_MAX_ID_PREFIX];
+    write_call_ids(choice->answer->loop, call_ids);
     gw_stream_options options = {.tokenizer = model->tokenizer,
                                  .stop = choice->answer->stop,
                                  .n_stop = choice->answer->n_stop,
@@ -100,7 +109,11 @@ static bt_status open_stream(const gw_model *model, const gw_request *request, g
                                  .opens_think = choice->prompt.opens_think,
                                  .min_tokens = request->sampling.min_tokens,
                                  .end_ids = end_ids,
-                                 .n_end_ids = n};
+                                 .n_end_ids = n,
+                                 .call_format = request->tool_choice == GW_TOOLS_NONE ? TCL_NONE : model->call_format,
+                                 .call_ids = call_ids,
+                                 .max_calls = request->parallel_tool_calls ? UINT32_MAX : 1,
+                                 .call_opening = request->call_opening};
     bt_error err = {0};
     if (gw_stream_init(&choice->stream, &options, &err) == BT_OK) return BT_OK;
     return gw_fail(error, 400, "stop", "%s.", err.text);
@@ -176,6 +189,7 @@ static gw_answer *make_answer(const gw_call *call, const gw_request *request, co
     answer->has_prompt_logprobs = request->n_prompt_logprobs > 0;
     answer->echoes_logprobs = request->echoes_logprobs;
     answer->include_reasoning = request->include_reasoning;
+    answer->is_named_call = request->tool_choice == GW_TOOLS_NAMED;
     answer->arrival_ns = gw_http_arrival_ns(call->exchange);
     copy_stop(request, answer);
     char id[16 + GW_CAP_REQUEST_ID];
@@ -290,6 +304,7 @@ void gw_serve(const gw_call *call, gw_endpoint endpoint) {
         status = gw_api_parse(endpoint, &call->loop->server->model->rules, (char *)(uintptr_t)body.bytes, body.n_bytes,
                               &request, &error);
     if (status == BT_OK) status = gw_prompt_ban_words(call->loop->server->model, &request, &error);
+    if (status == BT_OK) status = gw_prompt_open_call(call->loop->server->model, &request, &error);
     if (status == BT_OK) status = admit(call, &request, &error);
     if (status != BT_OK) {
         gw_telemetry_refused(call->loop->server->telemetry);

@@ -46,6 +46,7 @@ bt_status gw_server_open(const gw_config *config, gw_server **out, bt_error *err
                                 .served_names = config->served_model_name,
                                 .chat_template = config->chat_template,
                                 .reasoning_parser = config->reasoning_parser,
+                                .tool_call_parser = config->tool_call_parser,
                                 .max_model_len = config->max_model_len};
     bt_status status = check_flags(config, err);
     if (status == BT_OK) status = gw_strategy_find(config->routing_strategy, &server->strategy, err);
