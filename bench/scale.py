@@ -1,0 +1,249 @@
+#!/usr/bin/env python3
+"""A cluster of simulated workers under many requests: is the load even, and do all books agree? Needs a build.
+
+    bench/scale.py --requests 20000 --gateways 2 --prefill 4 --decode 4
+
+Starts the cluster with deploy/local/up (workers with --backend sim, so no GPU and little CPU is needed), streams
+completions through all gateways at once, stops it. Prompts are token ids: one of --groups common beginnings of --shared
+tokens, then some of their own; every tenth prompt was asked before, and must be answered alike. Prints what it found,
+and "wrong: ..." for each thing that does not add up: exit status 1 then. It must hold that
+
+  - every stream is whole: status 200, a finish_reason, usage, [DONE]; nothing was refused, replayed or cancelled;
+  - gateways, workers and client count the same requests, prompt tokens, output tokens and cached tokens;
+  - what prefill workers' prefix caches found is what the gateways say, to each client and in their own figures;
+  - workers of a role have even loads: the busiest at most --even times the idlest;
+  - Redis names the workers that were started, every gateway sees them, and neither knows others;
+  - at the end no worker holds a request, a block or a lease.
+
+Figures of time are printed for orientation: the client shares the machine with the cluster.
+"""
+import argparse
+import asyncio
+import collections
+import json
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "e2e"))
+from cluster import Cluster  # what the tests know a cluster by
+
+SIM = "--backend sim --sim-output-tokens 16 --log-level warn "
+MAX_TOKENS = 24  # of an answer: some end by themselves, some are cut
+
+Answer = collections.namedtuple("Answer", "prefill cached_header prompt output cached reason text ttft")
+
+
+def cluster_args(n_gateways=2, n_prefill=4, n_decode=4, strategy="least-request"):
+    """For Cluster(). A prompt of 300 tokens takes 2 ms of prefill, decode 200 steps a second with 64 sequences."""
+    return {"n_gateways": n_gateways, "n_prefill": n_prefill, "n_decode": n_decode, "decode_ep": 1,
+            "prefill": SIM + "--sim-step-us 500 --sim-prefill-us-per-token 5",
+            "decode": SIM + "--sim-step-us 2000 --sim-row-us 50 --max-num-seqs 64",
+            "gateway": f"--log-level warn --routing-strategy {strategy}"}
+
+
+# ---- the load
+
+
+def make_prompts(rng, n_requests, n_groups, n_shared):
+    def ids(n):
+        return [rng.randrange(10, 2000) for _ in range(n)]
+
+    groups, prompts = [ids(n_shared) for _ in range(n_groups)], []
+    for i in range(n_requests):
+        again = i > 100 and i % 10 == 0
+        prompts.append(rng.choice(prompts) if again else rng.choice(groups) + ids(rng.randrange(8, 100)))
+    return prompts
+
+
+async def read_stream(reader, begin):
+    """(headers, events, seconds to the first event); leaves the connection at the next answer's beginning."""
+    head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in head[1:] if ": " in line)
+    assert " 200 " in head[0], f"{head[0]}: {await reader.read(int(headers.get('content-length', 0)))}"
+    events, ttft, size = b"", 0, -1
+    while size != 0:
+        size = int(await reader.readuntil(b"\r\n"), 16)
+        events += (await reader.readexactly(size + 2))[:-2]
+        ttft = ttft or time.perf_counter() - begin
+    return headers, events.decode().split("\n\n"), ttft
+
+
+async def ask(reader, writer, prompt):
+    payload = json.dumps({"model": "nano-r1", "prompt": prompt, "max_tokens": MAX_TOKENS, "temperature": 0,
+                          "stream": True, "stream_options": {"include_usage": True}}).encode()
+    begin = time.perf_counter()
+    writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: scale\r\nContent-Type: application/json\r\n"
+                 b"Content-Length: %d\r\n\r\n" % len(payload) + payload)
+    headers, events, ttft = await read_stream(reader, begin)
+    assert events[-2:] == ["data: [DONE]", ""], f"the stream ends with {events[-2:]}"
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events[:-2] if event.startswith("data: ")]
+    choices = [choice for chunk in chunks for choice in chunk["choices"]]
+    usage = chunks[-1]["usage"]
+    return Answer(headers["x-baton-prefill"], int(headers["x-baton-cached-tokens"]), usage["prompt_tokens"],
+                  usage["completion_tokens"], usage["prompt_tokens_details"]["cached_tokens"],
+                  choices[-1]["finish_reason"], "".join(choice["text"] for choice in choices), ttft)
+
+
+async def drive(urls, prompts, concurrency):
+    """(answers by prompt number, None where there was none; complaints). Every client keeps its connection."""
+    answers, todo, complaints = [None] * len(prompts), iter(range(len(prompts))), []
+
+    async def client(url):
+        target = urlsplit(url)
+        reader = writer = None
+        for i in todo:
+            try:
+                if writer is None:
+                    reader, writer = await asyncio.open_connection(target.hostname, target.port)
+                answers[i] = await ask(reader, writer, prompts[i])
+            except Exception as error:  # whatever it is, the answer was not whole
+                complaints.append(f"request {i}: {type(error).__name__} {error}")
+                if writer is not None:
+                    writer.close()
+                writer = None
+        if writer is not None:
+            writer.close()
+
+    await asyncio.gather(*(client(urls[i % len(urls)]) for i in range(concurrency)))
+    return answers, complaints
+
+
+# ---- the books
+
+
+class Books:
+    """What all processes of a new cluster counted."""
+
+    def __init__(self, cluster):
+        self.scrapes = {name: cluster.metrics(name) for name in cluster.gateways + cluster.workers}
+
+    def each(self, role, metric, **labels):
+        return {name: int(m.value(metric, **labels)) for name, m in self.scrapes.items() if name.startswith(role)}
+
+    def sum(self, role, metric, **labels):
+        return sum(self.each(role, metric, **labels).values())
+
+
+class Findings:
+    def __init__(self):
+        self.facts, self.wrong = [], []
+
+    def agree(self, what, **counts):
+        """Everybody should have counted the same."""
+        self.facts.append(f"{what}: {next(iter(counts.values()))} ({', '.join(counts)})")
+        if len(set(counts.values())) > 1:
+            self.wrong.append(f"{what}: " + ", ".join(f"{who} {n}" for who, n in counts.items()))
+
+    def even(self, what, loads, limit):
+        ratio = max(loads.values()) / max(min(loads.values()), 1)
+        self.facts.append(f"{what}: {' '.join(map(str, loads.values()))}; busiest / idlest {ratio:.3f}")
+        if ratio > limit:
+            self.wrong.append(f"{what} are uneven, {ratio:.3f} is above {limit}: {loads}")
+
+
+def audit_requests(found, books, n_asked, answers):
+    gateways = {reason: books.sum("gateway", "baton_requests_total", outcome=reason) for reason in ("stop", "length")}
+    found.agree("requests", asked=n_asked, answered=len(answers), gateways_good_ends=sum(gateways.values()),
+                gateways_all_ends=books.sum("gateway", "baton_requests_total"),
+                prefill_first_tokens=books.sum("prefill", "baton_sampled_tokens_total"))
+    for reason, n in gateways.items():
+        found.agree(f"requests that ended with {reason}", client=sum(a.reason == reason for a in answers), gateways=n)
+    for role, metric in (("gateway", "baton_replays_total"), ("", "baton_cancels_total"),
+                         ("", "baton_kv_transfer_failures_total"), ("decode", "baton_kv_lease_expiries_total"),
+                         ("decode", "baton_preemptions_total")):
+        found.agree(metric, seen=books.sum(role, metric), wanted=0)
+
+
+def audit_tokens(found, books, prompts, answers):
+    hits = books.sum("prefill", "baton_prefix_cache_hits_total")
+    n_prompt, n_cached = sum(a.prompt for a in answers), sum(a.cached for a in answers)
+    found.agree("prompt tokens", client=n_prompt, asked=sum(map(len, prompts)),
+                gateways=books.sum("gateway", "baton_prompt_tokens_total"),
+                prefill_looked_up=books.sum("prefill", "baton_prefix_cache_queries_total"),
+                prefill_computed_or_found=books.sum("prefill", "baton_prefill_tokens_total") + hits)
+    found.agree(f"cached tokens, {100 * n_cached / max(n_prompt, 1):.1f} % of them", client=n_cached,
+                headers=sum(a.cached_header for a in answers), prefill=hits,
+                gateways=books.sum("gateway", "vllm:prefix_cache_hits_total"))
+    found.agree("output tokens", client=sum(a.output for a in answers),
+                gateways=books.sum("gateway", "baton_output_tokens_total"),
+                workers=books.sum("", "baton_sampled_tokens_total"))
+    found.agree("KV bytes", sent=books.sum("prefill", "baton_kv_transfer_bytes_total"),
+                received=books.sum("decode", "baton_kv_transfer_bytes_total"))
+
+
+def audit_loads(found, books, answers, limit):
+    requests = books.each("prefill", "baton_sampled_tokens_total")
+    by_header = collections.Counter(a.prefill for a in answers)
+    for name, n in requests.items():
+        found.agree(f"requests of {name}", worker=n, headers=by_header[name])
+    found.even("requests of prefill workers", requests, limit)
+    found.even("tokens of decode workers", books.each("decode", "baton_sampled_tokens_total"), limit)
+
+
+def audit_answers(found, prompts, answers):
+    texts = {}
+    for prompt, answer in zip(prompts, answers):
+        if answer is not None and texts.setdefault(tuple(prompt), answer.text) != answer.text:
+            found.wrong.append(f"a prompt of {len(prompt)} tokens is answered in two ways")
+    found.facts.append(f"prompts that were asked before: {len(answers) - len(texts)}, and answered alike")
+
+
+def audit_cluster(found, cluster):
+    """The workers that Redis names, by batonctl, are those that were started and that every gateway sees."""
+    lines = cluster.ctl("status").splitlines()
+    named = sorted(line.split()[0].removeprefix("worker=") for line in lines)
+    if named != sorted(cluster.workers):
+        found.wrong.append(f"Redis names {named}")
+    for gateway in cluster.gateways:
+        found.agree(f"workers of {gateway}", started=len(cluster.workers), redis=len(named),
+                    sees=cluster.linked("prefill", gateway) + cluster.linked("decode", gateway))
+    found.wrong += [f"{name} still holds {held}" for name, held in cluster.holders().items()]
+
+
+def measure(cluster, n_requests, n_groups=40, n_shared=256, concurrency=64, even=1.25, seed=1):
+    """Drives a new cluster and audits it. Returns the findings."""
+    found, prompts = Findings(), make_prompts(random.Random(seed), n_requests, n_groups, n_shared)
+    begin = time.perf_counter()
+    answers, failed = asyncio.run(drive([cluster.url(name) for name in cluster.gateways], prompts, concurrency))
+    seconds = time.perf_counter() - begin
+    cluster.wait_idle()
+    whole, books = [answer for answer in answers if answer is not None], Books(cluster)
+    found.wrong += failed[:5]
+    audit_requests(found, books, len(prompts), whole)
+    audit_tokens(found, books, prompts, whole)
+    audit_loads(found, books, whole, even)
+    audit_answers(found, prompts, answers)
+    audit_cluster(found, cluster)
+    ttfts = sorted(answer.ttft for answer in whole) or [0]
+    found.facts.append(f"{seconds:.1f} s, {n_requests / seconds:.0f} requests/s, {concurrency} at once; TTFT "
+                       f"p50 {1e3 * ttfts[len(ttfts) // 2]:.1f} ms, p99 {1e3 * ttfts[len(ttfts) * 99 // 100]:.1f} ms")
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, value, text in (("requests", 20000, "in all"), ("gateways", 2, ""), ("prefill", 4, "workers"),
+                              ("decode", 4, "workers"), ("concurrency", 64, "clients"),
+                              ("groups", 40, "common beginnings"), ("shared", 256, "tokens of one"),
+                              ("seed", 1, "of the prompts")):
+        parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} [{value}]".strip())
+    parser.add_argument("--strategy", default="least-request", help="the gateways' routing strategy [least-request]")
+    parser.add_argument("--even", type=float, default=1.25, help="busiest worker / idlest one, at most [1.25]")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="baton-scale-") as run:
+        cluster = Cluster(run, **cluster_args(args.gateways, args.prefill, args.decode, args.strategy))
+        try:
+            found = measure(cluster, args.requests, args.groups, args.shared, args.concurrency, args.even, args.seed)
+        finally:
+            cluster.down()
+    print("\n".join(found.facts))
+    print("\n".join(f"wrong: {what}" for what in found.wrong) or "all books agree")
+    return 1 if found.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

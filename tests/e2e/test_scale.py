@@ -1,0 +1,31 @@
+"""Simulated workers, more than the machine would bear of real ones."""
+
+import sys
+
+import pytest
+
+from cluster import ROOT
+from conftest import client_of
+from test_failures import LONG, Background, worker_of
+
+sys.path.insert(0, str(ROOT / "bench"))
+import scale  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def simulated(start_cluster):
+    return start_cluster(**scale.cluster_args())
+
+
+def test_a_thousand_requests_leave_books_that_agree(simulated):
+    found = scale.measure(simulated, 1000, even=2)  # how even they are to a hair depends on the machine
+    assert not found.wrong, "\n".join(found.wrong + found.facts)
+
+
+def test_a_simulated_answer_outlives_its_worker(simulated):
+    client = client_of(simulated)
+    long = {**LONG, "max_tokens": 200, "temperature": 1, "seed": 7}
+    running = Background(lambda: client.completions.create(**long))
+    simulated.kill(worker_of(simulated, "decode"))
+    answer = running.result().choices[0].token_ids
+    assert len(answer) == 200 and answer == client.completions.create(**long).choices[0].token_ids
