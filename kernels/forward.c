@@ -183,7 +183,7 @@ static bt_status sim_open(krn_model *model, const krn_model_options *options, bt
     if (options->n_ranks > 0)
         return bt_fail(err, BT_BAD_REQUEST, "backend sim has no experts to share: it cannot be one of %u ranks",
                        options->n_ranks);
-    bt_status status = krn_sim_open(options->dir, &model->config, &options->sim, &model->sim, err);
+    bt_status status = krn_sim_open(options->dir, &model->config, &options->sim, options->max_logits, &model->sim, err);
     if (status != BT_OK) return status;
     model->hash = krn_sim_hash(model->sim);
     bt_log(BT_LOG_INFO, "model", "simulated",
@@ -225,6 +225,7 @@ void krn_model_close(krn_model *model) {
 
 const mdl_config *krn_model_config(const krn_model *model) { return &model->config; }
 uint64_t krn_model_hash(const krn_model *model) { return model->hash; }
+const krn_sim *krn_model_sim(const krn_model *model) { return model->sim; }
 
 const krn_backend *krn_model_backend(const krn_model *model) {
     return model->sim != NULL ? krn_sim_backend(model->sim) : model->backend;
@@ -447,7 +448,10 @@ bt_status krn_forward(krn_model *model, krn_kv kv, const krn_sequence *sequences
     uint32_t n_rows = check_rows(model, sequences, n_sequences);
     if (model->ep == NULL && n_rows == 0) return BT_OK;
     if (model->sim != NULL) {
-        krn_sim_forward(model->sim, kv, sequences, n_sequences, logits, on_layer, context);
+        krn_sim_forward(model->sim, kv, sequences, n_sequences, on_layer, context);
+        for (uint32_t s = 0, row = 0; s < n_sequences && logits != NULL; s++)
+            for (uint32_t i = 0; i < sequences[s].n_logits; i++, row++)
+                krn_sim_logits(model->sim, row, logits + (size_t)row * c->vocab_size);
         return BT_OK;
     }
     gather_rows(model, sequences, n_sequences);

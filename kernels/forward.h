@@ -29,6 +29,7 @@ void krn_model_close(krn_model *model);
 
 const mdl_config *krn_model_config(const krn_model *model);
 const krn_backend *krn_model_backend(const krn_model *model);
+const krn_sim *krn_model_sim(const krn_model *model);    /* NULL: another backend */
 uint64_t krn_model_hash(const krn_model *model);         /* mdl_checkpoint_hash() or krn_sim_hash() */
 uint64_t krn_model_weight_bytes(const krn_model *model); /* krn_weights.n_bytes; "sim": 0, as the next two */
 uint64_t krn_model_active_bytes(const krn_model *model); /* krn_weights.active_bytes */
@@ -52,8 +53,9 @@ void krn_model_set_exchange(krn_model *model, ep_exchange *exchange);
 
 /* One step: the sequences' rows (together <= max_rows) go through all layers; `logits` receives
  * [sum of n_logits][vocab_size] in the order of the sequences. Sequences may not share a block that one of them
- * writes. `on_layer` may be NULL. Ids, lengths and counts outside the limits are the caller's bug (BT_ASSERT): whoever
- * takes them from a client checks them.
+ * writes. `on_layer` may be NULL; with backend "sim" `logits` may be NULL, and krn_sim_logits() gives them row by row.
+ * Ids, lengths and counts outside the limits are the caller's bug (BT_ASSERT): whoever takes them from a client checks
+ * them.
  *
  * With n_ranks > 1 all ranks of the group make this call, with zero sequences if they have none; a rank learns from
  * the exchange that it is called. BT_PEER_LOST, then only: the group has failed, or this model has no exchange. Rows of

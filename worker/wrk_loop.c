@@ -286,8 +286,8 @@ static bool step_run(wrk_engine *engine) {
     actions_run(engine);
     bool is_called = !has_step && node->ep != NULL && wrk_ep_is_called(node->ep); /* a step without rows of ours */
     if (!has_step && !is_called) return false;
-    bt_status status =
-        krn_forward(node->model, node->kv, step.sequences, step.n_sequences, node->logits, on_layer, engine);
+    float *logits = krn_model_sim(node->model) == NULL ? node->logits : NULL; /* wrk_node asks for those it needs */
+    bt_status status = krn_forward(node->model, node->kv, step.sequences, step.n_sequences, logits, on_layer, engine);
     if (status != BT_OK) { /* only a group of ranks can fail */
         group_lose(engine);
         return true;

@@ -364,16 +364,26 @@ void wrk_node_close(wrk_node *node) {
     /* The queue stays: a signal handler may still wake it. The process ends here. */
 }
 
+/* Row `row` of the step's logits; a simulated model's come when they are asked for. */
+static float *logits_of(wrk_node *node, uint32_t row) {
+    float *logits = node->logits + (size_t)row * krn_model_config(node->model)->vocab_size;
+    const krn_sim *sim = krn_model_sim(node->model);
+    if (sim != NULL) krn_sim_logits(sim, row, logits);
+    return logits;
+}
+
 uint32_t wrk_node_draw(wrk_node *node, uint32_t row, const krn_draw_args *args) {
-    size_t vocab_size = krn_model_config(node->model)->vocab_size;
-    return krn_draw(node->drawer, node->logits + row * vocab_size, args,
-                    node->top + (size_t)row * WIRE_MAX_TOP_LOGPROBS, &node->logprobs[row]);
+    const krn_sim *sim = krn_model_sim(node->model);
+    uint32_t token;
+    if (sim != NULL && krn_sim_draw(sim, row, args, &token)) return token;
+    return krn_draw(node->drawer, logits_of(node, row), args, node->top + (size_t)row * WIRE_MAX_TOP_LOGPROBS,
+                    &node->logprobs[row]);
 }
 
 void wrk_node_score(wrk_node *node, uint32_t row, uint32_t token, uint32_t n_top) {
     uint32_t vocab_size = krn_model_config(node->model)->vocab_size;
-    krn_logprobs(node->logits + (size_t)row * vocab_size, vocab_size, token, n_top,
-                 node->top + (size_t)row * WIRE_MAX_TOP_LOGPROBS, &node->logprobs[row]);
+    krn_logprobs(logits_of(node, row), vocab_size, token, n_top, node->top + (size_t)row * WIRE_MAX_TOP_LOGPROBS,
+                 &node->logprobs[row]);
 }
 
 void wrk_node_export(wrk_node *node, const wire_load *load, uint32_t n_cached_blocks) {

@@ -133,6 +133,48 @@ static void test_text_follows_from_the_cache(void) {
     test_engine_close(&t.engine);
 }
 
+/* Drawing from a row's few tokens is drawing from the row. */
+static void test_few_are_as_good_as_all(void) {
+    enum { N_TEXTS = 400 };
+    text t;
+    text_open(&t, 4, (krn_sim_options){.output_tokens = 3});
+    const krn_sim *sim = krn_model_sim(t.engine.model);
+    krn_drawer *drawer = krn_drawer_open(t.engine.vocab);
+    const uint32_t eos = krn_model_config(t.engine.model)->eos_token_ids[0];
+    uint32_t n_ends = 0, n_different = 0, last = 0, *all = bt_calloc(t.engine.vocab, sizeof(uint32_t));
+    for (uint32_t i = 0; i < t.engine.vocab; i++) all[i] = i;
+    for (uint32_t i = 0; i < N_TEXTS; i++) {
+        const wire_constraint none = {0}, biased = {.logit_bias = &(wire_bias){5, 1}, .n_logit_bias = 1};
+        const wire_sampling sampling = {.temperature = (float)(i % 3), .top_p = i % 2 ? 0.8f : 1, .seed = i};
+        krn_draw_args args = {.sampling = &sampling,
+                              .constraint = &none,
+                              .n_prompt = N_PROMPT,
+                              .n_tokens = N_PROMPT + i,
+                              .banned = &eos,
+                              .n_banned = i % 5 == 0};
+        uint32_t token = UINT32_MAX;
+        t.ids[0] = i;
+        rows(&t, 0, KRN_EXPANDED);
+        CHECK(krn_sim_draw(sim, 0, &args, &token), "a plain request is drawn from the few");
+        uint32_t expected = krn_draw(drawer, t.engine.logits, &args, NULL, NULL);
+        CHECK(token == expected, "text %u: %u of the few, %u of all", i, token, expected);
+        CHECK(token != eos || args.n_banned == 0, "text %u ends where it must not", i);
+        n_ends += token == eos;
+        n_different += token != last;
+        last = token;
+        args.constraint = &biased;
+        CHECK(!krn_sim_draw(sim, 0, &args, &token), "a bias needs all of the row");
+        args.constraint = &none;
+        args.banned = all;
+        args.n_banned = t.engine.vocab;
+        CHECK(!krn_sim_draw(sim, 0, &args, &token), "so does whoever bans the few");
+    }
+    CHECK(n_ends > N_TEXTS / 10 && n_ends < N_TEXTS / 3 && n_different > N_TEXTS / 2, "%u ends", n_ends);
+    krn_drawer_close(drawer);
+    free(all);
+    test_engine_close(&t.engine);
+}
+
 static void note_layer(void *context, uint32_t layer) {
     uint32_t *n_done = context;
     CHECK(layer == *n_done, "layer %u after %u", layer, *n_done);
@@ -206,6 +248,7 @@ int main(void) {
     test_text_is_printable();
     test_output_ends();
     test_text_follows_from_the_cache();
+    test_few_are_as_good_as_all();
     test_a_step_takes_its_time();
     test_what_it_says_of_itself();
     test_refusals();

@@ -1,11 +1,17 @@
 /* Cells instead of latents, hashes instead of sums, sleep instead of work.
  *
  * A layer's row reads its own cell of the layer below (the lowest: token, position and form) and two cells of its own
- * layer at earlier positions, and stores what they mix to. So the cache is the only state: nothing else is kept between
- * two steps, and logits come from the last layer's cell alone. Does not draw tokens: that is draw.c, as ever. */
+ * layer at earlier positions, and stores what they mix to. So the cache is the only state: nothing else outlives a
+ * step, and logits come from the last layer's cell alone.
+ *
+ * Of a row's logits only a few differ from all others, so most draws need not see the vocabulary: with 129,280 tokens
+ * that is the difference between one microsecond and hundreds. Requests that need all of a row get it, for draw.c.
+ */
 #include "kernels/sim/sim.h"
 
 #include <errno.h>
+#include <malloc.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -14,6 +20,7 @@
 #include "common/core/alloc.h"
 #include "common/core/clock.h"
 #include "common/text/tokenizer.h"
+#include "kernels/sampler.h"
 
 /* What the cache holds of a token in a layer. */
 typedef struct {
@@ -22,12 +29,23 @@ typedef struct {
 } cell;
 _Static_assert(sizeof(cell) == KRN_SIM_WIDTH * 2, "a cell is a row of the cache");
 
+enum { N_PRINTED = 8, N_FEW = N_PRINTED + 1 }; /* and end-of-sequence */
+
+/* The tokens of a row that can be drawn, ids ascending. */
+typedef struct {
+    uint32_t n, ids[N_FEW];
+    float logits[N_FEW];
+} few;
+
 struct krn_sim {
     krn_backend backend; /* without operations */
     krn_sim_options options;
     const mdl_config *config; /* borrowed */
     uint32_t *printable;      /* [n_printable] ids */
     uint32_t n_printable;
+    few *rows; /* [max_logits], of the last step */
+    uint32_t max_logits;
+    krn_sampler *sampler; /* of N_FEW tokens */
     bool has_sharp_timer;
 };
 
@@ -52,12 +70,13 @@ static bt_status printable_find(krn_sim *sim, const char *dir, bt_error *err) {
     for (uint32_t id = 0; id < n; id++)
         if (is_printable(tokenizer, id)) sim->printable[sim->n_printable++] = id;
     tok_close(tokenizer);
+    malloc_trim(0); /* a tokenizer of 129,280 tokens leaves 50 MB behind */
     if (sim->n_printable > 0) return BT_OK;
     return bt_fail(err, BT_BAD_REQUEST, "%s/tokenizer.json: no token is printable", dir);
 }
 
-bt_status krn_sim_open(const char *dir, const mdl_config *config, const krn_sim_options *options, krn_sim **out,
-                       bt_error *err) {
+bt_status krn_sim_open(const char *dir, const mdl_config *config, const krn_sim_options *options, uint32_t max_logits,
+                       krn_sim **out, bt_error *err) {
     enum { MAX_US = 10000000, MAX_OUTPUT = 1 << 24 };
     if (options->step_us > MAX_US || options->prefill_us_per_token > MAX_US || options->row_us > MAX_US)
         return bt_fail(err, BT_BAD_REQUEST, "a simulated time is above %d microseconds", MAX_US);
@@ -68,6 +87,9 @@ bt_status krn_sim_open(const char *dir, const mdl_config *config, const krn_sim_
     sim->backend = (krn_backend){.name = "sim", .isa = "none", .kv = KV_BFLOAT16};
     sim->options = *options;
     sim->config = config;
+    sim->max_logits = max_logits;
+    sim->rows = bt_calloc(max_logits, sizeof(few));
+    sim->sampler = krn_sampler_open(N_FEW);
     bt_status status = printable_find(sim, dir, err);
     if (status != BT_OK) {
         krn_sim_close(sim);
@@ -80,6 +102,8 @@ bt_status krn_sim_open(const char *dir, const mdl_config *config, const krn_sim_
 void krn_sim_close(krn_sim *sim) {
     if (sim == NULL) return;
     free(sim->printable);
+    free(sim->rows);
+    krn_sampler_close(sim->sampler);
     free(sim);
 }
 
@@ -130,24 +154,70 @@ static void store_row(const krn_sim *sim, krn_kv kv, const krn_sequence *sequenc
         (cell){(uint32_t)hash, end_of(sim, sequence, position, before->end, hash)};
 }
 
-/* Steps of half a unit, so that a temperature spreads the choice over the candidates; all others together weigh less
- * than a thousandth of one, whatever the vocabulary. */
-static void put_logits(const krn_sim *sim, const cell *last, uint32_t position, float *logits) {
-    enum { N_CANDIDATES = 8 };
-    const mdl_config *c = sim->config;
-    memset(logits, 0, c->vocab_size * sizeof(float));
-    for (uint32_t i = 0; i < N_CANDIDATES; i++) {
-        uint32_t id = sim->printable[mix(last->state, i) % sim->n_printable];
-        float logit = 30 - 0.5f * (float)i;
-        if (logits[id] < logit) logits[id] = logit;
+/* ---- logits ---- */
+
+/* In the order of ids; of two equal ones the first stays. */
+static void few_add(few *f, uint32_t id, float logit) {
+    uint32_t at = f->n;
+    for (uint32_t i = 0; i < f->n; i++)
+        if (f->ids[i] == id) return;
+    for (; at > 0 && f->ids[at - 1] > id; at--) {
+        f->ids[at] = f->ids[at - 1];
+        f->logits[at] = f->logits[at - 1];
     }
-    if (last->end == position + 1 && c->n_eos_token_ids > 0) logits[c->eos_token_ids[0]] = 50;
+    f->ids[at] = id;
+    f->logits[at] = logit;
+    f->n++;
+}
+
+/* Steps of half a unit, so that a temperature spreads the choice. */
+static void few_make(const krn_sim *sim, const cell *last, uint32_t position, few *out) {
+    const mdl_config *c = sim->config;
+    out->n = 0;
+    if (last->end == position + 1 && c->n_eos_token_ids > 0) few_add(out, c->eos_token_ids[0], 20);
+    for (uint32_t i = 0; i < N_PRINTED; i++)
+        few_add(out, sim->printable[mix(last->state, i) % sim->n_printable], -0.5f * (float)i);
+}
+
+void krn_sim_logits(const krn_sim *sim, uint32_t row, float *logits) {
+    const float never = -1000; /* not -infinity: logprobs are numbers */
+    const few *f = &sim->rows[row];
+    for (uint32_t i = 0; i < sim->config->vocab_size; i++) logits[i] = never;
+    for (uint32_t i = 0; i < f->n; i++) logits[f->ids[i]] = f->logits[i];
+}
+
+static bool is_plain(const krn_draw_args *args) {
+    const wire_sampling *s = args->sampling;
+    const wire_constraint *c = args->constraint;
+    bool is_repetitive = s->repetition_penalty == 0 || s->repetition_penalty == 1;
+    return c->n_allowed_token_ids == 0 && c->n_bad_words == 0 && c->n_logit_bias == 0 && s->n_logprobs == 0 &&
+           is_repetitive && s->presence_penalty == 0 && s->frequency_penalty == 0;
+}
+
+static bool is_banned(const krn_draw_args *args, uint32_t id) {
+    for (uint32_t i = 0; i < args->n_banned; i++)
+        if (args->banned[i] == id) return true;
+    return false;
+}
+
+bool krn_sim_draw(const krn_sim *sim, uint32_t row, const krn_draw_args *args, uint32_t *token) {
+    if (!is_plain(args)) return false;
+    const few *f = &sim->rows[row];
+    float logits[N_FEW];
+    bool has_any = false;
+    for (uint32_t i = 0; i < N_FEW; i++) {
+        logits[i] = i < f->n && !is_banned(args, f->ids[i]) ? f->logits[i] : -INFINITY;
+        has_any |= logits[i] > -INFINITY;
+    }
+    if (!has_any) return false;
+    *token = f->ids[krn_sample(sim->sampler, logits, args->sampling, args->n_tokens)];
+    return true;
 }
 
 /* ---- time ---- */
 
 static void sleep_until(krn_sim *sim, int64_t until_ns) {
-    if (!sim->has_sharp_timer) { /* the kernel may be 50 us late otherwise; of this thread, so not at open */
+    if (!sim->has_sharp_timer) { /* else the kernel may be 50 us late; not at open: threads inherit it */
         prctl(PR_SET_TIMERSLACK, 1000, 0, 0, 0);
         sim->has_sharp_timer = true;
     }
@@ -165,7 +235,7 @@ static int64_t step_ns(const krn_sim *sim, const krn_sequence *sequences, uint32
     return us * BT_NS_PER_US;
 }
 
-void krn_sim_forward(krn_sim *sim, krn_kv kv, const krn_sequence *sequences, uint32_t n_sequences, float *logits,
+void krn_sim_forward(krn_sim *sim, krn_kv kv, const krn_sequence *sequences, uint32_t n_sequences,
                      krn_layer_done on_layer, void *context) {
     int64_t begin_ns = bt_now_ns(), duration_ns = step_ns(sim, sequences, n_sequences);
     for (uint32_t layer = 0; layer < KRN_SIM_LAYERS; layer++) {
@@ -174,12 +244,13 @@ void krn_sim_forward(krn_sim *sim, krn_kv kv, const krn_sequence *sequences, uin
         if (duration_ns > 0) sleep_until(sim, begin_ns + duration_ns * (layer + 1) / KRN_SIM_LAYERS);
         if (on_layer != NULL) on_layer(context, layer);
     }
+    uint32_t n = 0;
     for (uint32_t s = 0; s < n_sequences; s++) {
         const krn_sequence *sequence = &sequences[s];
+        BT_ASSERT(sequence->n_logits <= sim->max_logits - n);
         for (uint32_t i = sequence->n_rows - sequence->n_logits; i < sequence->n_rows; i++) {
             uint32_t position = sequence->position + i;
-            put_logits(sim, cell_at(kv, sequence, KRN_SIM_LAYERS - 1, position), position, logits);
-            logits += sim->config->vocab_size;
+            few_make(sim, cell_at(kv, sequence, KRN_SIM_LAYERS - 1, position), position, &sim->rows[n++]);
         }
     }
 }
