@@ -19,7 +19,7 @@ static void put_u64(bt_buf *out, uint64_t value) {
 
 static void put_text(bt_buf *out, const char *text) { gw_json_put_string(out, text, strlen(text)); }
 
-static void put_ids(bt_buf *out, const uint32_t *ids, size_t n_ids) {
+void gw_format_ids(const uint32_t *ids, size_t n_ids, bt_buf *out) {
     if (ids == NULL) {
         PUT(out, "null");
         return;
@@ -101,7 +101,7 @@ static void put_of_prompt(const gw_format_choice *choice, bt_buf *out) {
     PUT(out, ",\"prompt_logprobs\":");
     put_json_or_null(choice->prompt_logprobs, out);
     PUT(out, ",\"prompt_token_ids\":");
-    put_ids(out, choice->prompt_ids, choice->n_prompt_ids);
+    gw_format_ids(choice->prompt_ids, choice->n_prompt_ids, out);
 }
 
 /* ---- events -------------------------------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ void gw_format_delta(const gw_format *format, uint32_t index, const gw_format_ch
     }
     if (piece->ids != NULL) {
         PUT(out, ",\"token_ids\":");
-        put_ids(out, piece->ids, piece->n_ids);
+        gw_format_ids(piece->ids, piece->n_ids, out);
     }
     end_chunk(format, piece->logprobs, NULL, usage, out);
 }
@@ -262,7 +262,7 @@ void gw_format_body_choice(const gw_format *format, uint32_t index, const gw_for
     put_logprobs(choice->logprobs, out);
     put_finish(&choice->finish, out);
     PUT(out, ",\"token_ids\":");
-    put_ids(out, choice->ids, choice->n_ids);
+    gw_format_ids(choice->ids, choice->n_ids, out);
     if (!format->is_chat) put_of_prompt(choice, out);
     PUT(out, "}");
 }

@@ -80,6 +80,9 @@ void gw_format_body_begin(const gw_format *format, bt_buf *out);
 void gw_format_body_choice(const gw_format *format, uint32_t index, const gw_format_choice *choice, bt_buf *out);
 void gw_format_body_end(const gw_format *format, const gw_usage *usage, const gw_format_choice *first, bt_buf *out);
 
+/* A list of token ids; `ids` NULL: null. */
+void gw_format_ids(const uint32_t *ids, size_t n_ids, bt_buf *out);
+
 /* ---- models ---------------------------------------------------------------------------------------------------------
  */
 

@@ -136,7 +136,7 @@ static bt_status parse_output(gw_request *request, gw_error *error) {
     return status;
 }
 
-static bt_status parse_root(char *body, size_t n_bytes, gw_json_notes *notes, gw_request *request, gw_error *error) {
+bt_status gw_api_parse_root(char *body, size_t n_bytes, gw_json_notes *notes, gw_request *request, gw_error *error) {
     bt_error err = {0};
     if (gw_json_check(body, n_bytes, notes, &err) != BT_OK)
         return gw_fail(error, 400, "", "The body is not valid JSON: %s.", err.text);
@@ -154,7 +154,7 @@ bt_status gw_api_parse(gw_endpoint endpoint, const gw_api_rules *rules, char *bo
                        gw_error *error) {
     gw_request request = {.endpoint = endpoint};
     gw_json_notes notes;
-    bt_status status = parse_root(body, n_bytes, &notes, &request, error);
+    bt_status status = gw_api_parse_root(body, n_bytes, &notes, &request, error);
     if (status == BT_OK) status = parse_output(&request, error);
     if (status == BT_OK && endpoint == GW_CHAT) status = gw_api_parse_chat(rules, &request, error);
     if (status == BT_OK && endpoint == GW_COMPLETION) status = gw_api_parse_completion(rules, &request, error);

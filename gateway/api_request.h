@@ -51,6 +51,7 @@ typedef struct {
     const char *cache_salt; /* "" when absent */
 
     bool stream, include_usage, continuous_usage;
+    bool returns_token_strs; /* /tokenize */
     bool include_stop_str, skip_special_tokens, add_special_tokens, echo, include_reasoning, return_token_ids;
 
     wire_sampling sampling; /* every default filled in, but the seed if !has_seed, and n_prompt_logprobs */
@@ -102,6 +103,16 @@ typedef struct {
  * failure there is nothing to free and *error says what the client is told. */
 bt_status gw_api_parse(gw_endpoint endpoint, const gw_api_rules *rules, char *body, size_t n_bytes, gw_request *out,
                        gw_error *error);
+
+/* POST /tokenize and /detokenize, likewise. What is filled in: endpoint, model, and
+ *   of a chat (`messages`): what it takes to render it;
+ *   of text (`prompt`, which may be empty): prompts[0].text, add_special_tokens;
+ *   of /detokenize: prompts[0].ids. */
+bt_status gw_api_parse_tokenize(const gw_api_rules *rules, char *body, size_t n_bytes, gw_request *out,
+                                gw_error *error);
+bt_status gw_api_parse_detokenize(const gw_api_rules *rules, char *body, size_t n_bytes, gw_request *out,
+                                  gw_error *error);
+
 void gw_request_fini(gw_request *request); /* of a zeroed one, or twice: nothing */
 
 #endif

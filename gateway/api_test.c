@@ -235,6 +235,37 @@ static void check_rows(gw_endpoint endpoint, const row *rows, size_t n_rows) {
     }
 }
 
+typedef bt_status (*tokenize_parser)(const gw_api_rules *rules, char *body, size_t n_bytes, gw_request *out,
+                                     gw_error *error);
+
+static void check_tokenize(tokenize_parser parser, const char *body, const char *param, const char *why) {
+    gw_request request;
+    gw_error error = {0};
+    char *copy = strdup(body);
+    bt_status status = parser(&rules, copy, strlen(copy), &request, &error);
+    CHECK((status == BT_OK) == (param == NULL), "%s: %s: %s", body, why, error.message);
+    if (status == BT_OK) gw_request_fini(&request);
+    if (param != NULL) CHECK(strcmp(error.param, param) == 0, "%s: %s: param %s", body, why, error.param);
+    free(copy);
+}
+
+static void test_tokenize(void) {
+    check_tokenize(gw_api_parse_tokenize, "{\"prompt\":\"\"}", NULL, "nothing has tokens too");
+    check_tokenize(gw_api_parse_tokenize, "{" U "}", NULL, "a chat");
+    check_tokenize(gw_api_parse_tokenize, M("\"tools\":[{\"type\":\"x\"}]"), "tools", "checked as in a chat");
+    check_tokenize(gw_api_parse_tokenize, "[]", "", "not an object");
+    check_tokenize(gw_api_parse_tokenize, "{}", "prompt", "neither");
+    check_tokenize(gw_api_parse_tokenize, "{\"prompt\":[\"x\"]}", "prompt", "one text");
+    check_tokenize(gw_api_parse_tokenize, M("\"chat_template\":\"x\""), "chat_template", "not from clients");
+    check_tokenize(gw_api_parse_tokenize, "{\"prompt\":\"x\",\"model\":1}", "model", "a string");
+    check_tokenize(gw_api_parse_detokenize, "{\"tokens\":[]}", NULL, "none");
+    check_tokenize(gw_api_parse_detokenize, "{\"tokens\":[0,2047]}", NULL, "the last one");
+    check_tokenize(gw_api_parse_detokenize, "{\"tokens\":[2048]}", "tokens", "out of the vocabulary");
+    check_tokenize(gw_api_parse_detokenize, "{\"tokens\":[1e30]}", "tokens", "far out");
+    check_tokenize(gw_api_parse_detokenize, "{\"tokens\":[[1]]}", "tokens", "nested");
+    check_tokenize(gw_api_parse_detokenize, "{\"tokens\":null}", "tokens", "missing");
+}
+
 /* ---- what the fields become ------------------------------------------------------------------------------------- */
 
 static void test_values(void) {
@@ -432,6 +463,7 @@ static void test_error(void) {
 int main(void) {
     check_rows(GW_CHAT, chat_rows, sizeof chat_rows / sizeof *chat_rows);
     check_rows(GW_COMPLETION, completion_rows, sizeof completion_rows / sizeof *completion_rows);
+    test_tokenize();
     test_values();
     test_logprobs_and_bad_words();
     test_tool_choice();

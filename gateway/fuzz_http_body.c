@@ -1,4 +1,4 @@
-/* libFuzzer: a request body, as both endpoints read it. The first byte picks the rules. */
+/* libFuzzer: a request body, as every endpoint reads it. The first byte picks the rules. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -6,6 +6,18 @@
 #include "gateway/api_request.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes);
+
+typedef bt_status (*parse_function)(const gw_api_rules *rules, char *body, size_t n_bytes, gw_request *out,
+                                    gw_error *error);
+
+static void tokenize(const gw_api_rules *rules, const uint8_t *data, size_t n_bytes, parse_function parse) {
+    char *body = malloc(n_bytes);
+    if (n_bytes > 0) memcpy(body, data, n_bytes);
+    gw_request request;
+    gw_error error;
+    if (parse(rules, body, n_bytes, &request, &error) == BT_OK) gw_request_fini(&request);
+    free(body);
+}
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
     if (n_bytes == 0) return 0;
@@ -32,5 +44,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
         bt_buf_fini(&text);
         free(body);
     }
+    tokenize(&rules, data + 1, n_bytes - 1, gw_api_parse_tokenize);
+    tokenize(&rules, data + 1, n_bytes - 1, gw_api_parse_detokenize);
     return 0;
 }

@@ -10,6 +10,8 @@
 #include "common/core/log.h"
 #include "common/text/reasoning.h"
 
+enum { MAX_TOKENIZER_CONFIG_BYTES = 16 << 20 };
+
 /* Some templates print old tool calls' arguments through tojson and so need an object; others join strings. One that
  * asks "is string" takes both: then the client's own string stays as it is. */
 static bool wants_argument_object(const char *source) {
@@ -28,13 +30,12 @@ static bool wants_argument_object(const char *source) {
     return false;
 }
 
-static bt_status read_file(const char *path, bt_buf *out, bt_error *err) {
+static bt_status read_file(const char *path, size_t limit_bytes, bt_buf *out, bt_error *err) {
     FILE *file = fopen(path, "rb");
-    if (file == NULL) return bt_fail(err, BT_BAD_REQUEST, "cannot open --chat-template %s", path);
+    if (file == NULL) return bt_fail(err, BT_BAD_REQUEST, "cannot open %s", path);
     char chunk[4096];
     size_t n;
-    while ((n = fread(chunk, 1, sizeof chunk, file)) > 0 && out->n_bytes <= TPL_MAX_SOURCE_BYTES)
-        bt_buf_put(out, chunk, n);
+    while ((n = fread(chunk, 1, sizeof chunk, file)) > 0 && out->n_bytes <= limit_bytes) bt_buf_put(out, chunk, n);
     fclose(file);
     return BT_OK;
 }
@@ -52,17 +53,48 @@ static bt_status choose_call_format(const gw_model_options *options, const char 
     return BT_OK;
 }
 
+/* A token of tokenizer_config.json may be an object with more about it: clients want the text. */
+static void flatten_token(cJSON *info, const char *name) {
+    const cJSON *token = cJSON_GetObjectItemCaseSensitive(info, name);
+    const char *content = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(token, "content"));
+    if (token == NULL) cJSON_AddNullToObject(info, name);
+    if (content != NULL) cJSON_ReplaceItemInObjectCaseSensitive(info, name, cJSON_CreateString(content));
+}
+
+/* `chat_template` NULL: none. Without the file only the keys that clients look for are there. */
+static void write_tokenizer_info(const char *model_dir, const char *chat_template, gw_model *model) {
+    bt_buf path = {0}, text = {0};
+    bt_buf_printf(&path, "%s/tokenizer_config.json", model_dir);
+    cJSON *info = NULL;
+    if (read_file(bt_buf_text(&path), MAX_TOKENIZER_CONFIG_BYTES, &text, NULL) == BT_OK)
+        info = cJSON_Parse(bt_buf_text(&text));
+    if (!cJSON_IsObject(info)) {
+        cJSON_Delete(info);
+        info = cJSON_CreateObject();
+    }
+    static const char *const wanted[] = {"bos_token", "eos_token", "pad_token", "unk_token", "tokenizer_class"};
+    for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) flatten_token(info, wanted[i]);
+    cJSON_DeleteItemFromObjectCaseSensitive(info, "chat_template");
+    cJSON_AddItemToObject(info, "chat_template",
+                          chat_template == NULL ? cJSON_CreateNull() : cJSON_CreateString(chat_template));
+    model->tokenizer_info = cJSON_PrintUnformatted(info);
+    cJSON_Delete(info);
+    bt_buf_fini(&path);
+    bt_buf_fini(&text);
+}
+
 static bt_status open_template(const gw_model_options *options, gw_model *model, bt_error *err) {
     bt_buf file = {0};
     const char *source = tok_chat_template(model->tokenizer);
     bt_status status = BT_OK;
     if (options->chat_template[0] != 0) {
-        status = read_file(options->chat_template, &file, err);
+        status = read_file(options->chat_template, TPL_MAX_SOURCE_BYTES, &file, err);
         source = bt_buf_text(&file);
     }
     if (status == BT_OK && source == NULL)
         bt_log(BT_LOG_WARN, "gateway", "no chat template: chat is refused", "model=%s", options->model_dir);
     if (status == BT_OK) status = choose_call_format(options, source, model, err);
+    if (status == BT_OK) write_tokenizer_info(options->model_dir, source, model);
     if (status == BT_OK && source != NULL) {
         status = tpl_open(source, strlen(source), &model->chat_template, err);
         model->rules.has_developer_role = strstr(source, "developer") != NULL;
@@ -161,6 +193,7 @@ void gw_model_close(gw_model *model) {
     if (model == NULL) return;
     tpl_close(model->chat_template);
     tok_close(model->tokenizer);
+    cJSON_free(model->tokenizer_info);
     for (uint32_t i = 0; i < model->n_served_names; i++) free(model->served_names[i]);
     free(model);
 }

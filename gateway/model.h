@@ -24,6 +24,7 @@ typedef struct {
     uint32_t max_model_len;       /* tokens of prompt and output */
     uint32_t longest_token_bytes; /* so many bytes of text are at least one token */
     bool has_reasoning;           /* deepseek_r1 splits thought from answer */
+    char *tokenizer_info;         /* owned; JSON: tokenizer_config.json with the chat template in use */
     tcl_format call_format;       /* how the model writes tool calls; TCL_NONE: they are content */
     int64_t created_s;            /* Unix time of the start */
     char fingerprint[32];         /* changes with version and model */

@@ -132,12 +132,25 @@ static void truncate_left(const gw_request *request, gw_tokens *out) {
     out->ids.n_ids = (size_t)keep;
 }
 
+static bt_status build(const gw_model *model, const gw_request *request, uint32_t index, uint32_t max_model_len,
+                       gw_tokens *out, gw_error *error) {
+    return request->endpoint == GW_CHAT ? build_chat(model, request, max_model_len, out, error)
+                                        : build_completion(model, request, index, max_model_len, out, error);
+}
+
+bt_status gw_prompt_encode(const gw_model *model, const gw_request *request, uint32_t max_model_len, tok_ids *out,
+                           gw_error *error) {
+    gw_tokens tokens = {0};
+    bt_status status = build(model, request, 0, max_model_len, &tokens, error);
+    if (status == BT_OK) *out = tokens.ids;
+    if (status != BT_OK) gw_tokens_fini(&tokens);
+    return status;
+}
+
 bt_status gw_prompt_build(const gw_model *model, const gw_request *request, uint32_t index, uint32_t max_model_len,
                           gw_tokens *out, gw_error *error) {
     gw_tokens tokens = {0};
-    bt_status status = request->endpoint == GW_CHAT
-                           ? build_chat(model, request, max_model_len, &tokens, error)
-                           : build_completion(model, request, index, max_model_len, &tokens, error);
+    bt_status status = build(model, request, index, max_model_len, &tokens, error);
     if (status == BT_OK) truncate_left(request, &tokens);
     if (status == BT_OK) status = check_length(request, max_model_len, &tokens, error);
     if (status != BT_OK) {

@@ -16,6 +16,11 @@ typedef struct {
 bt_status gw_prompt_build(const gw_model *model, const gw_request *request, uint32_t index, uint32_t max_model_len,
                           gw_tokens *out, gw_error *error);
 
+/* Only the ids, however many: of a chat or a completion's first prompt, for /tokenize. BT_BAD_REQUEST: the template
+ * refused, or the text is so long that it cannot fit in max_model_len. */
+bt_status gw_prompt_encode(const gw_model *model, const gw_request *request, uint32_t max_model_len, tok_ids *out,
+                           gw_error *error);
+
 /* request->bad_words -> request->constraint.bad_words, in its arena. As vLLM tokenises them: each word without white
  * space in front, and once more behind a space if that makes as many tokens and another first one. BT_BAD_REQUEST: a
  * word has no tokens, or more than WIRE_MAX_BAD_WORD_TOKENS. */

@@ -9,6 +9,7 @@
 #include "gateway/api_format.h"
 #include "gateway/reply.h"
 #include "gateway/serve.h"
+#include "gateway/tokenize.h"
 
 enum { GET = 1, POST = 2, HEAD = 4 };
 
@@ -91,7 +92,8 @@ static const route routes[] = {
     {"/v1/models", GET | HEAD, true, answer_models},   {"/v1/models/", GET | HEAD, true, answer_model},
     {"/health", GET | HEAD, false, answer_health},     {"/ping", GET | POST | HEAD, false, answer_health},
     {"/version", GET | HEAD, false, answer_version},   {"/load", GET | HEAD, false, answer_load},
-    {"/metrics", GET | HEAD, false, answer_metrics},
+    {"/metrics", GET | HEAD, false, answer_metrics},   {"/tokenize", POST, false, gw_tokenize},
+    {"/detokenize", POST, false, gw_detokenize},       {"/tokenizer_info", GET | HEAD, false, gw_tokenizer_info},
 };
 
 static const route *find_route(const char *path, const char **rest) {

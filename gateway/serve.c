@@ -48,7 +48,14 @@ static bt_status check_content_type(const gw_http_exchange *exchange, gw_error *
     return gw_fail(error, 400, "", "Unsupported Media Type: Only 'application/json' is allowed.");
 }
 
-static bt_status check_model(const gw_model *model, const gw_request *request, const char **out, gw_error *error) {
+bt_status gw_serve_check_body(const gw_call *call, gw_error *error) {
+    uint64_t limit = call->loop->server->config.http_body_limit;
+    if (gw_http_body(call->exchange).n_bytes > limit)
+        return gw_fail(error, 413, "", "The request body is over the limit of %llu bytes.", (unsigned long long)limit);
+    return check_content_type(call->exchange, error);
+}
+
+bt_status gw_serve_find_model(const gw_model *model, const gw_request *request, const char **out, gw_error *error) {
     *out = gw_model_find(model, request->model);
     if (*out != NULL) return BT_OK;
     gw_fail(error, 404, "model", "The model `%s` does not exist.", request->model);
@@ -262,7 +269,7 @@ static bt_status admit(const gw_call *call, const gw_request *request, gw_error 
     gw_loop *loop = call->loop;
     const char *model_name;
     const gw_strategy *strategy;
-    bt_status status = check_model(loop->server->model, request, &model_name, error);
+    bt_status status = gw_serve_find_model(loop->server->model, request, &model_name, error);
     if (status == BT_OK) status = choose_strategy(call, &strategy, error);
     if (status != BT_OK) return status;
     uint32_t n_requests = (request->endpoint == GW_CHAT ? 1 : request->n_prompts) * request->n_choices;
@@ -296,10 +303,7 @@ void gw_serve(const gw_call *call, gw_endpoint endpoint) {
     gw_request request = {0};
     gw_http_text body = gw_http_body(call->exchange);
     bt_status status = check_load(call->loop, &error);
-    if (status == BT_OK && body.n_bytes > call->loop->server->config.http_body_limit)
-        status = gw_fail(&error, 413, "", "The request body is over the limit of %llu bytes.",
-                         (unsigned long long)call->loop->server->config.http_body_limit);
-    if (status == BT_OK) status = check_content_type(call->exchange, &error);
+    if (status == BT_OK) status = gw_serve_check_body(call, &error);
     if (status == BT_OK)
         status = gw_api_parse(endpoint, &call->loop->server->model->rules, (char *)(uintptr_t)body.bytes, body.n_bytes,
                               &request, &error);

@@ -12,6 +12,12 @@
 
 void gw_serve(const gw_call *call, gw_endpoint endpoint);
 
+/* What every POST body is checked for before it is parsed: its size, its type. */
+bt_status gw_serve_check_body(const gw_call *call, gw_error *error);
+
+/* The served name that the client meant, 404: none of ours. */
+bt_status gw_serve_find_model(const gw_model *model, const gw_request *request, const char **out, gw_error *error);
+
 /* What gw_core decided about a choice, from gw_loop_pump(); action->user is the choice. */
 void gw_serve_on_action(gw_loop *loop, const gw_action *action);
 

@@ -73,6 +73,11 @@ bool bpe_unmap(const char *text, uint8_t *out, size_t *n_bytes) {
     return true;
 }
 
+static uint32_t char_of_byte(uint8_t byte) {
+    if (is_self_mapped(byte)) return byte;
+    return 256u + (byte < 33 ? byte : byte < 161 ? byte - 94u : 67u);
+}
+
 static uint32_t hash_bytes(const uint8_t *bytes, size_t n_bytes) { return (uint32_t)XXH3_64bits(bytes, n_bytes); }
 
 static uint32_t hash_pair(uint64_t pair) { return (uint32_t)((pair * 0x9e3779b97f4a7c15u) >> 32); }
@@ -81,6 +86,20 @@ static uint32_t table_mask(size_t n_entries) {
     uint32_t n_slots = 64;
     while (n_slots < 2 * n_entries) n_slots *= 2;
     return n_slots - 1;
+}
+
+void bpe_put_entry(const bpe_model *model, uint32_t id, bt_buf *out) {
+    size_t n_bytes;
+    const uint8_t *bytes = bpe_token_bytes(model, id, &n_bytes);
+    if (n_bytes > 0 && !model->tokens[id].is_byte_level) {
+        bt_buf_put(out, bytes, n_bytes);
+        return;
+    }
+    for (size_t i = 0; i < n_bytes; i++) {
+        uint32_t c = char_of_byte(bytes[i]); /* below U+0144 */
+        if (c < 0x80) bt_buf_put(out, (uint8_t[]){(uint8_t)c}, 1);
+        if (c >= 0x80) bt_buf_put(out, (uint8_t[]){(uint8_t)(0xc0 | c >> 6), (uint8_t)(0x80 | (c & 0x3f))}, 2);
+    }
 }
 
 bool bpe_find(const bpe_model *model, const uint8_t *bytes, size_t n_bytes, uint32_t *id) {

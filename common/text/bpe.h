@@ -11,6 +11,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "common/core/buf.h"
 #include "common/core/status.h"
 
 typedef struct bpe_model bpe_model; /* immutable, any thread */
@@ -52,5 +53,8 @@ bool bpe_find(const bpe_model *model, const uint8_t *bytes, size_t n_bytes, uint
 /* The bytes that a token's text in the file stands for: by ByteLevel's alphabet if every character is in it (returns
  * true), else its UTF-8 as it is (false). `out` has room for strlen(text) bytes. */
 bool bpe_unmap(const char *text, uint8_t *out, size_t *n_bytes);
+
+/* Appends an id's entry as the file writes it; nothing for ids without one. */
+void bpe_put_entry(const bpe_model *model, uint32_t id, bt_buf *out);
 
 #endif

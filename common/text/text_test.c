@@ -241,6 +241,26 @@ static void test_reasoning(const tok_tokenizer *tokenizer) {
     tok_ids_fini(&ids);
 }
 
+/* What tok_put_entry() writes is what bpe_unmap() read from the file. */
+static void test_entries(const tok_tokenizer *tokenizer) {
+    bt_buf entry = {0};
+    uint8_t unmapped[1024];
+    for (uint32_t id = 0; id < tok_vocab_size(tokenizer); id++) {
+        const uint8_t *bytes;
+        size_t n_bytes, n_unmapped;
+        tok_token_bytes(tokenizer, id, &bytes, &n_bytes);
+        bt_buf_clear(&entry);
+        tok_put_entry(tokenizer, id, &entry);
+        if (tok_is_added(tokenizer, id) || entry.n_bytes > sizeof unmapped) continue;
+        CHECK(bpe_unmap(bt_buf_text(&entry), unmapped, &n_unmapped), "%s", bt_buf_text(&entry));
+        CHECK(n_unmapped == n_bytes && memcmp(unmapped, bytes, n_bytes) == 0, "id %u: %s", id, bt_buf_text(&entry));
+    }
+    bt_buf_clear(&entry);
+    tok_put_entry(tokenizer, tok_vocab_size(tokenizer), &entry);
+    CHECK(entry.n_bytes == 0, "beyond the vocabulary there is nothing");
+    bt_buf_fini(&entry);
+}
+
 int main(void) {
     test_lossy_utf8();
     test_json();
@@ -252,6 +272,7 @@ int main(void) {
         test_tokenizer(tokenizer);
         test_detokenizer(tokenizer);
         test_reasoning(tokenizer);
+        test_entries(tokenizer);
     }
     tok_close(tokenizer);
     TEST_END();

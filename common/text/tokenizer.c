@@ -253,6 +253,15 @@ bt_status tok_token_bytes(const tok_tokenizer *tokenizer, uint32_t id, const uin
     return id < tok_vocab_size(tokenizer) ? BT_OK : BT_BAD_REQUEST;
 }
 
+void tok_put_entry(const tok_tokenizer *tokenizer, uint32_t id, bt_buf *out) {
+    const add_token *added = add_by_id(tokenizer->added, id);
+    if (added != NULL) {
+        bt_buf_put(out, added->bytes, added->n_bytes);
+    } else {
+        bpe_put_entry(tokenizer->model, id, out);
+    }
+}
+
 bool tok_is_special(const tok_tokenizer *tokenizer, uint32_t id) {
     const add_token *added = add_by_id(tokenizer->added, id);
     return added != NULL && added->is_special;

@@ -39,6 +39,10 @@ uint32_t tok_vocab_size(const tok_tokenizer *tokenizer);
  * BT_BAD_REQUEST: id >= tok_vocab_size(); *n_bytes is 0 then too. */
 bt_status tok_token_bytes(const tok_tokenizer *tokenizer, uint32_t id, const uint8_t **bytes, size_t *n_bytes);
 
+/* Appends an id's entry as tokenizer.json writes it, which for the space in front of a word is a letter like any other:
+ * what Hugging Face calls the token. Nothing for ids without text. */
+void tok_put_entry(const tok_tokenizer *tokenizer, uint32_t id, bt_buf *out);
+
 /* An added token with "special": true; skip_special_tokens drops these. <think> of DeepSeek is not one. */
 bool tok_is_special(const tok_tokenizer *tokenizer, uint32_t id);
 bool tok_is_added(const tok_tokenizer *tokenizer, uint32_t id);

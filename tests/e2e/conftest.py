@@ -53,7 +53,7 @@ def shared_cluster(start_cluster):
 
 @pytest.fixture(scope="session")
 def shared_pair(start_cluster):
-    return start_cluster(n_prefill=2, n_decode=2, decode_ep=1)
+    return start_cluster(n_prefill=2, n_decode=2, decode_ep=1, gateway="--enable-tokenizer-info-endpoint")
 
 
 def lend(one):
