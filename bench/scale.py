@@ -15,33 +15,39 @@ and "wrong: ..." for each thing that does not add up: exit status 1 then. It mus
   - Redis names the workers that were started, every gateway sees them, and neither knows others;
   - at the end no worker holds a request, a block or a lease.
 
-Figures of time are printed for orientation: the client shares the machine with the cluster.
+Figures of time are the gateways' own, for orientation: the client shares the machine with the cluster, and it is the
+client, written in Python, that limits the requests per second.
 """
 import argparse
 import asyncio
 import collections
 import json
+import os
 import random
+import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "e2e"))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "e2e"))
 from cluster import Cluster  # what the tests know a cluster by
 
 SIM = "--backend sim --sim-output-tokens 16 --log-level warn "
+PREFILL_US = 500, 5  # of a step, and of each row: 2 ms for a prompt of 300 tokens
+DECODE_US = 2000, 50  # 5 ms with 64 sequences
 MAX_TOKENS = 24  # of an answer: some end by themselves, some are cut
 
-Answer = collections.namedtuple("Answer", "prefill cached_header prompt output cached reason text ttft")
+Answer = collections.namedtuple("Answer", "prefill cached_header prompt output cached reason text")
 
 
 def cluster_args(n_gateways=2, n_prefill=4, n_decode=4, strategy="least-request"):
-    """For Cluster(). A prompt of 300 tokens takes 2 ms of prefill, decode 200 steps a second with 64 sequences."""
+    """For Cluster()."""
     return {"n_gateways": n_gateways, "n_prefill": n_prefill, "n_decode": n_decode, "decode_ep": 1,
-            "prefill": SIM + "--sim-step-us 500 --sim-prefill-us-per-token 5",
-            "decode": SIM + "--sim-step-us 2000 --sim-row-us 50 --max-num-seqs 64",
+            "prefill": SIM + "--sim-step-us %d --sim-prefill-us-per-token %d" % PREFILL_US,
+            "decode": SIM + "--max-num-seqs 64 --sim-step-us %d --sim-row-us %d" % DECODE_US,
             "gateway": f"--log-level warn --routing-strategy {strategy}"}
 
 
@@ -59,33 +65,31 @@ def make_prompts(rng, n_requests, n_groups, n_shared):
     return prompts
 
 
-async def read_stream(reader, begin):
-    """(headers, events, seconds to the first event); leaves the connection at the next answer's beginning."""
+async def read_stream(reader):
+    """(headers, events); leaves the connection at the next answer's beginning."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
     headers = dict(line.lower().split(": ", 1) for line in head[1:] if ": " in line)
     assert " 200 " in head[0], f"{head[0]}: {await reader.read(int(headers.get('content-length', 0)))}"
-    events, ttft, size = b"", 0, -1
+    events, size = b"", -1
     while size != 0:
         size = int(await reader.readuntil(b"\r\n"), 16)
         events += (await reader.readexactly(size + 2))[:-2]
-        ttft = ttft or time.perf_counter() - begin
-    return headers, events.decode().split("\n\n"), ttft
+    return headers, events.decode().split("\n\n")
 
 
 async def ask(reader, writer, prompt):
     payload = json.dumps({"model": "nano-r1", "prompt": prompt, "max_tokens": MAX_TOKENS, "temperature": 0,
                           "stream": True, "stream_options": {"include_usage": True}}).encode()
-    begin = time.perf_counter()
     writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: scale\r\nContent-Type: application/json\r\n"
                  b"Content-Length: %d\r\n\r\n" % len(payload) + payload)
-    headers, events, ttft = await read_stream(reader, begin)
+    headers, events = await read_stream(reader)
     assert events[-2:] == ["data: [DONE]", ""], f"the stream ends with {events[-2:]}"
     chunks = [json.loads(event.removeprefix("data: ")) for event in events[:-2] if event.startswith("data: ")]
     choices = [choice for chunk in chunks for choice in chunk["choices"]]
     usage = chunks[-1]["usage"]
     return Answer(headers["x-baton-prefill"], int(headers["x-baton-cached-tokens"]), usage["prompt_tokens"],
                   usage["completion_tokens"], usage["prompt_tokens_details"]["cached_tokens"],
-                  choices[-1]["finish_reason"], "".join(choice["text"] for choice in choices), ttft)
+                  choices[-1]["finish_reason"], "".join(choice["text"] for choice in choices))
 
 
 async def drive(urls, prompts, concurrency):
@@ -122,10 +126,15 @@ class Books:
         self.scrapes = {name: cluster.metrics(name) for name in cluster.gateways + cluster.workers}
 
     def each(self, role, metric, **labels):
-        return {name: int(m.value(metric, **labels)) for name, m in self.scrapes.items() if name.startswith(role)}
+        return {name: m.value(metric, **labels) for name, m in self.scrapes.items() if name.startswith(role)}
 
     def sum(self, role, metric, **labels):
         return sum(self.each(role, metric, **labels).values())
+
+    def pace(self, role, step_us, row_us):
+        """How much longer steps were than they were told to be: what the machine, if it is too small, adds."""
+        told_us = step_us * self.sum(role, "baton_steps_total") + row_us * self.sum(role, "baton_step_rows_sum")
+        return 1e6 * self.sum(role, "baton_step_seconds_sum") / max(told_us, 1)
 
 
 class Findings:
@@ -134,13 +143,13 @@ class Findings:
 
     def agree(self, what, **counts):
         """Everybody should have counted the same."""
-        self.facts.append(f"{what}: {next(iter(counts.values()))} ({', '.join(counts)})")
+        self.facts.append(f"{what}: {next(iter(counts.values())):.0f} ({', '.join(counts)})")
         if len(set(counts.values())) > 1:
-            self.wrong.append(f"{what}: " + ", ".join(f"{who} {n}" for who, n in counts.items()))
+            self.wrong.append(f"{what}: " + ", ".join(f"{who} {n:.0f}" for who, n in counts.items()))
 
     def even(self, what, loads, limit):
         ratio = max(loads.values()) / max(min(loads.values()), 1)
-        self.facts.append(f"{what}: {' '.join(map(str, loads.values()))}; busiest / idlest {ratio:.3f}")
+        self.facts.append(f"{what}: {' '.join(f'{n:.0f}' for n in loads.values())}; busiest / idlest {ratio:.3f}")
         if ratio > limit:
             self.wrong.append(f"{what} are uneven, {ratio:.3f} is above {limit}: {loads}")
 
@@ -218,9 +227,11 @@ def measure(cluster, n_requests, n_groups=40, n_shared=256, concurrency=64, even
     audit_loads(found, books, whole, even)
     audit_answers(found, prompts, answers)
     audit_cluster(found, cluster)
-    ttfts = sorted(answer.ttft for answer in whole) or [0]
-    found.facts.append(f"{seconds:.1f} s, {n_requests / seconds:.0f} requests/s, {concurrency} at once; TTFT "
-                       f"p50 {1e3 * ttfts[len(ttfts) // 2]:.1f} ms, p99 {1e3 * ttfts[len(ttfts) * 99 // 100]:.1f} ms")
+    found.facts.append(f"steps took {books.pace('prefill', *PREFILL_US):.2f} (prefill) and "
+                       f"{books.pace('decode', *DECODE_US):.2f} (decode) times what they were told to")
+    ttft = [books.sum("gateway", f"baton_time_to_first_token_seconds_{what}") for what in ("sum", "count")]
+    found.facts.append(f"{seconds:.1f} s, {n_requests / seconds:.0f} requests/s, {concurrency} at once; "
+                       f"first token after {1e3 * ttft[0] / max(ttft[1], 1):.1f} ms in the mean")
     return found
 
 
@@ -240,6 +251,9 @@ def main():
             found = measure(cluster, args.requests, args.groups, args.shared, args.concurrency, args.even, args.seed)
         finally:
             cluster.down()
+    commit = subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout
+    print(f"commit {commit.strip()}; {args.gateways} gateways, {args.prefill} prefill and {args.decode} decode workers, "
+          f"{args.strategy}; {os.cpu_count()} processors")
     print("\n".join(found.facts))
     print("\n".join(f"wrong: {what}" for what in found.wrong) or "all books agree")
     return 1 if found.wrong else 0
