@@ -147,11 +147,12 @@ static void log_end(const gw_choice *choice, gw_outcome outcome, const gw_info *
                          ? 0
                          : (double)(choice->last_token_ns - choice->first_token_ns) / 1e6 / (choice->n_output - 1);
     bt_log(BT_LOG_INFO, "gateway", "request ended",
-           "req=%08x-%llu id=%s outcome=%s prefill=%s decode=%s prompt_tokens=%u cached_tokens=%u output_tokens=%u "
+           "req=%08x-%llu id=%s user=%s outcome=%s prefill=%s decode=%s prompt_tokens=%u cached_tokens=%u "
+           "output_tokens=%u "
            "ttft_ms=%.1f tpot_ms=%.2f e2e_ms=%.1f attempts=%u",
            (unsigned)(answer->loop->incarnation >> 32), (unsigned long long)choice->serial, answer->call.request_id,
-           gw_outcome_name(outcome), info == NULL ? "" : info->prefill, info == NULL ? "" : info->decode,
-           choice->n_prompt, choice->n_cached, choice->n_output, ttft_ms, tpot_ms,
+           answer->call.user, gw_outcome_name(outcome), info == NULL ? "" : info->prefill,
+           info == NULL ? "" : info->decode, choice->n_prompt, choice->n_cached, choice->n_output, ttft_ms, tpot_ms,
            (double)(now_ns - answer->arrival_ns) / 1e6, info == NULL ? 0 : info->attempt + 1);
 }
 

@@ -1,5 +1,6 @@
 /* HTTP for one thread: a listener, an event loop, and exchanges (a request and its answer). The only module that knows
- * h2o; no h2o type leaves http_*.c, so that it can be swapped.
+ * h2o; no h2o type leaves http_*.c, so that it can be swapped. OpenSSL's handshake is h2o's,
+ * its context gateway/tls.h's.
  *
  * What it sees to by itself: a client that leaves is noticed within two ticks in every phase (HTTP/1 of this h2o reads
  * nothing while an answer is pending, so a sweep asks the kernel); a client that does not read, or that does not finish
@@ -18,7 +19,7 @@
 typedef struct gw_http gw_http;                   /* one thread's loop */
 typedef struct gw_http_exchange gw_http_exchange; /* valid until it is answered, or its on_gone was called */
 
-enum { GW_HTTP_TICK_MS = 50 };
+enum { GW_HTTP_TICK_MS = 50, GW_HTTP_CAP_ORIGIN = 256 };
 
 typedef struct {
     const char *host; /* IPv4 or IPv6 address, or a name that resolves to one */
@@ -26,15 +27,18 @@ typedef struct {
     bool is_first;    /* of this process' loops: a port that another process listens on is refused, not shared */
     uint64_t body_limit_bytes, header_limit_bytes;
     uint32_t idle_ms;           /* keep-alive connections without a request */
-    uint32_t read_ms;           /* from a request's first byte to its last; then 408 */
+    uint32_t read_ms;           /* from a request's first byte to its last, then 408; and for a TLS handshake */
     uint32_t write_ms;          /* without progress of a write: the client does not read */
     uint64_t cap_pending_bytes; /* of one answer, waiting to be written */
-    bool has_http2;             /* HTTP/2 without TLS (prior knowledge and Upgrade) */
+    bool has_http2;             /* HTTP/2 without TLS too (prior knowledge and Upgrade) */
+    const struct gw_tls *tls;   /* borrowed; NULL: plain text */
     void *context;
     /* All on the loop's thread. */
     void (*on_request)(void *context, gw_http_exchange *exchange); /* the body is complete */
     void (*on_answered)(void *context, int status);                /* a status line is on its way, for metrics */
-    void (*on_tick)(void *context);                                /* every GW_HTTP_TICK_MS */
+    /* CORS of what is refused here: as gw_access_origin(). */
+    bool (*allow_origin)(void *context, const char *origin, size_t n_bytes, char out[GW_HTTP_CAP_ORIGIN]);
+    void (*on_tick)(void *context); /* every GW_HTTP_TICK_MS */
 } gw_http_config;
 
 /* Binds and listens (SO_REUSEPORT: several loops share a port). BT_BAD_REQUEST: no such host. BT_INTERNAL: the
@@ -66,6 +70,7 @@ gw_http_text gw_http_method(const gw_http_exchange *exchange);
 gw_http_text gw_http_path(const gw_http_exchange *exchange); /* percent-decoded, without the query */
 gw_http_text gw_http_body(const gw_http_exchange *exchange); /* the bytes may be changed in place */
 gw_http_text gw_http_header(const gw_http_exchange *exchange, const char *lower_case_name); /* {NULL, 0}: absent */
+const char *gw_http_fault(const gw_http_exchange *exchange); /* of its framing, in words; NULL: none. To be refused */
 uint64_t gw_http_header_bytes(const gw_http_exchange *exchange);
 int64_t gw_http_arrival_ns(const gw_http_exchange *exchange); /* its first byte, on bt_now_ns()'s clock */
 bool gw_http_is(gw_http_text text, const char *want);         /* exact */

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "common/core/clock.h"
+#include "gateway/http_framing.h"
 #include "gateway/http_internal.h"
 
 static void on_proceed(h2o_generator_t *generator, h2o_req_t *req);
@@ -11,9 +12,11 @@ bool gw_http_exchange_is_ours(const h2o_req_t *req) {
     return req->_generator != NULL && req->_generator->proceed == on_proceed;
 }
 
+h2o_socket_t *gw_http_socket(const h2o_req_t *req) { return req->conn->callbacks->get_socket(req->conn); }
+
 int gw_http_socket_fd(const h2o_req_t *req) {
     if (req->version >= 0x200) return -1;
-    h2o_socket_t *sock = req->conn->callbacks->get_socket(req->conn);
+    h2o_socket_t *sock = gw_http_socket(req);
     return sock == NULL ? -1 : h2o_socket_get_fd(sock);
 }
 
@@ -34,6 +37,17 @@ static void on_dispose(void *memory) {
     bt_buf_fini(&x->sending);
 }
 
+/* The head lies where it was read until h2o drops the request. Chunks are framed by h2o's decoder, which takes more
+ * than the standard does: whatever it left behind must not be read as a request, so the connection ends with the
+ * answer. */
+static void check_framing(gw_http_exchange *x) {
+    if (x->req->version >= 0x200) return;
+    const h2o_buffer_t *input = gw_http_socket(x->req)->input;
+    bool is_chunked;
+    x->fault = gw_http_framing_fault(input->bytes, input->size, &is_chunked);
+    if (x->fault != NULL || is_chunked) x->req->http1_is_persistent = 0;
+}
+
 int gw_http_on_request(h2o_handler_t *handler, h2o_req_t *req) {
     (void)handler;
     gw_http *http = H2O_STRUCT_FROM_MEMBER(gw_http, context, req->conn->ctx);
@@ -44,6 +58,7 @@ int gw_http_on_request(h2o_handler_t *handler, h2o_req_t *req) {
     x->http = http;
     h2o_linklist_insert(&http->exchanges, &x->link);
     http->n_exchanges++;
+    check_framing(x);
     http->config.on_request(http->config.context, x);
     return 0;
 }
@@ -61,6 +76,8 @@ gw_http_text gw_http_header(const gw_http_exchange *x, const char *lower_case_na
     ssize_t at = h2o_find_header_by_str(&x->req->headers, lower_case_name, strlen(lower_case_name), -1);
     return at == -1 ? (gw_http_text){NULL, 0} : text_of(x->req->headers.entries[at].value);
 }
+
+const char *gw_http_fault(const gw_http_exchange *x) { return x->fault; }
 
 uint64_t gw_http_header_bytes(const gw_http_exchange *x) {
     uint64_t n_bytes = x->req->input.path.len;
@@ -207,9 +224,9 @@ void gw_http_exchange_drop(gw_http_exchange *x) {
     if (x->is_lost) return;
     x->is_lost = true;
     tell_user(x);
-    int fd = gw_http_socket_fd(x->req);
-    if (x->is_sending || x->is_ended) { /* the write fails, h2o closes and disposes */
-        if (fd >= 0) shutdown(fd, SHUT_RDWR);
+    if (x->is_sending || x->is_ended) { /* the write fails, h2o closes and disposes; on HTTP/2 other streams go too */
+        h2o_socket_t *sock = gw_http_socket(x->req);
+        if (sock != NULL) shutdown(h2o_socket_get_fd(sock), SHUT_RDWR);
         return;
     }
     x->is_ended = true;

@@ -46,24 +46,31 @@ static void sweep_exchanges(gw_http *http, int64_t now_ns) {
 /* ---- requests that do not arrive whole ------------------------------------------------------------------------------
  */
 
+const char *gw_http_any_origin(const gw_http *http) {
+    char allowed[GW_HTTP_CAP_ORIGIN];
+    bool is_any = http->config.allow_origin(http->config.context, NULL, 0, allowed);
+    return is_any ? "access-control-allow-origin: *\r\n" : "";
+}
+
 static int drop_if_slow(h2o_req_t *req, void *arg) {
     const gw_http *http = arg;
     struct timeval begin = req->timestamps.request_begin_at, now;
     if (begin.tv_sec == 0 || req->processed_at.at.tv_sec != 0) return 0; /* idle, or being answered */
     gettimeofday(&now, NULL);
     if ((now.tv_sec - begin.tv_sec) * 1000 + (now.tv_usec - begin.tv_usec) / 1000 < http->config.read_ms) return 0;
+    int fd = gw_http_socket_fd(req);
+    bool is_plain = fd >= 0 && gw_http_socket(req)->ssl == NULL; /* within TLS only h2o can write: it is just cut */
     gw_error error;
     gw_fail(&error, 408, "", "The request did not arrive completely within %u ms.", http->config.read_ms);
     bt_buf body = {0}, answer = {0};
     gw_error_write(&error, &body);
     bt_buf_printf(&answer,
-                  "HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-type: application/json\r\n"
+                  "HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-type: application/json\r\n%s"
                   "content-length: %zu\r\n\r\n",
-                  body.n_bytes);
+                  gw_http_any_origin(http), body.n_bytes);
     bt_buf_put(&answer, body.bytes, body.n_bytes);
-    int fd = gw_http_socket_fd(req);
     /* h2o has written nothing on this connection and reads end of file next, upon which it closes it */
-    if (fd >= 0 && send(fd, answer.bytes, answer.n_bytes, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
+    if (is_plain && send(fd, answer.bytes, answer.n_bytes, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
         http->config.on_answered(http->config.context, 408);
     if (fd >= 0) shutdown(fd, SHUT_RDWR);
     bt_buf_fini(&body);
@@ -143,13 +150,25 @@ static void refusal_send(h2o_ostream_t *ostream, h2o_req_t *req, h2o_iovec_t *bu
         h2o_ostream_send_next(ostream, req, &vec, 1, is_http1 ? H2O_SEND_STATE_IN_PROGRESS : state);
         return;
     }
-    gw_http_linger_start(r->http, &r->linger, req->conn->callbacks->get_socket(req->conn), refusal_finish);
+    h2o_socket_t *sock = gw_http_socket(req);
+    shutdown(h2o_socket_get_fd(sock), SHUT_WR); /* the client need not wait for the linger's end */
+    gw_http_linger_start(r->http, &r->linger, sock, refusal_finish);
 }
 
 static void refusal_dispose(void *memory) {
     refusal *r = memory;
     if (r->linger.is_running) h2o_linklist_unlink(&r->linger.link);
     bt_buf_fini(&r->body);
+}
+
+static void allow_origin(const gw_http *http, h2o_req_t *req) {
+    ssize_t at = h2o_find_header_by_str(&req->headers, H2O_STRLIT("origin"), -1);
+    h2o_iovec_t origin = at == -1 ? h2o_iovec_init(NULL, 0) : req->headers.entries[at].value;
+    char allowed[GW_HTTP_CAP_ORIGIN];
+    if (!http->config.allow_origin(http->config.context, origin.base, origin.len, allowed)) return;
+    h2o_iovec_t copy = h2o_strdup(&req->pool, allowed, SIZE_MAX);
+    h2o_add_header_by_str(&req->pool, &req->res.headers, H2O_STRLIT("access-control-allow-origin"), 1, NULL, copy.base,
+                          copy.len);
 }
 
 static void on_setup_ostream(h2o_filter_t *self, h2o_req_t *req, h2o_ostream_t **slot) {
@@ -175,6 +194,7 @@ static void on_setup_ostream(h2o_filter_t *self, h2o_req_t *req, h2o_ostream_t *
     gw_error_write(&error, &r->body);
     memset(&req->res.headers, 0, sizeof req->res.headers);
     h2o_add_header(&req->pool, &req->res.headers, H2O_TOKEN_CONTENT_TYPE, NULL, H2O_STRLIT("application/json"));
+    allow_origin(http, req);
     req->res.content_length = r->body.n_bytes;
     req->http1_is_persistent = 0;
     http->config.on_answered(http->config.context, req->res.status);

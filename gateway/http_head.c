@@ -1,13 +1,15 @@
-/* The first request head of a connection, read before h2o gets the socket: h2o 2.2.5 takes 408 KiB and 100 headers and
- * refuses more, and whatever is not HTTP, by a bare text. Here these are error objects: 431, 400, 408. Only looks;
- * parsing is h2o's, and later requests of the connection are read by it alone, with its own limits. */
+/* TLS's handshake, and the first request head of a connection, read before h2o gets the socket: h2o 2.2.5 takes 408 KiB
+ * and 100 headers and refuses more, and whatever is not HTTP, by a bare text. Here these are error objects: 431, 400,
+ * 408. Only looks; parsing is h2o's, and later requests of the connection are read by it alone, with its own limits. */
 #include <string.h>
 #include <sys/socket.h>
 
 #include "common/core/alloc.h"
 #include "common/core/clock.h"
 #include "gateway/api_error.h"
+#include "gateway/http_framing.h"
 #include "gateway/http_internal.h"
+#include "gateway/tls.h"
 
 enum { MAX_HEADER_LINES = 100 }; /* h2o's */
 
@@ -21,6 +23,7 @@ typedef struct {
     uint32_t n_lines;
     size_t n_blank;  /* bytes of the current line so far, without CR */
     bool is_started; /* something else than line ends was seen */
+    bool is_shaking; /* hands, with TLS: the socket is h2o's to read */
     bt_buf answer;
 } head;
 
@@ -56,8 +59,8 @@ static void refuse(head *h, const gw_error *error, const char *reason) {
     gw_error_write(error, &body);
     bt_buf_printf(
         &h->answer,
-        "HTTP/1.1 %d %s\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: %zu\r\n\r\n",
-        error->http_status, reason, body.n_bytes);
+        "HTTP/1.1 %d %s\r\nconnection: close\r\ncontent-type: application/json\r\n%scontent-length: %zu\r\n\r\n",
+        error->http_status, reason, gw_http_any_origin(h->http), body.n_bytes);
     bt_buf_put(&h->answer, body.bytes, body.n_bytes);
     bt_buf_fini(&body);
     h->http->config.on_answered(h->http->config.context, error->http_status);
@@ -72,9 +75,9 @@ static void refuse_size(head *h) {
     refuse(h, &error, "Request Header Fields Too Large");
 }
 
-static void refuse_protocol(head *h) {
+static void refuse_protocol(head *h, const char *fault) {
     gw_error error;
-    gw_fail(&error, 400, "", "This is not an HTTP/1 request.");
+    gw_fail(&error, 400, "", "The HTTP request could not be read: %s.", fault);
     refuse(h, &error, "Bad Request");
 }
 
@@ -125,15 +128,46 @@ static void on_read(h2o_socket_t *sock, const char *err) {
         refuse_size(h);
         return;
     case HEAD_NOT_HTTP:
-        refuse_protocol(h);
+        refuse_protocol(h, "this is not HTTP/1");
         return;
     case HEAD_COMPLETE:
         break;
+    }
+    bool is_chunked;
+    const char *fault = gw_http_framing_fault(sock->input->bytes, sock->input->size, &is_chunked);
+    if (fault != NULL) {
+        refuse_protocol(h, fault);
+        return;
     }
     gw_http *http = h->http;
     head_free(h);
     h2o_socket_read_stop(sock);
     h2o_accept(&http->accept, sock); /* finds what was read in sock->input */
+}
+
+static struct timeval now_of_day(void) {
+    struct timeval now;
+    gettimeofday(&now, NULL);
+    return now;
+}
+
+static void on_handshake(h2o_socket_t *sock, const char *err) {
+    head *h = sock->data;
+    gw_http *http = h->http;
+    h->is_shaking = false;
+    h->accepted_ns = bt_now_ns();
+    if (err != NULL) {
+        close_socket(h);
+        return;
+    }
+    h2o_iovec_t protocol = h2o_socket_ssl_get_selected_protocol(sock);
+    if (h2o_memis(protocol.base, protocol.len, H2O_STRLIT("h2"))) {
+        head_free(h);
+        h2o_http2_accept(&http->accept, sock, now_of_day());
+        return;
+    }
+    h2o_socket_read_start(sock, on_read);
+    if (sock->input->size > 0) on_read(sock, NULL); /* it came with the handshake's last bytes */
 }
 
 void gw_http_head_accept(gw_http *http, h2o_socket_t *sock) {
@@ -143,14 +177,22 @@ void gw_http_head_accept(gw_http *http, h2o_socket_t *sock) {
     h->accepted_ns = bt_now_ns();
     h2o_linklist_insert(&http->heads, &h->link);
     sock->data = h;
-    h2o_socket_read_start(sock, on_read);
+    if (http->config.tls == NULL) {
+        h2o_socket_read_start(sock, on_read);
+        return;
+    }
+    h->is_shaking = true;
+    h2o_socket_ssl_handshake(sock, gw_tls_context(http->config.tls), NULL, on_handshake);
 }
 
 void gw_http_head_tick(gw_http *http, int64_t now_ns) {
     for (h2o_linklist_t *at = http->heads.next, *next; at != &http->heads; at = next) {
         next = at->next;
         head *h = H2O_STRUCT_FROM_MEMBER(head, link, at);
-        if (h->first_byte_ns == 0 && now_ns - h->accepted_ns > (int64_t)http->config.idle_ms * BT_NS_PER_MS) {
+        bool is_late = now_ns - h->accepted_ns > (int64_t)http->config.read_ms * BT_NS_PER_MS;
+        if (h->is_shaking) {
+            if (is_late) close_socket(h);
+        } else if (h->first_byte_ns == 0 && now_ns - h->accepted_ns > (int64_t)http->config.idle_ms * BT_NS_PER_MS) {
             close_socket(h);
         } else if (h->first_byte_ns > 0 && now_ns - h->first_byte_ns > (int64_t)http->config.read_ms * BT_NS_PER_MS) {
             gw_error error;

@@ -46,6 +46,7 @@ struct gw_http_exchange {
     void *user;
     void (*on_gone)(void *user);
     bt_buf pending, sending;
+    const char *fault;   /* gw_http_fault() */
     bool is_started;     /* status and headers are decided */
     bool is_sending;     /* a write is in flight: `sending` must stay */
     bool is_ending;      /* end once pending is written */
@@ -70,9 +71,11 @@ typedef struct gw_http_linger {
 int gw_http_on_request(h2o_handler_t *handler, h2o_req_t *req);
 void gw_http_exchange_drop(gw_http_exchange *exchange); /* tells the user, then cuts the connection; may free it */
 bool gw_http_exchange_is_ours(const h2o_req_t *req);
+h2o_socket_t *gw_http_socket(const h2o_req_t *req);
 int gw_http_socket_fd(const h2o_req_t *req); /* -1: not HTTP/1 */
 
 /* http_guard.c */
+const char *gw_http_any_origin(const gw_http *http); /* a header line that lets any page read, or "" */
 void gw_http_guard_register(gw_http *http, h2o_pathconf_t *path);
 void gw_http_guard_tick(gw_http *http, int64_t now_ns);
 void gw_http_linger_start(gw_http *http, gw_http_linger *linger, h2o_socket_t *sock,

@@ -72,6 +72,10 @@ static void on_events(void *context) {
     }
 }
 
+static bool allow_origin(void *context, const char *origin, size_t n_bytes, char out[GW_HTTP_CAP_ORIGIN]) {
+    return gw_access_origin(((gw_loop *)context)->access, origin, n_bytes, out);
+}
+
 static void on_answered(void *context, int status) {
     gw_loop *loop = context;
     gw_telemetry_answered(loop->server->telemetry, status);
@@ -80,6 +84,7 @@ static void on_answered(void *context, int status) {
 /* The first loop speaks for all about what all see alike. */
 static void on_second(gw_loop *loop, int64_t now_ns) {
     gw_serve_tick(loop, now_ns);
+    gw_access_tick(loop->access, loop->server->n_reloads);
     const gw_counters *counters = gw_core_counters(loop->core);
     gw_telemetry_replays(loop->server->telemetry, &loop->told, counters);
     loop->told = *counters;
@@ -129,7 +134,8 @@ static bt_status open_http(gw_loop *loop, uint32_t port, bt_error *err) {
     const gw_config *flags = &loop->server->config;
     gw_http_config config = {.host = flags->host,
                              .port = port,
-                             .is_first = loop->index == 0,
+                             .is_first = loop->index == 0 && !flags->reuse_port,
+                             .tls = loop->access->tls,
                              .body_limit_bytes = flags->http_body_limit,
                              .header_limit_bytes = flags->http_header_limit,
                              .idle_ms = flags->http_idle_ms,
@@ -139,6 +145,7 @@ static bt_status open_http(gw_loop *loop, uint32_t port, bt_error *err) {
                              .has_http2 = flags->http2,
                              .context = loop,
                              .on_request = gw_routes_on_request,
+                             .allow_origin = allow_origin,
                              .on_answered = on_answered,
                              .on_tick = on_tick};
     return gw_http_open(&config, &loop->http, err);
@@ -186,7 +193,8 @@ bt_status gw_loop_open(gw_server *server, uint32_t index, uint32_t port, gw_loop
     loop->index = index;
     loop->incarnation = link_random_u64();
     loop->random = link_random_u64();
-    bt_status status = open_http(loop, port, err);
+    bt_status status = gw_access_open(&server->config, index == 0, &loop->access, err);
+    if (status == BT_OK) status = open_http(loop, port, err);
     if (status == BT_OK) status = open_core(loop, err);
     if (status == BT_OK) status = bt_queue_open(&loop->events, err);
     if (status == BT_OK) status = open_links(loop, err);
@@ -214,5 +222,6 @@ void gw_loop_close(gw_loop *loop) {
     if (loop->events != NULL) bt_queue_close(loop->events);
     gw_core_close(loop->core);
     gw_http_close(loop->http);
+    gw_access_close(loop->access);
     free(loop);
 }

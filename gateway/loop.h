@@ -3,6 +3,7 @@
 #ifndef BATON_GATEWAY_LOOP_H
 #define BATON_GATEWAY_LOOP_H
 
+#include "gateway/access.h"
 #include "gateway/http.h"
 #include "gateway/members.h"
 #include "gateway/server.h"
@@ -14,6 +15,7 @@ typedef struct gw_loop {
     uint32_t index;
     uint64_t incarnation; /* random; names this loop to workers */
     uint64_t random;      /* state of gw_loop_random() */
+    gw_access *access;
     gw_http *http;
     gw_core *core;
     bt_queue *events; /* of the links' threads */

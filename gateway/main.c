@@ -30,15 +30,17 @@ static void raise_descriptor_limit(void) {
     (void)setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-/* The first signal drains; a second one, while loops still run, hurries them. */
+/* SIGHUP reads keys and certificates anew. The first other signal drains; a second one, while loops still run, hurries
+ * them. */
 static void wait_for_signals(gw_server *server, const sigset_t *signals) {
     int signal_number = 0;
-    sigwait(signals, &signal_number);
+    while (sigwait(signals, &signal_number) != 0 || signal_number == SIGHUP) server->n_reloads++;
     bt_log(BT_LOG_INFO, "gateway", "signal", "signal=%d", signal_number);
     server->is_draining = true;
     const struct timespec look = {.tv_nsec = 50 * BT_NS_PER_MS};
     while (server->n_running_loops > 0)
-        if (sigtimedwait(signals, NULL, &look) > 0) server->is_hurried = true;
+        if ((signal_number = sigtimedwait(signals, NULL, &look)) > 0 && signal_number != SIGHUP)
+            server->is_hurried = true;
 }
 
 typedef struct {
@@ -55,9 +57,9 @@ static bt_status open_loops(gw_server *server, fleet *all, bt_error *err) {
         all->n_loops++;
         port = gw_http_port(all->loops[0]->http); /* 0: the system chose */
     }
-    bt_log(BT_LOG_INFO, "gateway", "listening", "host=%s port=%u threads=%u model=%s max_model_len=%u",
-           server->config.host, port, server->config.threads, server->model->served_names[0],
-           server->model->max_model_len);
+    bt_log(BT_LOG_INFO, "gateway", "listening", "host=%s port=%u tls=%s threads=%u model=%s max_model_len=%u",
+           server->config.host, port, server->config.ssl_certfile[0] == 0 ? "no" : "yes", server->config.threads,
+           server->model->served_names[0], server->model->max_model_len);
     return BT_OK;
 }
 
@@ -98,6 +100,7 @@ int main(int argc, char **argv) {
     sigemptyset(&signals);
     sigaddset(&signals, SIGTERM);
     sigaddset(&signals, SIGINT);
+    sigaddset(&signals, SIGHUP);
     pthread_sigmask(SIG_BLOCK, &signals, NULL);
     raise_descriptor_limit();
 

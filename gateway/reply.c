@@ -26,8 +26,11 @@ void gw_call_init(gw_call *call, gw_loop *loop, gw_http_exchange *exchange) {
 void gw_call_add_headers(const gw_call *call) {
     gw_http_add_header(call->exchange, "x-request-id", call->request_id);
     gw_http_add_header(call->exchange, "request-id", call->request_id);
-    if (gw_http_header(call->exchange, "origin").bytes == NULL) return;
-    gw_http_add_header(call->exchange, "access-control-allow-origin", "*");
+    char allowed[GW_HTTP_CAP_ORIGIN];
+    if (!gw_access_origin(call->loop->access, NULL, 0, allowed)) gw_http_add_header(call->exchange, "vary", "origin");
+    gw_http_text origin = gw_http_header(call->exchange, "origin");
+    if (origin.bytes == NULL || !gw_access_origin(call->loop->access, origin.bytes, origin.n_bytes, allowed)) return;
+    gw_http_add_header(call->exchange, "access-control-allow-origin", allowed);
     gw_http_add_header(call->exchange, "access-control-expose-headers",
                        "x-request-id, request-id, retry-after, x-baton-prefill, x-baton-decode, x-baton-strategy, "
                        "x-baton-cached-tokens, x-baton-local-prefill");

@@ -13,6 +13,7 @@ typedef struct {
     gw_http_exchange *exchange;
     char request_id[GW_CAP_REQUEST_ID]; /* the client's X-Request-Id if it is sane, else random */
     bool has_own_id;                    /* it is the client's */
+    char user[GW_CAP_KEY_NAME];         /* whose key it came with; "": none was asked for */
 } gw_call;
 
 void gw_call_init(gw_call *call, gw_loop *loop, gw_http_exchange *exchange);

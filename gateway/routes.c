@@ -120,6 +120,14 @@ static unsigned method_of(const gw_http_exchange *exchange) {
 
 static void answer_preflight(const gw_call *call) {
     gw_http_text headers = gw_http_header(call->exchange, "access-control-request-headers");
+    gw_http_text origin = gw_http_header(call->exchange, "origin");
+    char allowed[GW_HTTP_CAP_ORIGIN];
+    if (origin.bytes != NULL && !gw_access_origin(call->loop->access, origin.bytes, origin.n_bytes, allowed)) {
+        gw_error error;
+        gw_fail(&error, 400, "", "Pages of this origin may not use this server.");
+        gw_reply_error(call, &error);
+        return;
+    }
     char echo[1024];
     snprintf(echo, sizeof echo, "%.*s", (int)(headers.n_bytes < sizeof echo ? headers.n_bytes : sizeof echo - 1),
              headers.bytes == NULL ? "" : headers.bytes);
@@ -129,27 +137,18 @@ static void answer_preflight(const gw_call *call) {
     gw_reply(call, 200, "text/plain; charset=utf-8", "OK", 2);
 }
 
-/* Looks at every byte of every key whatever was given: the time tells nothing but the number of keys. */
-static bool is_known_key(const gw_server *server, const char *key, size_t n_key) {
-    unsigned is_known = 0;
-    for (uint32_t i = 0; i < server->n_api_keys; i++) {
-        size_t n_want = strlen(server->api_keys[i]);
-        unsigned differs = n_want != n_key;
-        for (size_t at = 0; at < n_key; at++)
-            differs |= (unsigned)(key[at] ^ server->api_keys[i][n_want == 0 ? 0 : at % n_want]);
-        is_known |= differs == 0;
-    }
-    return is_known != 0;
-}
-
-static bool is_authorized(const gw_call *call) {
-    const gw_server *server = call->loop->server;
-    if (server->n_api_keys == 0) return true;
+/* Notes whose key it is. */
+static bool is_authorized(gw_call *call) {
+    const gw_keys *keys = call->loop->access->keys;
+    if (!gw_keys_are_asked_for(keys)) return true;
     gw_http_text header = gw_http_header(call->exchange, "authorization");
     if (header.bytes == NULL || header.n_bytes < 7 || strncasecmp(header.bytes, "Bearer ", 7) != 0) return false;
     size_t start = 7;
     while (start < header.n_bytes && header.bytes[start] == ' ') start++;
-    return is_known_key(server, header.bytes + start, header.n_bytes - start);
+    const char *user = gw_keys_find(keys, header.bytes + start, header.n_bytes - start);
+    if (user == NULL) return false;
+    snprintf(call->user, sizeof call->user, "%s", user);
+    return true;
 }
 
 static void refuse_method(const gw_call *call, const route *found, gw_error *error) {
@@ -173,7 +172,9 @@ void gw_routes_on_request(void *context, gw_http_exchange *exchange) {
     const char *rest;
     const route *found = find_route(path, &rest);
     gw_error error = {0};
-    if (gw_http_header_bytes(exchange) > server->config.http_header_limit) {
+    if (gw_http_fault(exchange) != NULL) {
+        gw_fail(&error, 400, "", "The HTTP request could not be read: %s.", gw_http_fault(exchange));
+    } else if (gw_http_header_bytes(exchange) > server->config.http_header_limit) {
         gw_fail(&error, 431, "", "The request's headers are over the limit of %llu bytes.",
                 (unsigned long long)server->config.http_header_limit);
     } else if (gw_http_is(gw_http_method(exchange), "OPTIONS")) {

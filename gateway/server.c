@@ -22,21 +22,9 @@ static bt_status check_flags(const gw_config *config, bt_error *err) {
     if (config->http_header_limit < 1024) return bt_fail(err, BT_BAD_REQUEST, "--http-header-limit is below 1K");
     if (config->http_idle_ms == 0 || config->http_read_ms == 0 || config->http_write_ms == 0)
         return bt_fail(err, BT_BAD_REQUEST, "--http-idle-ms, --http-read-ms and --http-write-ms must not be 0");
+    if (config->ssl_certfile[0] == 0 && config->ssl_keyfile[0] != 0)
+        return bt_fail(err, BT_BAD_REQUEST, "--ssl-keyfile needs --ssl-certfile");
     return BT_OK;
-}
-
-static bt_status read_keys(gw_server *server, bt_error *err) {
-    char *keys = bt_strdup(server->config.api_key), *rest = keys, *key;
-    bt_status status = BT_OK;
-    while (status == BT_OK && (key = strsep(&rest, ",")) != NULL) {
-        if (key[0] == 0) continue;
-        if (server->n_api_keys == GW_MAX_API_KEYS)
-            status = bt_fail(err, BT_BAD_REQUEST, "--api-key lists more than %d keys", GW_MAX_API_KEYS);
-        else
-            server->api_keys[server->n_api_keys++] = bt_strdup(key);
-    }
-    free(keys);
-    return status;
 }
 
 bt_status gw_server_open(const gw_config *config, gw_server **out, bt_error *err) {
@@ -50,7 +38,6 @@ bt_status gw_server_open(const gw_config *config, gw_server **out, bt_error *err
                                 .max_model_len = config->max_model_len};
     bt_status status = check_flags(config, err);
     if (status == BT_OK) status = gw_strategy_find(config->routing_strategy, &server->strategy, err);
-    if (status == BT_OK) status = read_keys(server, err);
     if (status == BT_OK) status = gw_model_open(&options, &server->model, err);
     if (status != BT_OK) {
         gw_server_close(server);
@@ -67,6 +54,5 @@ void gw_server_close(gw_server *server) {
     if (server == NULL) return;
     gw_telemetry_close(server->telemetry);
     gw_model_close(server->model);
-    for (uint32_t i = 0; i < server->n_api_keys; i++) free(server->api_keys[i]);
     free(server);
 }

@@ -1,4 +1,4 @@
-/* What all loops of a gateway share: read-only after the start, but for two flags and the metrics. */
+/* What all loops of a gateway share: read-only after the start, but for what signals change and the metrics. */
 #ifndef BATON_GATEWAY_SERVER_H
 #define BATON_GATEWAY_SERVER_H
 
@@ -15,19 +15,18 @@ typedef struct {
 } gw_config;
 #undef CFG
 
-enum { GW_MAX_API_KEYS = 64, GW_MAX_THREADS = 64 };
+enum { GW_MAX_THREADS = 64 };
 
 typedef struct {
     gw_config config;
-    gw_model *model;                 /* owned */
-    const gw_strategy *strategy;     /* of requests that name none */
-    gw_telemetry *telemetry;         /* owned */
-    char *api_keys[GW_MAX_API_KEYS]; /* owned */
-    uint32_t n_api_keys;
+    gw_model *model;             /* owned */
+    const gw_strategy *strategy; /* of requests that name none */
+    gw_telemetry *telemetry;     /* owned */
     uint64_t cluster_key;
     atomic_bool is_draining; /* SIGTERM came: new requests get 503, loops end when theirs are done */
     atomic_uint n_running_loops, n_done_loops;
     atomic_bool is_hurried; /* a second one: loops end now */
+    atomic_uint n_reloads;  /* SIGHUPs: loops read keys and certificates anew */
 } gw_server;
 
 /* Flags -> server: opens the model, checks every flag. BT_BAD_REQUEST: the sentence names flag or file. */
