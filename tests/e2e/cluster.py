@@ -4,11 +4,14 @@ pid files and signals."""
 import os
 import re
 import signal
+import socket
+import ssl
 import subprocess
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from urllib.parse import urlparse
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "deploy" / "models" / "nano-r1"
@@ -60,6 +63,8 @@ class Cluster:
     """Workers are named prefill-0, decode-0, ...; gateways gateway-0, ... The decode workers are the ranks of one group,
     unless decode_ep says how many are."""
 
+    tls = None  # an ssl.SSLContext where the gateways speak HTTPS
+
     def __init__(self, run, n_prefill=1, n_decode=2, n_gateways=1, prefill_ep=1, decode_ep=None, **args):
         self.run = Path(run)
         self.workers = [f"prefill-{i}" for i in range(n_prefill)] + [f"decode-{i}" for i in range(n_decode)]
@@ -98,10 +103,16 @@ class Cluster:
     def url(self, name="gateway-0"):
         return (self.run / f"{name}.url").read_text().strip()
 
+    def connect(self, seconds=20, name="gateway-0"):
+        """A connection to a gateway; with TLS, hands are shaken."""
+        url = urlparse(self.url(name))
+        plain = socket.create_connection((url.hostname, url.port), timeout=seconds * SLOW)
+        return self.tls.wrap_socket(plain, server_hostname=url.hostname) if self.tls else plain
+
     def get(self, path, name="gateway-0"):
         """(status, body); (0, "") while nobody answers."""
         try:
-            with urllib.request.urlopen(self.url(name) + path, timeout=5 * SLOW) as answer:
+            with urllib.request.urlopen(self.url(name) + path, timeout=5 * SLOW, context=self.tls) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
@@ -171,3 +182,55 @@ class Cluster:
             if not self.is_alive(name):
                 self.restart(name)
         self.wait_all_linked()
+
+
+def gateway_command(*flags):
+    return [str(part) for part in (BUILD / "bin" / "baton-gateway", "--model", MODEL, *flags)]
+
+
+class Beside(Cluster):
+    """A running cluster seen through a gateway more, with flags of its own; or through two that share its port."""
+
+    def __init__(self, cluster, run, *flags, n_gateways=1, certificate=None):
+        self.run, self.workers, self.gateways, self.names = cluster.run, cluster.workers, ["gateway-0"], cluster.names
+        self.logs = [Path(run) / f"gateway-{i}.log" for i in range(n_gateways)]
+        self.processes = []
+        self.own_url = None
+        if certificate:
+            self.tls = ssl.create_default_context(cafile=certificate)
+        scheme, port = "https" if certificate else "http", 0
+        redis = (self.run / "redis.socket").read_text().strip()
+        for log in self.logs:
+            command = gateway_command("--redis", f"unix:{redis}", "--port", port, "--log-level", "debug", *flags,
+                                      *(["--reuse-port"] if n_gateways > 1 else []))
+            with open(log, "wb") as out:
+                self.processes.append(subprocess.Popen(command, stderr=out, stdout=out))
+            found = wait_for(lambda: re.search(r" listening .*port=(\d+)", log.read_text()), 20, log.read_text)
+            port = int(found[1])
+            self.own_url = f"{scheme}://127.0.0.1:{port}"
+        wait_for(lambda: all(self.saw_all_workers(log) for log in self.logs), 20, "all workers are up")
+        wait_for(lambda: all(self.get("/health")[0] == 200 for _ in range(8)), 20, "whoever answers would work")
+
+    def saw_all_workers(self, log):
+        return all(f"worker up worker={name} " in log.read_text() for name in self.workers)
+
+    def url(self, name="gateway-0"):
+        return self.own_url if name == "gateway-0" else super().url(name)
+
+    def pid(self, name):
+        return self.processes[0].pid if name == "gateway-0" else super().pid(name)
+
+    def log(self, name):
+        return "".join(log.read_text(errors="replace") for log in self.logs) if name == "gateway-0" else super().log(name)
+
+    def address(self):
+        url = urlparse(self.own_url)
+        return url.hostname, url.port
+
+    def terminate(self):
+        for process in self.processes:
+            process.terminate()
+
+    def close(self):
+        self.terminate()
+        assert [process.wait(60 * SLOW) for process in self.processes] == [0] * len(self.processes)

@@ -1,12 +1,16 @@
 """Fixtures: `cluster` (1 prefill, 1 decode group of 2 ranks, 1 gateway) and `pair` (2 + 2 workers, each alone) are
-started once and shared; after each test they are healed and must be idle. `client` is the openai client of `cluster`; start_cluster(...) starts one more."""
+started once and shared; after each test they are healed and must be idle. `client` is the openai client of `cluster`; start_cluster(...) starts one more.
+`beside(...)` starts a gateway more for `cluster`; `tls` and `two` are `cluster` through one that speaks HTTPS and through
+two that share a port. BATON_E2E_EDGE=tls or two makes `cluster` itself one of these, for all tests, by hand."""
 
+import os
 import re
+import subprocess
 
 import openai
 import pytest
 
-from cluster import BUILD, SLOW, Cluster
+from cluster import BUILD, SLOW, Beside, Cluster
 
 MODEL_NAME = "nano-r1"
 SANITIZER = re.compile(r"ERROR: \w+Sanitizer|WARNING: ThreadSanitizer|runtime error:|assertion failed")
@@ -41,6 +45,10 @@ def start_cluster(tmp_path_factory):
     yield start
     for one in started:
         one.down()
+    refuse_complaints(started)
+
+
+def refuse_complaints(started):
     complaints = [f"{name}: {line}" for one in started for name in one.names for line in one.log(name).splitlines()
                   if SANITIZER.search(line)]
     assert not complaints, "\n".join(complaints[:20])
@@ -48,7 +56,8 @@ def start_cluster(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def shared_cluster(start_cluster):
-    return start_cluster()
+    """At debug level: what is looked for in its logs is not there for want of words."""
+    return start_cluster(**{role: "--log-level debug" for role in ("prefill", "decode", "gateway")})
 
 
 @pytest.fixture(scope="session")
@@ -62,9 +71,57 @@ def lend(one):
     one.wait_idle()
 
 
+@pytest.fixture(scope="session")
+def beside(shared_cluster, tmp_path_factory):
+    started = []
+
+    def start(*flags, **args):
+        one = Beside(shared_cluster, tmp_path_factory.mktemp("beside"), *flags, **args)
+        started.append(one)
+        return one
+
+    yield start
+    for one in started:  # all at once, for each takes its time
+        one.terminate()
+    for one in started:
+        one.close()
+    refuse_complaints(started)
+
+
+def make_certificate(folder):
+    """(certificate, key), fresh, for 127.0.0.1."""
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days",
+                    "1", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out",
+                    certificate], check=True, capture_output=True)
+    return certificate, key
+
+
+@pytest.fixture(scope="session")
+def shared_tls(beside, tmp_path_factory):
+    certificate, key = make_certificate(tmp_path_factory.mktemp("tls"))
+    return beside("--ssl-certfile", certificate, "--ssl-keyfile", key, certificate=certificate)
+
+
+@pytest.fixture(scope="session")
+def shared_two(beside):
+    return beside(n_gateways=2)
+
+
 @pytest.fixture
-def cluster(shared_cluster):
-    yield from lend(shared_cluster)
+def cluster(shared_cluster, request):
+    edge = os.environ.get("BATON_E2E_EDGE")
+    yield from lend(request.getfixturevalue(f"shared_{edge}") if edge else shared_cluster)
+
+
+@pytest.fixture
+def tls(shared_tls):
+    yield from lend(shared_tls)
+
+
+@pytest.fixture
+def two(shared_two):
+    yield from lend(shared_two)
 
 
 @pytest.fixture

@@ -15,14 +15,11 @@ from conftest import MODEL_NAME
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
 
 
-def address(cluster):
-    url = urlparse(cluster.url())
-    return url.hostname, url.port
-
-
 def call(cluster, method, path, body=None, headers=None):
     """(status, headers, body bytes) of one request on a connection of its own."""
-    connection = http.client.HTTPConnection(*address(cluster), timeout=60 * SLOW)
+    url = urlparse(cluster.url())
+    connection = http.client.HTTPConnection(url.hostname, url.port)
+    connection.sock = cluster.connect(60)
     if isinstance(body, (dict, list)):
         body = json.dumps(body)
     headers = {"Content-Type": "application/json"} | (headers or {})
@@ -39,7 +36,7 @@ def post(cluster, body, path="/v1/chat/completions", headers=None):
 
 def raw(cluster, *pieces, seconds=20):
     """Sends bytes, reads until the server closes or a whole answer with a length is there."""
-    connection = socket.create_connection(address(cluster), timeout=seconds * SLOW)
+    connection = cluster.connect(seconds)
     out = b""
     try:
         for piece in pieces:
@@ -206,7 +203,7 @@ def test_chunked_bodies_expect_and_pipelines_work(cluster):
     expect = raw(cluster, post_line + b"Expect: 100-continue\r\nConnection: close\r\n"
                  b"Content-Length: %d\r\n\r\n" % len(body), body)
     assert expect.startswith(b"HTTP/1.1 100 ") and b"HTTP/1.1 200 " in expect
-    connection = socket.create_connection(address(cluster), timeout=20)
+    connection = cluster.connect()
     connection.sendall(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n"
                        b"GET /load HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     with connection.makefile("rb") as answers:
@@ -321,7 +318,7 @@ def test_clients_that_vanish_by_the_hundred_leave_nothing(cluster):
                b"Content-Length: %d\r\n\r\n" % len(payload)) + payload
     connections = []
     for i in range(120):
-        connection = socket.create_connection(address(cluster), timeout=20)
+        connection = cluster.connect()
         connection.sendall(request[:len(request) - (i % 3 == 0) * 7])  # every third never finishes its request
         connections.append(connection)
     time.sleep(0.2)  # the moment is the test's input
@@ -337,7 +334,9 @@ def test_a_client_that_reads_slowly_does_not_delay_others(cluster):
     payload = json.dumps({"prompt": [100, 101], "max_tokens": 4000, "ignore_eos": True, "stream": True}).encode()
     slow = socket.socket()
     slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    slow.connect(address(cluster))
+    url = urlparse(cluster.url())
+    slow.connect((url.hostname, url.port))
+    slow = cluster.tls.wrap_socket(slow, server_hostname=url.hostname) if cluster.tls else slow
     slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(payload) + payload)
     wait_for(lambda: cluster.metrics().value("baton_requests_running") >= 1, 10, "the slow one runs")
     began = time.monotonic()
@@ -365,7 +364,7 @@ def test_keys_are_asked_for_when_there_are_any(start_cluster):
     payload = json.dumps({"prompt": [100], "max_tokens": 4000, "ignore_eos": True}).encode()
     busy = []
     for _ in range(2):
-        busy.append(socket.create_connection(address(one), timeout=20))
+        busy.append(one.connect())
         busy[-1].sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer sesame\r\n"
                          b"Content-Length: %d\r\n\r\n" % len(payload) + payload)
     wait_for(lambda: one.metrics().value("baton_requests_running") == 2, 10, "both run")
