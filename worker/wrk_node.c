@@ -69,7 +69,8 @@ static bt_status memory_open(wrk_node *node, bt_error *err) {
     node->kv = (krn_kv){node->kv_memory.base, layout};
     status = max_model_len_find(node, model->max_position_embeddings, err);
     if (status != BT_OK) return status;
-    size_t logits_bytes = (size_t)node->options.max_logits * model->vocab_size * sizeof(float);
+    uint32_t n_logits = krn_model_sim(node->model) == NULL ? node->options.max_logits : 1;
+    size_t logits_bytes = (size_t)n_logits * model->vocab_size * sizeof(float);
     node->logits = bt_calloc_aligned(logits_bytes, 64);
     node->drawer = krn_drawer_open(model->vocab_size);
     node->logprobs = bt_calloc(node->options.max_logits, sizeof(wire_ranked));
@@ -364,12 +365,12 @@ void wrk_node_close(wrk_node *node) {
     /* The queue stays: a signal handler may still wake it. The process ends here. */
 }
 
-/* Row `row` of the step's logits; a simulated model's come when they are asked for. */
+/* Row `row` of the step's logits, until the next call. */
 static float *logits_of(wrk_node *node, uint32_t row) {
-    float *logits = node->logits + (size_t)row * krn_model_config(node->model)->vocab_size;
     const krn_sim *sim = krn_model_sim(node->model);
-    if (sim != NULL) krn_sim_logits(sim, row, logits);
-    return logits;
+    if (sim == NULL) return node->logits + (size_t)row * krn_model_config(node->model)->vocab_size;
+    krn_sim_logits(sim, row, node->logits);
+    return node->logits;
 }
 
 uint32_t wrk_node_draw(wrk_node *node, uint32_t row, const krn_draw_args *args) {

@@ -56,7 +56,7 @@ typedef struct {
     kvt_memory kv_memory;
     krn_kv kv;              /* in it */
     uint32_t max_model_len; /* by flag, model and KV memory */
-    float *logits;          /* [max_logits][vocab_size] */
+    float *logits;          /* [max_logits][vocab_size]; of a simulated model one row, made when it is needed */
     wire_ranked *logprobs;  /* [max_logits] of the step's tokens, where asked for */
     wire_logprob *top;      /* [max_logits][WIRE_MAX_TOP_LOGPROBS] */
     kvt_fabric *fabric;

@@ -144,7 +144,7 @@ static void test_few_are_as_good_as_all(void) {
     uint32_t n_ends = 0, n_different = 0, last = 0, *all = bt_calloc(t.engine.vocab, sizeof(uint32_t));
     for (uint32_t i = 0; i < t.engine.vocab; i++) all[i] = i;
     for (uint32_t i = 0; i < N_TEXTS; i++) {
-        const wire_constraint none = {0}, biased = {.logit_bias = &(wire_bias){5, 1}, .n_logit_bias = 1};
+        const wire_constraint none = {0}, biased = {.logit_bias = &(wire_bias){5, 100}, .n_logit_bias = 1};
         const wire_sampling sampling = {.temperature = (float)(i % 3), .top_p = i % 2 ? 0.8f : 1, .seed = i};
         krn_draw_args args = {.sampling = &sampling,
                               .constraint = &none,
@@ -164,6 +164,8 @@ static void test_few_are_as_good_as_all(void) {
         last = token;
         args.constraint = &biased;
         CHECK(!krn_sim_draw(sim, 0, &args, &token), "a bias needs all of the row");
+        krn_sim_logits(sim, 0, t.engine.logits);
+        CHECK(krn_draw(drawer, t.engine.logits, &args, NULL, NULL) == 5, "and decides");
         args.constraint = &none;
         args.banned = all;
         args.n_banned = t.engine.vocab;

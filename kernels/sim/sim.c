@@ -180,7 +180,7 @@ static void few_make(const krn_sim *sim, const cell *last, uint32_t position, fe
 }
 
 void krn_sim_logits(const krn_sim *sim, uint32_t row, float *logits) {
-    const float never = -1000; /* not -infinity: logprobs are numbers */
+    const float never = -60; /* nobody draws it, yet a logit_bias of 100 makes it the likeliest */
     const few *f = &sim->rows[row];
     for (uint32_t i = 0; i < sim->config->vocab_size; i++) logits[i] = never;
     for (uint32_t i = 0; i < f->n; i++) logits[f->ids[i]] = f->logits[i];
