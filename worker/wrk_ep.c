@@ -1,4 +1,4 @@
-/* Carries out what wrk_group.c decides. Decides when to try again after a group that did not come about. */
+/* Carries out what wrk_group.c decides. */
 #include "worker/wrk_ep.h"
 
 #include <stdlib.h>
@@ -7,14 +7,13 @@
 #include "common/core/clock.h"
 #include "common/core/log.h"
 
-enum { FORM_MS = 5000, RETRY_MS = 500 };
+enum { FORM_MS = 5000 };
 
 struct wrk_ep {
     wrk_ep_config config;
     ep_net *net;
     ep_exchange *exchange; /* NULL: WAITING */
     wrk_group group;
-    int64_t retry_ns; /* not before */
     bt_series *formed, *epoch, *losses;
 };
 
@@ -44,24 +43,18 @@ void wrk_ep_close(wrk_ep *ep) {
 
 uint32_t wrk_ep_port(const wrk_ep *ep) { return ep_net_port(ep->net); }
 
-void wrk_ep_join(wrk_ep *ep, const reg_worker *own) { wrk_group_init(&ep->group, own); }
+void wrk_ep_join(wrk_ep *ep, const reg_worker *own) { wrk_group_init(&ep->group, own, &(wrk_group_options){0}); }
 
-void wrk_ep_on_worker(wrk_ep *ep, reg_change change, const reg_worker *worker) {
-    wrk_group_on_worker(&ep->group, change, worker);
-}
+wrk_group *wrk_ep_group(wrk_ep *ep) { return &ep->group; }
 
 /* ---- forming ---- */
 
 static void announce(const wrk_ep *ep) { ep->config.announce(ep->config.context, &ep->group.own.ep); }
 
-static void give_up(wrk_ep *ep) {
+static void exchange_close(wrk_ep *ep) {
     krn_model_set_exchange(ep->config.model, NULL);
     ep_exchange_close(ep->exchange);
     ep->exchange = NULL;
-    ep->retry_ns = bt_now_ns() + (int64_t)RETRY_MS * BT_NS_PER_MS;
-    wrk_group_lost(&ep->group);
-    bt_series_set(ep->formed, 0);
-    announce(ep);
 }
 
 /* The others are told the epoch first, then waited for. */
@@ -87,10 +80,10 @@ static bt_status begin(wrk_ep *ep, bt_error *err) {
 void wrk_ep_look(wrk_ep *ep) {
     bt_error err = {0};
     bt_status status = BT_OK;
-    if (wrk_ep_is_formed(ep)) return;
+    if (wrk_group_is_formed(&ep->group)) return;
     if (ep->exchange == NULL) {
         ep_net_look(ep->net);
-        if (bt_now_ns() < ep->retry_ns || !wrk_group_begin(&ep->group)) return;
+        if (!wrk_group_begin(&ep->group, bt_now_ns())) return;
         status = begin(ep, &err);
     }
     if (status == BT_OK) status = ep_group_form(ep->exchange, &err);
@@ -98,7 +91,9 @@ void wrk_ep_look(wrk_ep *ep) {
     if (status != BT_OK) {
         bt_log(BT_LOG_WARN, "worker", "the group was not formed", "group=%s epoch=%llu text=\"%s\"",
                ep->group.own.ep.group, (unsigned long long)ep->group.own.ep.epoch, err.text);
-        give_up(ep);
+        exchange_close(ep);
+        wrk_group_failed(&ep->group, bt_now_ns());
+        announce(ep);
         return;
     }
     krn_model_set_exchange(ep->config.model, ep->exchange);
@@ -110,23 +105,19 @@ void wrk_ep_look(wrk_ep *ep) {
 
 /* ---- being in it ---- */
 
-bool wrk_ep_is_formed(const wrk_ep *ep) { return ep->group.own.ep.state == REG_RANK_FORMED; }
-
-bool wrk_ep_is_complete(const wrk_ep *ep) { return wrk_ep_is_formed(ep) && !wrk_group_is_leaving(&ep->group); }
-
 bool wrk_ep_is_called(wrk_ep *ep) { return ep->exchange->is_called(ep->exchange); }
 
 void wrk_ep_lose(wrk_ep *ep) {
     bt_series_add(ep->losses, 1);
-    give_up(ep);
-    ep->retry_ns = 0; /* it did come about */
+    bt_series_set(ep->formed, 0);
+    exchange_close(ep);
+    wrk_group_lost(&ep->group);
+    announce(ep);
 }
 
 int wrk_ep_wait_fd(const wrk_ep *ep) { return ep_net_wait_fd(ep->net); }
 
 int64_t wrk_ep_deadline_ns(const wrk_ep *ep) {
-    if (wrk_ep_is_formed(ep)) return INT64_MAX;
-    int64_t now_ns = bt_now_ns();
-    if (ep->exchange != NULL) return now_ns + (int64_t)EP_FORM_LOOK_MS * BT_NS_PER_MS;
-    return ep->retry_ns > now_ns ? ep->retry_ns : INT64_MAX;
+    bool is_forming = ep->exchange != NULL && !wrk_group_is_formed(&ep->group);
+    return is_forming ? bt_now_ns() + (int64_t)EP_FORM_LOOK_MS * BT_NS_PER_MS : wrk_group_deadline_ns(&ep->group);
 }

@@ -1,6 +1,6 @@
-/* This worker as a rank of an expert-parallel group: forms the group when the registry has all ranks (wrk_group.h
- * decides), gives the model its exchange, and forms it again after a loss. Owns the UCX side of it
- * (kvtransfer/ep_ucx.h). The engine thread owns it. */
+/* This worker as a rank of an expert-parallel group: carries out what wrk_group.h decides. Connects the ranks, gives
+ * the model its exchange, announces this rank. Owns the UCX side of it (kvtransfer/ep_ucx.h). The engine thread owns
+ * it. */
 #ifndef BATON_WORKER_WRK_EP_H
 #define BATON_WORKER_WRK_EP_H
 
@@ -29,13 +29,12 @@ uint32_t wrk_ep_port(const wrk_ep *ep);
 /* When the rest of the announcement is known; before what follows. */
 void wrk_ep_join(wrk_ep *ep, const reg_worker *own);
 
-void wrk_ep_on_worker(wrk_ep *ep, reg_change change, const reg_worker *worker);
+/* What decides: the loop asks it, and tells it what the registry says, that steps end, that this rank drains. Borrowed.
+ */
+wrk_group *wrk_ep_group(wrk_ep *ep);
 
 /* Goes on with forming, as far as that goes without waiting. To be called after every sleep. */
 void wrk_ep_look(wrk_ep *ep);
-
-bool wrk_ep_is_formed(const wrk_ep *ep);   /* krn_forward() can be called */
-bool wrk_ep_is_complete(const wrk_ep *ep); /* and no other rank is about to leave */
 
 /* Another rank needs ours in a step; also when the group has failed, which the step will tell. Only when formed; last
  * before sleeping. */

@@ -5,9 +5,16 @@
 #include <string.h>
 
 #include "common/core/alloc.h"
+#include "common/core/clock.h"
 
-void wrk_group_init(wrk_group *group, const reg_worker *own) {
-    *group = (wrk_group){.own = *own, .members = bt_calloc(own->ep.size, sizeof(wrk_member))};
+enum { DEFAULT_RETRY_MS = 500, DEFAULT_QUIET_MS = 1000 };
+
+static int64_t after_ms(int64_t now_ns, uint32_t ms) { return now_ns + (int64_t)ms * BT_NS_PER_MS; }
+
+void wrk_group_init(wrk_group *group, const reg_worker *own, const wrk_group_options *options) {
+    *group = (wrk_group){.options = *options, .own = *own, .members = bt_calloc(own->ep.size, sizeof(wrk_member))};
+    if (group->options.retry_ms == 0) group->options.retry_ms = DEFAULT_RETRY_MS;
+    if (group->options.quiet_ms == 0) group->options.quiet_ms = DEFAULT_QUIET_MS;
     group->own.ep.epoch = 0;
     group->own.ep.state = REG_RANK_WAITING;
 }
@@ -45,6 +52,14 @@ bool wrk_group_is_leaving(const wrk_group *group) {
     return false;
 }
 
+bool wrk_group_is_formed(const wrk_group *group) { return group->own.ep.state == REG_RANK_FORMED; }
+
+bool wrk_group_is_complete(const wrk_group *group) {
+    return wrk_group_is_formed(group) && !wrk_group_is_leaving(group);
+}
+
+/* ---- forming ---- */
+
 /* The epoch that rank 0 shall form now, 0: none. */
 static uint64_t epoch_to_lead(const wrk_group *group) {
     uint64_t epoch = group->own.ep.epoch;
@@ -60,10 +75,11 @@ static uint64_t epoch_to_follow(const wrk_group *group) {
     return first->state == REG_RANK_FORMING && first->epoch > group->own.ep.epoch ? first->epoch : 0;
 }
 
-bool wrk_group_begin(wrk_group *group) {
+bool wrk_group_begin(wrk_group *group, int64_t now_ns) {
     reg_rank *own = &group->own.ep;
-    if (own->state != REG_RANK_WAITING || wrk_group_n_announced(group) < own->size || wrk_group_is_leaving(group))
-        return false;
+    if (own->state != REG_RANK_WAITING || now_ns < group->retry_ns) return false;
+    group->retry_ns = 0; /* only here: a deadline must stay until somebody has looked after it */
+    if (group->own.is_draining || wrk_group_n_announced(group) < own->size || wrk_group_is_leaving(group)) return false;
     uint64_t epoch = own->rank == 0 ? epoch_to_lead(group) : epoch_to_follow(group);
     if (epoch == 0) return false;
     own->epoch = epoch;
@@ -73,4 +89,28 @@ bool wrk_group_begin(wrk_group *group) {
 
 void wrk_group_formed(wrk_group *group) { group->own.ep.state = REG_RANK_FORMED; }
 
+void wrk_group_failed(wrk_group *group, int64_t now_ns) {
+    group->own.ep.state = REG_RANK_WAITING;
+    group->retry_ns = after_ms(now_ns, group->options.retry_ms);
+}
+
 void wrk_group_lost(wrk_group *group) { group->own.ep.state = REG_RANK_WAITING; }
+
+/* ---- leaving ---- */
+
+void wrk_group_drain(wrk_group *group) { group->own.is_draining = true; }
+
+void wrk_group_leave(wrk_group *group, int64_t now_ns) { group->quiet_ns = after_ms(now_ns, group->options.quiet_ms); }
+
+void wrk_group_stepped(wrk_group *group, int64_t now_ns) {
+    if (group->quiet_ns != 0) group->quiet_ns = after_ms(now_ns, group->options.quiet_ms);
+}
+
+bool wrk_group_is_needed(const wrk_group *group, int64_t now_ns) {
+    return wrk_group_is_formed(group) && now_ns < group->quiet_ns;
+}
+
+int64_t wrk_group_deadline_ns(const wrk_group *group) {
+    int64_t at_ns = group->own.ep.state == REG_RANK_WAITING ? group->retry_ns : group->quiet_ns;
+    return at_ns != 0 ? at_ns : INT64_MAX;
+}

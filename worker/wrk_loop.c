@@ -120,6 +120,7 @@ static void actions_run(wrk_engine *engine) {
             break;
         case WRK_DRAINED:
             engine->is_drained = true;
+            if (node->ep != NULL) wrk_group_leave(wrk_ep_group(node->ep), bt_now_ns());
             break;
         }
     }
@@ -185,7 +186,7 @@ static void on_registry(wrk_engine *engine, const wrk_event *event, int64_t now_
     if (event->is_replaced)
         drain(engine, now_ns);
     else
-        wrk_ep_on_worker(engine->node->ep, event->change, &event->worker);
+        wrk_group_on_worker(wrk_ep_group(engine->node->ep), event->change, &event->worker);
 }
 
 /* Everything that arrived so far. */
@@ -237,8 +238,10 @@ static void figures_export(wrk_engine *engine) {
 static void group_look(wrk_engine *engine) {
     wrk_ep *ep = engine->node->ep;
     if (ep == NULL) return;
-    if (!engine->sched->is_draining) wrk_ep_look(ep); /* who leaves joins no group */
-    wrk_sched_set_complete(engine->sched, wrk_ep_is_complete(ep), bt_now_ns());
+    wrk_group *group = wrk_ep_group(ep);
+    if (engine->sched->is_draining) wrk_group_drain(group);
+    wrk_ep_look(ep);
+    wrk_sched_set_complete(engine->sched, wrk_group_is_complete(group), bt_now_ns());
     actions_run(engine);
 }
 
@@ -249,19 +252,10 @@ static void group_lose(wrk_engine *engine) {
     wrk_ep_lose(engine->node->ep);
 }
 
-/* Drained; but what the others still have needs our experts. They see that we leave, and take nothing new. */
-static void group_help(const wrk_node *node) {
-    enum { QUIET_MS = 1000 };
-    int64_t quiet_ns = (int64_t)QUIET_MS * BT_NS_PER_MS, until_ns = bt_now_ns() + quiet_ns;
-    while (wrk_ep_is_formed(node->ep) && bt_now_ns() < until_ns) {
-        if (!wrk_ep_is_called(node->ep)) {
-            struct pollfd fd = {.fd = wrk_ep_wait_fd(node->ep), .events = POLLIN};
-            poll(&fd, 1, timeout_ms(until_ns, bt_now_ns()));
-            continue;
-        }
-        if (krn_forward(node->model, node->kv, NULL, 0, NULL, NULL, NULL) != BT_OK) return;
-        until_ns = bt_now_ns() + quiet_ns;
-    }
+/* Drained, and the other ranks do without us: they see that we leave, and take nothing new. */
+static bool is_over(const wrk_engine *engine) {
+    const wrk_node *node = engine->node;
+    return engine->is_drained && (node->ep == NULL || !wrk_group_is_needed(wrk_ep_group(node->ep), bt_now_ns()));
 }
 
 /* ---- steps ---- */
@@ -280,7 +274,7 @@ static bool step_run(wrk_engine *engine) {
     wrk_node *node = engine->node;
     wrk_sched *sched = engine->sched;
     int64_t begin_ns = bt_now_ns();
-    if (node->ep != NULL && !wrk_ep_is_formed(node->ep)) return false;
+    if (node->ep != NULL && !wrk_group_is_formed(wrk_ep_group(node->ep))) return false;
     wrk_step step = {0};
     bool has_step = sched->step_begin(sched, begin_ns, &step);
     actions_run(engine);
@@ -292,6 +286,7 @@ static bool step_run(wrk_engine *engine) {
         group_lose(engine);
         return true;
     }
+    if (node->ep != NULL) wrk_group_stepped(wrk_ep_group(node->ep), bt_now_ns());
     if (!has_step) return true;
     for (uint32_t i = 0; i < step.n_samples; i++) {
         const wrk_sample *sample = &step.samples[i];
@@ -337,17 +332,15 @@ void wrk_loop_run(const wrk_loop_options *options) {
     engine.step_rows = bt_metrics_series(node->metrics, BT_METRIC_STEP_ROWS, "");
     wrk_sched_set_complete(sched, node->ep == NULL, bt_now_ns());
     figures_export(&engine);
-    while (!engine.is_drained) {
+    while (!is_over(&engine)) {
         queue_run(&engine);
         if (wrk_signals_is_asked()) drain(&engine, bt_now_ns());
         group_look(&engine);
         tick_if_due(&engine);
         bool has_stepped = step_run(&engine);
         figures_export(&engine);
-        if (has_stepped || engine.is_drained) continue;
-        sleep_now(&engine);
+        if (!has_stepped && !is_over(&engine)) sleep_now(&engine);
     }
-    if (node->ep != NULL) group_help(node);
     free(engine.series);
     free(engine.tokens);
 }
