@@ -31,11 +31,16 @@ static bool is_ours(const wrk_group *group, const reg_worker *worker) {
            worker->ep.rank != own->ep.rank && strcmp(worker->ep.group, own->ep.group) == 0;
 }
 
+/* Who has left is still one that leaves: our connection to it may not have broken yet. */
 void wrk_group_on_worker(wrk_group *group, reg_change change, const reg_worker *worker) {
+    bool is_gone = change == REG_WORKER_LEFT || change == REG_WORKER_EXPIRED;
     for (uint32_t i = 0; i < group->own.ep.size; i++) { /* it may have been another rank before */
-        if (group->members[i].incarnation == worker->incarnation) group->members[i] = (wrk_member){0};
+        wrk_member *member = &group->members[i];
+        if (member->incarnation != worker->incarnation) continue;
+        bool has_left = change == REG_WORKER_LEFT || (is_gone && member->is_draining);
+        *member = (wrk_member){.is_draining = has_left};
     }
-    if (change == REG_WORKER_LEFT || change == REG_WORKER_EXPIRED || !is_ours(group, worker)) return;
+    if (is_gone || !is_ours(group, worker)) return;
     group->members[worker->ep.rank] = (wrk_member){worker->incarnation, worker->is_draining, worker->ep};
 }
 
@@ -47,7 +52,7 @@ uint32_t wrk_group_n_announced(const wrk_group *group) {
 
 bool wrk_group_is_leaving(const wrk_group *group) {
     for (uint32_t i = 0; i < group->own.ep.size; i++) {
-        if (group->members[i].incarnation != 0 && group->members[i].is_draining) return true;
+        if (group->members[i].is_draining) return true;
     }
     return false;
 }

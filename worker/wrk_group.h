@@ -21,7 +21,7 @@
 
 typedef struct {
     uint64_t incarnation; /* 0: not announced */
-    bool is_draining;
+    bool is_draining;     /* or it has left: until another process takes its rank */
     reg_rank ep;
 } wrk_member;
 
@@ -59,7 +59,7 @@ void wrk_group_lost(wrk_group *group);                   /* it was formed: as so
 /* ---- being in it ---- */
 
 uint32_t wrk_group_n_announced(const wrk_group *group); /* ranks, this one included */
-bool wrk_group_is_leaving(const wrk_group *group);      /* another rank drains: the group will not last */
+bool wrk_group_is_leaving(const wrk_group *group);      /* another rank drains or left: the group will not last */
 bool wrk_group_is_formed(const wrk_group *group);       /* steps can be run */
 bool wrk_group_is_complete(const wrk_group *group);     /* and requests be taken: no other rank is about to leave */
 
