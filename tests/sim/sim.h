@@ -3,7 +3,10 @@
  *
  * What is simulated as it is in reality: links are ordered but late, break without notice and are noticed late;
  * messages are encoded and decoded; pushes read prefill's memory some time after they are asked for, land in decode's
- * some time after that, may be damaged or lost; processes die and come back as new incarnations. What is asserted:
+ * some time after that, may be damaged or lost; processes die and come back as new incarnations. Ranks of an
+ * expert-parallel group are announced in a registry that is read late, forgets the dead late and stands still at times;
+ * they connect to each other, some attempts fail; they go through a step layer by layer, each as late as its slowest
+ * peer, and one that is gone is missed when the break is noticed or the time is up. What is asserted:
  *
  *   - After every event the books of the core that it touched balance (wrk_sched.check and gw_core_check()).
  *   - The baton rule: of one attempt, at most one process may finish the request (check_baton).
@@ -13,6 +16,12 @@
  *     compared with the oracle. Each step also checks every cell that it reads (check_cells), cached blocks included.
  *   - A block that others may read is written by nobody, from memory or network (kv_pool.h rule 2).
  *   - At the end every gateway knows the names in each worker's prefix cache, neither more nor less.
+ *   - Who is connected forms the same epoch, and a rank that is FORMED is connected to every other one's living
+ *     incarnation, or will hear of the break. Messages between ranks come in exchange.h's order: nobody is more than a
+ *     layer ahead, and who begins a step first has rows for it, so an idle group sleeps.
+ *   - A worker whose group is not formed, or that has read that a rank leaves, accepts and reserves nothing.
+ *   - A rank that drains goes when its peers' steps do not need it. A group whose ranks all live and stay is formed
+ *     within SIM_CALM_MS after the last thing that went wrong.
  *   - A request ends exactly once, at the right token, for the right reason. At the end nothing is left anywhere. */
 #ifndef BATON_TESTS_SIM_SIM_H
 #define BATON_TESTS_SIM_SIM_H
@@ -28,6 +37,7 @@
 #include "decode/dec_sched.h"
 #include "gateway/gw_core.h"
 #include "prefill/pre_sched.h"
+#include "worker/wrk_group.h"
 
 enum {
     SIM_MAX_OF_ROLE = 4,
@@ -37,6 +47,7 @@ enum {
     SIM_EOS = 1,
     SIM_MAX_MODEL_LEN = 1024,
     SIM_SHORT_PROMPT = 32,
+    SIM_CALM_MS = 2500, /* two attempts that fail, a step that times out, a lease */
 };
 
 /* ---- what a seed chooses ---------------------------------------------------------------------------------------- */
@@ -45,6 +56,7 @@ typedef struct {
     uint64_t seed;
     uint32_t n_requests;
     uint32_t n_gateways, n_prefills, n_decodes;
+    uint32_t prefill_ranks, decode_ranks; /* of a group, up to 1: none; workers that make up no whole group are alone */
     uint32_t prefill_blocks, decode_blocks;
     uint32_t max_requests, max_batched_tokens, max_batched_seqs;
     uint32_t max_num_seqs, spare_rows, max_leases; /* spare_rows: of a decode step, besides one for each sequence */
@@ -60,6 +72,9 @@ typedef struct {
     uint32_t stop_percent;         /* of requests: a stop string is found at some token */
     uint32_t stall_ppm;            /* of messages: they and what follows them are very late */
     uint32_t damage_ppm, loss_ppm; /* of pushed blocks */
+    uint32_t dial_ppm;             /* of connections between ranks: they fail */
+    uint32_t read_ppm;             /* of readings of the registry: they are very late */
+    bool has_fixed_ports;          /* of ranks: a restarted one is found where its predecessor was */
     bool is_traced;
 } sim_config;
 
@@ -69,6 +84,11 @@ typedef struct {
     uint64_t n_tokens, n_attempts;
     uint64_t n_short, max_short_wait_ns; /* prompts of up to SIM_SHORT_PROMPT tokens: from arrival to first token */
     uint64_t n_crashes, n_cuts, n_stalls, n_drains, n_damaged, n_lost;
+    uint64_t n_formed, n_not_formed, n_group_lost; /* by rank */
+    uint64_t n_helped;                             /* steps of a rank without rows of its own */
+    uint64_t n_killed_waiting, n_killed_forming, n_killed_idle, n_killed_in_step, n_killed_draining; /* ranks */
+    uint64_t n_dials_failed, n_dials_refused, n_rank_timeouts;
+    uint64_t n_redis_stalls, n_reads_late, n_leases_forgotten;
     gw_counters gateway; /* sums over all incarnations */
     pre_counters prefill;
     dec_counters decode;
@@ -109,7 +129,14 @@ typedef enum {
     SIM_LAYER,        /* a: layer */
     SIM_STEP_DONE,
     SIM_FAULT,
-    SIM_RESTART, /* a dead node comes back */
+    SIM_RESTART,      /* a dead node comes back */
+    SIM_ANNOUNCE,     /* the registry takes what a rank says of itself */
+    SIM_FORGET,       /* a: incarnation whose lease has run out */
+    SIM_READ,         /* a rank reads the registry */
+    SIM_DIAL,         /* a rank connects to another; a: epoch << 8 | rank */
+    SIM_RANK_MESSAGE, /* payload: sim_rank_message */
+    SIM_RANK_LATE,    /* a rank may have waited too long */
+    SIM_CALM,         /* nothing went wrong for long: the node's group must be formed */
 } sim_event_kind;
 
 typedef struct {
@@ -143,9 +170,11 @@ typedef struct {
 
 typedef enum { SIM_LINK_DOWN, SIM_LINK_OPENING, SIM_LINK_OPEN, SIM_LINK_BROKEN } sim_link_state;
 
-/* One connection between two places; side 0 is the gateway's, or prefill's of a KV link. */
+typedef enum { SIM_CONTROL, SIM_KV, SIM_RANKS } sim_link_kind;
+
+/* One connection between two places; side 0 is the gateway's, prefill's of a KV link, the lower rank's of two. */
 typedef struct {
-    bool is_kv;
+    sim_link_kind kind;
     sim_link_state state;
     uint32_t node[2];
     uint32_t epoch;     /* of the connection; what was sent over an older one is lost */
@@ -168,6 +197,46 @@ typedef struct {
     uint8_t seen[SIM_LAYERS][SIM_MAX_MODEL_LEN / 64 + 1];
 } sim_lease;
 
+/* ---- ranks ------------------------------------------------------------------------------------------------------ */
+
+typedef enum { SIM_RANK_BEGIN, SIM_RANK_ROWS, SIM_RANK_LEAVE } sim_rank_verb;
+
+typedef struct {
+    uint32_t link, link_epoch;
+    uint32_t from; /* rank */
+    sim_rank_verb verb;
+    uint64_t group_epoch, n; /* BEGIN: the step; ROWS: how many layers the sender has posted in this epoch */
+} sim_rank_message;
+
+/* What a rank knows of another one, in its present exchange. */
+typedef struct {
+    bool is_up;
+    uint64_t incarnation;
+    uint64_t step, n_posted;
+} sim_peer;
+
+/* A worker's place in its group, if it has one (group.own.ep.size > 0): who decides, and what worker/wrk_ep.c and
+ * kvtransfer/ep_ucx.h would be. */
+typedef struct {
+    wrk_group group;
+    reg_worker mirror[SIM_MAX_OF_ROLE]; /* [rank] as last read; incarnation 0: not there */
+    bool is_leaving[SIM_MAX_OF_ROLE];   /* [rank] as last read of somebody in that place */
+    bool is_open, has_failed;      /* the exchange: from FORMING on; it came to nothing, and the engine shall know */
+    uint64_t last_epoch;           /* that this process has used */
+    uint64_t step, n_posted;       /* begun, and layers posted, in this epoch */
+    bool is_in_step, is_computing; /* computing: else waiting for the peers' rows */
+    int64_t late_ns;               /* when waiting has lasted too long */
+    int64_t watch_ns;              /* when the next SIM_RANK_LATE is planned */
+    sim_peer peers[SIM_MAX_OF_ROLE];
+} sim_rank;
+
+/* What only the simulator knows of a group. */
+typedef struct {
+    int64_t calm_ns;                /* something was wrong until then */
+    bool is_watched;                /* SIM_CALM is planned */
+    uint64_t busy_epoch, busy_step; /* the last step that somebody had rows for */
+} sim_group;
+
 typedef struct {
     wire_role role;
     uint32_t index; /* of its role */
@@ -188,8 +257,10 @@ typedef struct {
     uint64_t *sums;
     uint32_t n_sums, cap_sums;
 
-    bool is_stepping;
+    bool is_drained;
+    bool is_stepping; /* with rows of its own */
     wrk_step step;
+    sim_rank rank;
     wire_ranked logprobs[64]; /* of the last step's tokens */
 } sim_node;
 
@@ -218,6 +289,9 @@ typedef struct {
     uint64_t n_planned;
     sim_node nodes[SIM_MAX_NODES];
     uint32_t n_nodes;
+    reg_worker registry[SIM_MAX_NODES]; /* by node; incarnation 0: nothing is there */
+    int64_t redis_ns;                   /* it stands still until then */
+    sim_group groups[SIM_MAX_NODES];    /* by node of rank 0 */
     sim_link links[SIM_MAX_NODES * SIM_MAX_NODES];
     uint32_t n_links;
     sim_client *clients; /* [n_requests] */
@@ -244,7 +318,9 @@ void sim_trace(sim_world *world, const char *format, ...) __attribute__((format(
 sim_link *sim_link_between(sim_world *world, uint32_t a, uint32_t b);
 void sim_send(sim_world *world, uint32_t from, uint64_t to_incarnation, const wire_message *message);
 void sim_link_open(sim_world *world, sim_link *link); /* plans SIM_LINK_UP for both sides */
+void sim_link_join(sim_world *world, sim_link *link); /* at once, for both; nobody is told */
 void sim_link_break(sim_world *world, sim_link *link);
+void sim_link_part(sim_link *link); /* both sides know */
 void sim_link_event(sim_world *world, const sim_event *event);
 void sim_message_event(sim_world *world, const sim_event *event);
 uint32_t sim_node_of(const sim_world *world, uint64_t incarnation); /* UINT32_MAX: dead */
@@ -266,8 +342,39 @@ void sim_transfer_release(sim_transfer *transfer);
 void sim_node_start(sim_world *world, uint32_t index);
 void sim_node_kill(sim_world *world, uint32_t index);  /* its links break */
 void sim_node_after(sim_world *world, uint32_t index); /* after every event of its core: carry out, step, check */
+void sim_node_walk(sim_world *world, uint32_t index);  /* carries a worker's actions out */
 void sim_node_step_event(sim_world *world, const sim_event *event);
+bool sim_node_begin_step(sim_world *world, uint32_t index);  /* false: it has no rows */
+int64_t sim_node_layer_ns(sim_world *world, uint32_t index); /* for the rows of its step */
+void sim_node_compute(sim_world *world, uint32_t index, uint32_t layer);
+void sim_node_finish_step(sim_world *world, uint32_t index);
 void sim_check_baton(sim_world *world, const wire_request *request);
+
+/* ---- sim_registry.c --------------------------------------------------------------------------------------------- */
+
+void sim_announce(sim_world *world, uint32_t index);      /* what the rank says of itself when that arrives */
+void sim_registry_read(sim_world *world, uint32_t index); /* soon */
+void sim_registry_forget(sim_world *world, uint32_t index, int64_t after_ns); /* unless its node is started anew */
+void sim_registry_lose(sim_world *world, uint32_t index); /* the announcement of one that lives; it is renewed */
+void sim_registry_stall(sim_world *world, int64_t until_ns);
+void sim_registry_event(sim_world *world, const sim_event *event);
+
+/* ---- sim_rank.c ------------------------------------------------------------------------------------------------- */
+
+/* The ranks of the node's group, *first and those behind it; 1: it is alone. */
+uint32_t sim_ranks_of(const sim_world *world, uint32_t index, uint32_t *first);
+static inline bool sim_is_rank(const sim_node *node) { return node->rank.group.own.ep.size > 0; } /* and lives */
+
+void sim_rank_start(sim_world *world, uint32_t index);
+void sim_rank_stop(sim_world *world, uint32_t index);
+void sim_rank_turn(sim_world *world, uint32_t index); /* of wrk_loop.c's loop */
+bool sim_rank_is_over(const sim_world *world, uint32_t index);
+void sim_rank_gone(sim_world *world, uint32_t index, uint64_t peer); /* the connection to that incarnation broke */
+void sim_rank_event(sim_world *world, const sim_event *event);
+
+/* Something is wrong in the node's group, if it has one, until then. */
+void sim_disturb(sim_world *world, uint32_t index, int64_t until_ns);
+void sim_check_group(const sim_world *world, uint32_t index); /* it is formed, if all its ranks live and stay */
 
 /* ---- sim_client.c ----------------------------------------------------------------------------------------------- */
 

@@ -145,12 +145,7 @@ static void connect_event(sim_world *world, const sim_event *event) {
     if (link == NULL) {
         prefill->peer_gone(prefill, event->a, world->now_ns);
     } else if (link->state == SIM_LINK_DOWN) {
-        link->state = SIM_LINK_OPEN;
-        link->epoch++;
-        link->is_up[0] = link->is_up[1] = true;
-        link->peer[0] = event->a;
-        link->peer[1] = event->incarnation;
-        link->last_ns[0] = link->last_ns[1] = link->busy_ns = world->now_ns;
+        sim_link_join(world, link);
         prefill->peer_up(prefill, event->a, world->now_ns);
     } else { /* a side has not noticed yet that the last one broke */
         sim_plan(world, world->now_ns + 5000000, SIM_KV_CONNECT, event->node, event->a, NULL);

@@ -19,6 +19,7 @@ static int usage(void) {
 static void print(const sim_config *c, const sim_result *r, double seconds) {
     printf("cluster: %u gateways, %u prefill, %u decode; pools of %u and %u blocks; %u sequences a step\n",
            c->n_gateways, c->n_prefills, c->n_decodes, c->prefill_blocks, c->decode_blocks, c->max_num_seqs);
+    printf("ranks of a group: %u of prefill, %u of decode\n", c->prefill_ranks, c->decode_ranks);
     printf("requests: %llu finished, %llu failed, %llu canceled, %llu shed, %llu died with their gateway\n",
            (unsigned long long)r->n_finished, (unsigned long long)r->n_failed, (unsigned long long)r->n_canceled,
            (unsigned long long)r->n_shed, (unsigned long long)r->n_died);
@@ -35,6 +36,18 @@ static void print(const sim_config *c, const sim_result *r, double seconds) {
            (unsigned long long)r->decode.n_committed, (unsigned long long)r->decode.n_commit_failed,
            (unsigned long long)r->decode.n_lease_expired, (unsigned long long)r->decode.n_lease_aborted,
            (unsigned long long)r->decode.n_quarantined);
+    printf(
+        "groups, by rank: %llu formed, %llu not, %llu lost; %llu steps without rows; %llu dials failed, %llu refused, "
+        "%llu timeouts\n",
+        (unsigned long long)r->n_formed, (unsigned long long)r->n_not_formed, (unsigned long long)r->n_group_lost,
+        (unsigned long long)r->n_helped, (unsigned long long)r->n_dials_failed, (unsigned long long)r->n_dials_refused,
+        (unsigned long long)r->n_rank_timeouts);
+    printf("ranks killed: %llu waiting, %llu forming, %llu idle, %llu in a step, %llu draining\n",
+           (unsigned long long)r->n_killed_waiting, (unsigned long long)r->n_killed_forming,
+           (unsigned long long)r->n_killed_idle, (unsigned long long)r->n_killed_in_step,
+           (unsigned long long)r->n_killed_draining);
+    printf("registry: %llu stalls, %llu late readings, %llu leases forgotten\n", (unsigned long long)r->n_redis_stalls,
+           (unsigned long long)r->n_reads_late, (unsigned long long)r->n_leases_forgotten);
     printf("%llu events, %llu tokens, %.1f s simulated in %.2f s; history %016llx\n", (unsigned long long)r->n_events,
            (unsigned long long)r->n_tokens, (double)r->end_ns / 1e9, seconds, (unsigned long long)r->history_hash);
 }
@@ -136,6 +149,7 @@ int main(int argc, char **argv) {
     if (!parse(argc, argv, &a) || !make_config(&a, a.seed, &config)) return usage();
     if (a.n_worlds > 0) return run_worlds(&a);
     if (a.is_shrunk) return shrink(&config);
+    if (config.is_traced) setvbuf(stdout, NULL, _IOLBF, 0); /* what comes before an abort is what one looks for */
     sim_result result;
     int64_t begin_ns = bt_now_ns();
     sim_run(&config, &result);

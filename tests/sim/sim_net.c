@@ -26,6 +26,7 @@ int64_t sim_arrival_ns(sim_world *world, sim_link *link, int side) {
     if (sim_chance(world, world->config.stall_ppm)) {
         at_ns += sim_below(world, 8) == 0 ? 5 * STALL_MS * (int64_t)BT_NS_PER_MS : STALL_MS * (int64_t)BT_NS_PER_MS;
         world->result.n_stalls++;
+        if (link->kind == SIM_RANKS) sim_disturb(world, link->node[side], at_ns);
     }
     if (at_ns < link->last_ns[side]) at_ns = link->last_ns[side];
     return link->last_ns[side] = at_ns;
@@ -63,12 +64,30 @@ void sim_link_open(sim_world *world, sim_link *link) {
     }
 }
 
+void sim_link_join(sim_world *world, sim_link *link) {
+    BT_ASSERT(link->state == SIM_LINK_DOWN);
+    link->state = SIM_LINK_OPEN;
+    link->epoch++;
+    link->busy_ns = world->now_ns;
+    for (int side = 0; side < 2; side++) {
+        link->is_up[side] = true;
+        link->peer[side] = world->nodes[link->node[1 - side]].incarnation;
+        link->last_ns[side] = world->now_ns;
+    }
+}
+
+void sim_link_part(sim_link *link) {
+    link->state = SIM_LINK_DOWN;
+    link->epoch++;
+}
+
 static void side_has_gone(sim_world *world, sim_link *link, int side) {
     link->has_gone[side] = true;
     if (!link->has_gone[0] || !link->has_gone[1]) return;
     link->state = SIM_LINK_DOWN;
     bool both_live = world->nodes[link->node[0]].incarnation != 0 && world->nodes[link->node[1]].incarnation != 0;
-    if (!link->is_kv && both_live) sim_link_open(world, link); /* a gateway dials again; KV is opened when needed */
+    if (link->kind == SIM_CONTROL && both_live)
+        sim_link_open(world, link); /* a gateway dials again, others when they need it */
 }
 
 void sim_link_break(sim_world *world, sim_link *link) {
@@ -99,11 +118,14 @@ static void tell_up(sim_world *world, const sim_link *link, int side) {
     const sim_node *peer = &world->nodes[link->node[1 - side]];
     sim_trace(world, "%s link up %s", node->name, peer->name);
     if (node->role == WIRE_ROLE_GATEWAY) {
-        gw_worker known = {.role = peer->role, .incarnation = peer->incarnation};
+        const reg_rank *ep = &world->registry[link->node[1 - side]].ep;
+        gw_worker known = {.role = peer->role,
+                           .incarnation = peer->incarnation,
+                           .is_incomplete = sim_is_rank(peer) && ep->state != REG_RANK_FORMED};
         snprintf(known.name, sizeof(known.name), "%s", peer->name);
         snprintf(known.kv_address, sizeof(known.kv_address), "%s:1", peer->name);
         gw_core_worker_up(node->gateway, &known, world->now_ns);
-    } else if (link->is_kv) {
+    } else if (link->kind == SIM_KV) {
         node->worker->peer_up(node->worker, peer->incarnation, world->now_ns);
     } else {
         node->worker->gateway_up(node->worker, peer->incarnation, world->now_ns);
@@ -116,7 +138,9 @@ static void tell_gone(sim_world *world, const sim_link *link, int side, uint64_t
     sim_trace(world, "%s link gone %s", node->name, world->nodes[link->node[1 - side]].name);
     if (node->role == WIRE_ROLE_GATEWAY) {
         gw_core_worker_gone(node->gateway, peer, world->now_ns);
-    } else if (link->is_kv) {
+    } else if (link->kind == SIM_RANKS) {
+        sim_rank_gone(world, link->node[side], peer);
+    } else if (link->kind == SIM_KV) {
         node->worker->peer_gone(node->worker, peer, world->now_ns);
     } else {
         node->worker->gateway_gone(node->worker, peer, world->now_ns);
@@ -189,7 +213,7 @@ void sim_message_event(sim_world *world, const sim_event *event) {
         world->result.history_hash = (world->result.history_hash ^ frame->bytes[i]) * 0x100000001b3u;
     if (node->role == WIRE_ROLE_GATEWAY) {
         gw_core_message(node->gateway, peer, &message, world->now_ns);
-    } else if (link->is_kv) {
+    } else if (link->kind == SIM_KV) {
         node->worker->peer_message(node->worker, peer, &message, world->now_ns);
     } else {
         node->worker->gateway_message(node->worker, peer, &message, world->now_ns);

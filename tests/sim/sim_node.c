@@ -70,13 +70,20 @@ static uint32_t draw_after(const sim_node *node, const krn_sequence *sequence, c
 
 /* ---- steps ------------------------------------------------------------------------------------------------------ */
 
-static void check_step(const krn_sequence *sequences, uint32_t n_sequences, uint32_t max_rows) {
+static void check_step(const sim_world *world, const sim_node *node) {
+    const sim_config *c = &world->config;
+    const wrk_step *step = &node->step;
+    bool is_prefill = node->role == WIRE_ROLE_PREFILL;
     uint32_t n_rows = 0;
-    for (uint32_t i = 0; i < n_sequences; i++) n_rows += sequences[i].n_rows;
-    BT_ASSERT(n_sequences > 0 && n_rows <= max_rows);
+    for (uint32_t i = 0; i < step->n_sequences; i++) n_rows += step->sequences[i].n_rows;
+    BT_ASSERT(n_rows == step->n_rows &&
+              n_rows <= (is_prefill ? c->max_batched_tokens : c->max_num_seqs + c->spare_rows));
+    BT_ASSERT(step->n_sequences > 0 && step->n_sequences <= (is_prefill ? c->max_batched_seqs : c->max_num_seqs));
+    for (uint32_t i = 0; i < step->n_sequences && is_prefill; i++)
+        check_cells(node, &step->sequences[i], step->sequences[i].position);
 }
 
-/* Decode's rows are computed here, prefill's were with each layer. */
+/* Decode's rows are computed at the end, whatever has been written of them before; prefill's were with each layer. */
 static void compute_decode(sim_node *node, const krn_sequence *sequence) {
     for (uint32_t b = 0; b <= (sequence->position + sequence->n_rows - 1) / ROWS; b++)
         BT_ASSERT(node->kv_owner[sequence->blocks[b]] == 0); /* rule 3: nothing lands there any more */
@@ -84,7 +91,7 @@ static void compute_decode(sim_node *node, const krn_sequence *sequence) {
     check_cells(node, sequence, sequence->position + sequence->n_rows);
 }
 
-static void finish_step(sim_world *world, uint32_t index) {
+void sim_node_finish_step(sim_world *world, uint32_t index) {
     sim_node *node = &world->nodes[index];
     const wrk_step *step = &node->step;
     uint32_t tokens[64], n = 0;
@@ -102,37 +109,46 @@ static void finish_step(sim_world *world, uint32_t index) {
     node->worker->step_done(node->worker, tokens, node->logprobs, world->now_ns);
 }
 
+int64_t sim_node_layer_ns(sim_world *world, uint32_t index) {
+    const sim_node *node = &world->nodes[index];
+    int64_t n_rows = node->step.n_rows;
+    if (node->role == WIRE_ROLE_PREFILL) return 200000 + n_rows * 2000 + sim_below(world, 100000);
+    return (500000 + n_rows * 20000 + sim_below(world, 200000)) / SIM_LAYERS;
+}
+
+void sim_node_compute(sim_world *world, uint32_t index, uint32_t layer) {
+    sim_node *node = &world->nodes[index];
+    for (uint32_t i = 0; i < node->step.n_sequences; i++) compute(node, &node->step.sequences[i], layer);
+}
+
+bool sim_node_begin_step(sim_world *world, uint32_t index) {
+    sim_node *node = &world->nodes[index];
+    node->step = (wrk_step){0};
+    node->is_stepping = node->worker->step_begin(node->worker, world->now_ns, &node->step);
+    sim_node_walk(world, index);
+    if (node->is_stepping) check_step(world, node);
+    return node->is_stepping;
+}
+
+/* Without a group its end is known beforehand. */
+static void step_alone(sim_world *world, uint32_t index) {
+    if (!sim_node_begin_step(world, index)) return;
+    bool has_layers = world->nodes[index].worker->layer_done != NULL;
+    int64_t layer_ns = sim_node_layer_ns(world, index), draw_ns = has_layers ? 50000 : 0;
+    for (uint32_t layer = 0; layer < SIM_LAYERS && has_layers; layer++)
+        sim_plan(world, world->now_ns + layer_ns * (layer + 1), SIM_LAYER, index, layer, NULL);
+    sim_plan(world, world->now_ns + layer_ns * SIM_LAYERS + draw_ns, SIM_STEP_DONE, index, 0, NULL);
+}
+
 void sim_node_step_event(sim_world *world, const sim_event *event) {
-    sim_node *node = &world->nodes[event->node];
+    wrk_sched *worker = world->nodes[event->node].worker;
     if (event->kind == SIM_LAYER) {
-        uint32_t layer = (uint32_t)event->a;
-        for (uint32_t i = 0; i < node->step.n_sequences; i++) compute(node, &node->step.sequences[i], layer);
-        node->worker->layer_done(node->worker, layer, world->now_ns);
+        sim_node_compute(world, event->node, (uint32_t)event->a);
+        worker->layer_done(worker, (uint32_t)event->a, world->now_ns);
     } else {
-        finish_step(world, event->node);
+        sim_node_finish_step(world, event->node);
     }
     sim_node_after(world, event->node);
-}
-
-static void begin_prefill_step(sim_world *world, uint32_t index) {
-    sim_node *node = &world->nodes[index];
-    check_step(node->step.sequences, node->step.n_sequences, world->config.max_batched_tokens);
-    for (uint32_t i = 0; i < node->step.n_sequences; i++)
-        check_cells(node, &node->step.sequences[i], node->step.sequences[i].position);
-    node->is_stepping = true;
-    int64_t layer_ns = 200000 + (int64_t)node->step.n_rows * 2000 + sim_below(world, 100000);
-    for (uint32_t layer = 0; layer < SIM_LAYERS; layer++)
-        sim_plan(world, world->now_ns + layer_ns * (layer + 1), SIM_LAYER, index, layer, NULL);
-    sim_plan(world, world->now_ns + layer_ns * SIM_LAYERS + 50000, SIM_STEP_DONE, index, 0, NULL);
-}
-
-static void begin_decode_step(sim_world *world, uint32_t index) {
-    sim_node *node = &world->nodes[index];
-    check_step(node->step.sequences, node->step.n_sequences, world->config.max_num_seqs + world->config.spare_rows);
-    BT_ASSERT(node->step.n_sequences <= world->config.max_num_seqs);
-    node->is_stepping = true;
-    int64_t step_ns = 500000 + (int64_t)node->step.n_rows * 20000 + sim_below(world, 200000);
-    sim_plan(world, world->now_ns + step_ns, SIM_STEP_DONE, index, 0, NULL);
 }
 
 /* ---- carrying out ----------------------------------------------------------------------------------------------- */
@@ -154,20 +170,31 @@ static void walk_gateway(sim_world *world, uint32_t index) {
     }
 }
 
-/* true: the process has ended. */
-static bool walk_worker(sim_world *world, uint32_t index) {
-    const sim_node *node = &world->nodes[index];
+/* Only a whole group takes what is new, and only one that is formed has anything. Decode's ACCEPTED may be about a
+ * request that it has and that pauses. */
+static void check_taken(const sim_node *node, const wire_message *message) {
+    bool is_accepted = message->type == WIRE_ACCEPTED;
+    bool is_new = message->type == WIRE_RESERVED || (is_accepted && node->role == WIRE_ROLE_PREFILL);
+    bool is_old = message->type == WIRE_COMMITTED || message->type == WIRE_TOKENS || is_accepted;
+    if (!sim_is_rank(node) || (!is_new && !is_old)) return;
+    BT_ASSERT(wrk_group_is_formed(&node->rank.group));
+    for (uint32_t i = 0; i < node->rank.group.own.ep.size; i++) BT_ASSERT(!is_new || !node->rank.is_leaving[i]);
+}
+
+void sim_node_walk(sim_world *world, uint32_t index) {
+    sim_node *node = &world->nodes[index];
     wrk_action action;
-    bool is_drained = false;
     while (wrk_sched_next(node->worker, &action)) {
         switch (action.kind) {
         case WRK_SEND_GATEWAY:
+            check_taken(node, &action.message);
             sim_send(world, index, action.peer, &action.message);
             break;
         case WRK_BROADCAST:
             broadcast(world, index, &action.message);
             break;
         case WRK_SEND_PEER:
+            check_taken(node, &action.message);
             if (node->role == WIRE_ROLE_PREFILL)
                 sim_kv_send(world, index, action.peer, &action.message);
             else
@@ -186,10 +213,10 @@ static bool walk_worker(sim_world *world, uint32_t index) {
             sim_lease_close(world, index, action.lease_close.lease, action.lease_close.n_pushes);
             break;
         case WRK_DRAINED:
-            is_drained = true;
+            node->is_drained = true;
+            if (sim_is_rank(node)) wrk_group_leave(&node->rank.group, world->now_ns);
         }
     }
-    return is_drained;
 }
 
 static void plan_tick(sim_world *world, uint32_t index, int64_t deadline_ns) {
@@ -204,6 +231,7 @@ static void exit_drained(sim_world *world, uint32_t index) {
     sim_node *node = &world->nodes[index];
     BT_ASSERT(kv_pool_n_free(node->pool) == kv_pool_n_blocks(node->pool) && node->n_leases == 0 && !node->is_stepping);
     sim_trace(world, "%s drained", node->name);
+    if (sim_is_rank(node)) sim_registry_forget(world, index, BT_NS_PER_MS); /* it says so itself */
     sim_node_kill(world, index);
     sim_plan(world, world->now_ns + 50 * (int64_t)BT_NS_PER_MS, SIM_RESTART, index, 0, NULL);
 }
@@ -216,17 +244,16 @@ void sim_node_after(sim_world *world, uint32_t index) {
         plan_tick(world, index, gw_core_deadline_ns(node->gateway));
         return;
     }
-    wrk_sched *worker = node->worker;
-    bool is_drained = walk_worker(world, index), has_step = false;
+    const wrk_sched *worker = node->worker;
+    sim_node_walk(world, index);
     worker->check(worker);
-    if (!is_drained && !node->is_stepping) {
-        has_step = worker->step_begin(worker, world->now_ns, &node->step);
-        is_drained = walk_worker(world, index);
-    }
-    if (has_step && node->role == WIRE_ROLE_PREFILL) begin_prefill_step(world, index);
-    if (has_step && node->role == WIRE_ROLE_DECODE) begin_decode_step(world, index);
+    if (sim_is_rank(node))
+        sim_rank_turn(world, index);
+    else if (!node->is_drained && !node->is_stepping)
+        step_alone(world, index);
     plan_tick(world, index, wrk_sched_deadline_ns(worker));
-    if (is_drained) exit_drained(world, index);
+    if (sim_is_rank(node) && !node->rank.is_in_step) plan_tick(world, index, wrk_group_deadline_ns(&node->rank.group));
+    if (node->is_drained && (!sim_is_rank(node) || sim_rank_is_over(world, index))) exit_drained(world, index);
 }
 
 /* ---- birth and death -------------------------------------------------------------------------------------------- */
@@ -297,11 +324,12 @@ void sim_node_start(sim_world *world, uint32_t index) {
         start_gateway(world, node);
     } else {
         start_worker(world, node);
+        sim_rank_start(world, index);
     }
     sim_trace(world, "%s starts", node->name);
     for (uint32_t i = 0; i < world->n_links; i++) {
         sim_link *link = &world->links[i];
-        if (link->is_kv || (link->node[0] != index && link->node[1] != index)) continue;
+        if (link->kind != SIM_CONTROL || (link->node[0] != index && link->node[1] != index)) continue;
         uint32_t other = link->node[0] == index ? link->node[1] : link->node[0];
         if (link->state == SIM_LINK_DOWN && world->nodes[other].incarnation != 0) sim_link_open(world, link);
     }
@@ -325,6 +353,7 @@ void sim_node_kill(sim_world *world, uint32_t index) {
         else
             ADD(world->result.decode, dec_sched_counters(node->worker));
         node->worker->close(node->worker);
+        sim_rank_stop(world, index);
     }
     kv_pool_close(node->pool);
     sim_node_forget_kv(world, node);

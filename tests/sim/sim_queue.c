@@ -31,8 +31,9 @@ void sim_plan(sim_world *world, int64_t at_ns, sim_event_kind kind, uint32_t nod
         world->cap_heap = world->cap_heap * 2 + 1024;
         world->heap = bt_realloc(world->heap, world->cap_heap, sizeof(sim_event));
     }
-    uint64_t incarnation =
-        kind == SIM_RESTART || kind == SIM_FAULT || kind == SIM_ARRIVAL ? 0 : world->nodes[node].incarnation;
+    bool is_for_any =
+        kind == SIM_RESTART || kind == SIM_FAULT || kind == SIM_ARRIVAL || kind == SIM_FORGET || kind == SIM_CALM;
+    uint64_t incarnation = is_for_any ? 0 : world->nodes[node].incarnation;
     sim_event event = {at_ns, world->n_planned++, kind, node, incarnation, a, payload};
     uint32_t at = world->n_heap++;
     for (; at > 0 && is_before(&event, &world->heap[(at - 1) / 2]); at = (at - 1) / 2)

@@ -12,14 +12,20 @@ enum { N_SEEDS = 8 };
 #define KNOB(name, least)                                                                                              \
     { #name, offsetof(sim_config, name), sizeof(((sim_config *)0)->name), least }
 
-/* In the order in which they are tried: what makes a history hard to read goes first. */
+/* All that a seed chooses, so that a command can say what a world is. In the order in which they are tried: what makes
+ * a history hard to read goes first. */
 const sim_knob sim_knobs[] = {
-    KNOB(fault_ns, 0),         KNOB(stall_ppm, 0),       KNOB(damage_ppm, 0),       KNOB(loss_ppm, 0),
-    KNOB(cancel_percent, 0),   KNOB(stop_percent, 0),    KNOB(has_prefix_cache, 0), KNOB(n_chats, 1),
-    KNOB(n_gateways, 1),       KNOB(n_prefills, 1),      KNOB(n_decodes, 1),        KNOB(max_output, 1),
-    KNOB(max_prompt, 16),      KNOB(migration_limit, 0), KNOB(max_num_seqs, 1),     KNOB(max_leases, 1),
-    KNOB(max_batched_seqs, 1), KNOB(max_requests, 1),    KNOB(gateway_requests, 1), KNOB(long_percent, 0),
-    KNOB(spare_rows, 0),       KNOB(local_tokens, 0),
+    KNOB(fault_ns, 0),         KNOB(stall_ppm, 0),      KNOB(damage_ppm, 0),
+    KNOB(loss_ppm, 0),         KNOB(dial_ppm, 0),       KNOB(read_ppm, 0),
+    KNOB(has_fixed_ports, 0),  KNOB(decode_ranks, 1),   KNOB(prefill_ranks, 1),
+    KNOB(cancel_percent, 0),   KNOB(stop_percent, 0),   KNOB(has_prefix_cache, 0),
+    KNOB(n_chats, 1),          KNOB(n_gateways, 1),     KNOB(n_prefills, 1),
+    KNOB(n_decodes, 1),        KNOB(max_output, 1),     KNOB(max_prompt, 16),
+    KNOB(migration_limit, 0),  KNOB(max_num_seqs, 1),   KNOB(max_leases, 1),
+    KNOB(max_batched_seqs, 1), KNOB(max_requests, 1),   KNOB(gateway_requests, 1),
+    KNOB(long_percent, 0),     KNOB(spare_rows, 0),     KNOB(local_tokens, 0),
+    KNOB(prefill_blocks, 17),  KNOB(decode_blocks, 17), KNOB(max_batched_tokens, 32),
+    KNOB(arrival_ns, 200000),
 };
 const uint32_t sim_n_knobs = sizeof(sim_knobs) / sizeof(sim_knobs[0]);
 

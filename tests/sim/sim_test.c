@@ -8,6 +8,22 @@ static void add(uint64_t *sums, const void *more, size_t bytes) {
     for (size_t i = 0; i < bytes / sizeof(uint64_t); i++) sums[i] += values[i];
 }
 
+static void check_groups(const sim_result *sum) {
+    CHECK(sum->n_formed > 100 && sum->n_group_lost > 50 && sum->n_helped > 1000, "%llu formed, %llu lost, %llu helped",
+          (unsigned long long)sum->n_formed, (unsigned long long)sum->n_group_lost, (unsigned long long)sum->n_helped);
+    CHECK(sum->n_killed_waiting > 0 && sum->n_killed_forming > 0 && sum->n_killed_idle > 0 &&
+              sum->n_killed_in_step > 0 && sum->n_killed_draining > 0,
+          "ranks killed in every state: %llu waiting, %llu forming, %llu idle, %llu in a step, %llu draining",
+          (unsigned long long)sum->n_killed_waiting, (unsigned long long)sum->n_killed_forming,
+          (unsigned long long)sum->n_killed_idle, (unsigned long long)sum->n_killed_in_step,
+          (unsigned long long)sum->n_killed_draining);
+    CHECK(sum->n_redis_stalls > 0 && sum->n_reads_late > 0 && sum->n_leases_forgotten > 0, "the registry");
+    CHECK(sum->n_not_formed > 0 && sum->n_dials_failed > 0 && sum->n_dials_refused > 0 && sum->n_rank_timeouts > 0,
+          "%llu not formed, %llu dials failed, %llu refused, %llu timeouts", (unsigned long long)sum->n_not_formed,
+          (unsigned long long)sum->n_dials_failed, (unsigned long long)sum->n_dials_refused,
+          (unsigned long long)sum->n_rank_timeouts);
+}
+
 static void test_worlds_end_whole_and_every_failure_has_happened(void) {
     enum { N_WORLDS = 48, N_REQUESTS = 400 };
     sim_result sum = {0};
@@ -38,6 +54,7 @@ static void test_worlds_end_whole_and_every_failure_has_happened(void) {
     CHECK(sum.prefill.n_canceled_queued > 0 && sum.prefill.n_canceled_computing > 0 &&
               sum.prefill.n_canceled_computed > 0 && sum.prefill.n_canceled_committing > 0,
           "cancels in every phase of prefill");
+    check_groups(&sum);
     CHECK(sum.prefill.n_reserve_refused > 0 && sum.prefill.n_decode_lost > 0 && sum.prefill.n_timeouts > 0, "prefill");
 }
 
@@ -106,6 +123,28 @@ static void test_preempted_sequences_end_as_if_nothing_had_happened(void) {
           (unsigned long long)sum.decode.n_preempted, (unsigned long long)sum.decode.n_recomputed);
 }
 
+/* Both roles in groups that break up all the time, in the midst of steps, over prompts that begin alike: a block that a
+ * lost step has half written would be found. */
+static void test_lost_groups_leave_nothing_wrong_behind(void) {
+    sim_result sum = {0};
+    for (uint64_t seed = 1; seed < 12; seed += 2) {
+        sim_config config = sim_config_random(seed, 800);
+        config.prefill_ranks = config.decode_ranks = config.n_prefills = config.n_decodes = 2;
+        config.prefill_blocks = config.decode_blocks = 80;
+        config.has_prefix_cache = true;
+        config.n_chats = 2;
+        config.max_prompt = 500;
+        config.local_tokens = 200;
+        config.arrival_ns = 3 * (int64_t)BT_NS_PER_MS;
+        config.fault_ns = 30 * (int64_t)BT_NS_PER_MS;
+        sim_result result;
+        sim_run(&config, &result);
+        add((uint64_t *)&sum, &result, sizeof(sum));
+    }
+    CHECK(sum.n_group_lost > 20 && sum.gateway.n_replays_failed > 50, "%llu lost, %llu replays",
+          (unsigned long long)sum.n_group_lost, (unsigned long long)sum.gateway.n_replays_failed);
+}
+
 static void test_a_seed_is_a_history(void) {
     for (uint64_t seed = 1; seed < 6; seed++) {
         sim_config config = sim_config_random(seed, 300);
@@ -142,6 +181,7 @@ int main(void) {
     test_worlds_end_whole_and_every_failure_has_happened();
     test_short_prompts_do_not_wait_for_long_ones();
     test_preempted_sequences_end_as_if_nothing_had_happened();
+    test_lost_groups_leave_nothing_wrong_behind();
     test_a_seed_is_a_history();
     TEST_END();
 }

@@ -8,6 +8,23 @@
 
 /* ---- what a seed chooses ---------------------------------------------------------------------------------------- */
 
+static bool has_groups(const sim_config *config) { return config->decode_ranks > 1 || config->prefill_ranks > 1; }
+
+/* Groups: of decode in a third of the worlds, of prefill in a quarter. They need time to form again. */
+static void choose_ranks(sim_config *c, sim_world *dice) {
+    c->decode_ranks = sim_below(dice, 3) == 0 ? 2 + sim_below(dice, SIM_MAX_OF_ROLE - 1) : 1;
+    c->prefill_ranks = sim_below(dice, 4) == 0 ? 2 + sim_below(dice, SIM_MAX_OF_ROLE - 1) : 1;
+    if (c->n_decodes < c->decode_ranks) c->n_decodes = c->decode_ranks;
+    if (c->n_prefills < c->prefill_ranks) c->n_prefills = c->prefill_ranks;
+    c->has_fixed_ports = sim_below(dice, 2) == 0;
+    if (!has_groups(c)) return;
+    c->arrival_ns *= 2;
+    if (c->seed % 4 == 0) return;
+    c->fault_ns = 20 * (int64_t)BT_NS_PER_MS + sim_below(dice, 150 * BT_NS_PER_MS);
+    c->dial_ppm = sim_below(dice, 200000);
+    c->read_ppm = sim_below(dice, 100000);
+}
+
 sim_config sim_config_random(uint64_t seed, uint32_t n_requests) {
     sim_world dice = {.random = sim_mix(seed + 1)};
     sim_config c = {.seed = seed, .n_requests = n_requests};
@@ -45,18 +62,46 @@ sim_config sim_config_random(uint64_t seed, uint32_t n_requests) {
     }
     c.spare_rows = sim_below(&dice, 100);
     c.local_tokens = sim_below(&dice, 2) == 0 ? 0 : 1 + sim_below(&dice, 150);
+    choose_ranks(&c, &dice);
     return c;
 }
 
 /* ---- failures --------------------------------------------------------------------------------------------------- */
 
+static void note_killed_rank(sim_result *result, const sim_node *node) {
+    const sim_rank *rank = &node->rank;
+    if (node->worker->is_draining)
+        result->n_killed_draining++;
+    else if (rank->group.own.ep.state == REG_RANK_WAITING)
+        result->n_killed_waiting++;
+    else if (rank->group.own.ep.state == REG_RANK_FORMING)
+        result->n_killed_forming++;
+    else if (rank->is_in_step)
+        result->n_killed_in_step++;
+    else
+        result->n_killed_idle++;
+}
+
 static void crash(sim_world *world, uint32_t index) {
     if (world->nodes[index].incarnation == 0) return;
+    if (sim_is_rank(&world->nodes[index])) note_killed_rank(&world->result, &world->nodes[index]);
     sim_trace(world, "%s crashes", world->nodes[index].name);
     world->result.n_crashes++;
     sim_node_kill(world, index);
     int64_t at_ns = world->now_ns + sim_exponential_ns(world, 100 * (int64_t)BT_NS_PER_MS);
     sim_plan(world, at_ns, SIM_RESTART, index, 0, NULL);
+}
+
+/* A rank that is not in a group, or drains, if there is one: else that would be rare. */
+static void crash_unsettled(sim_world *world) {
+    for (uint32_t i = 0, from = sim_below(world, world->n_nodes); i < world->n_nodes; i++) {
+        uint32_t index = (from + i) % world->n_nodes;
+        const sim_node *node = &world->nodes[index];
+        if (node->incarnation == 0 || !sim_is_rank(node)) continue;
+        if (wrk_group_is_formed(&node->rank.group) && !node->worker->is_draining) continue;
+        crash(world, index);
+        return;
+    }
 }
 
 static void cut(sim_world *world, sim_link *link) {
@@ -78,13 +123,19 @@ static void drain(sim_world *world, uint32_t index) {
 }
 
 static void fault_event(sim_world *world) {
-    uint32_t what = sim_below(world, 10), node = sim_below(world, world->n_nodes);
+    uint32_t what = sim_below(world, has_groups(&world->config) ? 16 : 10), node = sim_below(world, world->n_nodes);
     if (what < 5) {
         cut(world, &world->links[sim_below(world, world->n_links)]);
     } else if (what < 8) {
         crash(world, node);
-    } else {
+    } else if (what < 10) {
         drain(world, node);
+    } else if (what < 12) {
+        sim_registry_stall(world, world->now_ns + sim_exponential_ns(world, 200 * (int64_t)BT_NS_PER_MS));
+    } else if (what < 13) {
+        if (sim_is_rank(&world->nodes[node])) sim_registry_lose(world, node);
+    } else {
+        crash_unsettled(world);
     }
     if (world->n_clients < world->config.n_requests)
         sim_plan(world, world->now_ns + sim_exponential_ns(world, world->config.fault_ns), SIM_FAULT, 0, 0, NULL);
@@ -125,7 +176,21 @@ static void handle(sim_world *world, const sim_event *event) {
         break;
     case SIM_LAYER:
     case SIM_STEP_DONE:
-        sim_node_step_event(world, event);
+        if (sim_is_rank(&world->nodes[event->node]))
+            sim_rank_event(world, event);
+        else
+            sim_node_step_event(world, event);
+        break;
+    case SIM_ANNOUNCE:
+    case SIM_FORGET:
+    case SIM_READ:
+        sim_registry_event(world, event);
+        break;
+    case SIM_DIAL:
+    case SIM_RANK_MESSAGE:
+    case SIM_RANK_LATE:
+    case SIM_CALM:
+        sim_rank_event(world, event);
         break;
     case SIM_FAULT:
         fault_event(world);
@@ -158,10 +223,14 @@ static void add_nodes(sim_world *world, wire_role role, uint32_t n, const char *
 static void add_links(sim_world *world) {
     for (uint32_t a = 0; a < world->n_nodes; a++) {
         for (uint32_t b = a + 1; b < world->n_nodes; b++) {
+            uint32_t first_of_a, first_of_b;
+            sim_ranks_of(world, a, &first_of_a);
+            sim_ranks_of(world, b, &first_of_b);
             wire_role from = world->nodes[a].role, to = world->nodes[b].role;
-            if (from == to) continue;
-            sim_link *link = &world->links[world->n_links++];
-            *link = (sim_link){.is_kv = from == WIRE_ROLE_PREFILL, .node = {a, b}};
+            sim_link_kind kind = from == WIRE_ROLE_GATEWAY ? SIM_CONTROL : SIM_KV;
+            if (from == to && first_of_a != first_of_b) continue;
+            if (from == to) kind = SIM_RANKS;
+            world->links[world->n_links++] = (sim_link){.kind = kind, .node = {a, b}};
         }
     }
 }
@@ -188,6 +257,8 @@ static void check_end(sim_world *world) {
         const sim_node *node = &world->nodes[i];
         wire_load load = {0};
         BT_ASSERT(node->incarnation != 0 && !node->is_stepping && node->n_leases == 0);
+        BT_ASSERT(!node->rank.is_in_step);
+        sim_check_group(world, i);
         if (node->gateway != NULL) {
             BT_ASSERT(gw_core_n_alive(node->gateway) == 0);
             check_blocks(world, node);
@@ -199,7 +270,11 @@ static void check_end(sim_world *world) {
     const sim_result *r = &world->result;
     BT_ASSERT(r->gateway.n_strange == 0 && r->prefill.n_strange == 0 && r->decode.n_strange == 0);
     BT_ASSERT(r->n_finished + r->n_failed + r->n_canceled + r->n_shed + r->n_died == world->config.n_requests);
-    if (world->config.fault_ns > 0 || world->config.damage_ppm > 0 || world->config.loss_ppm > 0) return;
+    const sim_config *c = &world->config;
+    if (c->fault_ns > 0 || c->stall_ppm > 0 || c->damage_ppm > 0 || c->loss_ppm > 0) return;
+    if (c->dial_ppm > 0 || c->read_ppm > 0)
+        return; /* who is formed first may have taken requests, and lose its group */
+    BT_ASSERT(r->n_group_lost == 0);
     BT_ASSERT(r->gateway.n_replays_lost == 0 && r->gateway.n_replays_failed == 0 && r->gateway.n_replays_late == 0);
     BT_ASSERT(r->prefill.n_timeouts == 0 && r->decode.n_lease_expired == 0);
 }
@@ -227,7 +302,7 @@ void sim_run(const sim_config *config, sim_result *out) {
     add_links(world);
     for (uint32_t i = 0; i < world->n_nodes; i++) sim_node_start(world, i);
     if (config->fault_ns > 0) sim_plan(world, 50 * (int64_t)BT_NS_PER_MS, SIM_FAULT, 0, 0, NULL);
-    sim_plan(world, 10 * (int64_t)BT_NS_PER_MS, SIM_ARRIVAL, 0, 0, NULL);
+    sim_plan(world, (has_groups(config) ? 40 : 10) * (int64_t)BT_NS_PER_MS, SIM_ARRIVAL, 0, 0, NULL);
     sim_event event;
     while (sim_pop(world, &event)) {
         world->now_ns = event.at_ns;
