@@ -97,9 +97,16 @@ static void put_openings(gw_answer *answer) {
     const gw_usage *shown = chunk_usage(answer, &usage);
     for (uint32_t i = 0; i < answer->n_choices; i++) {
         gw_choice *choice = &answer->choices[i];
-        gw_text echo = {(const char *)choice->echo.bytes, choice->echo.n_bytes};
-        if (answer->is_chat) gw_format_role(&answer->format, i, shown, &answer->out);
-        if (echo.n_bytes > 0) put_delta(choice, (gw_format_choice){.content = echo});
+        gw_format_choice first = {.content = {(const char *)choice->echo.bytes, choice->echo.n_bytes}};
+        if (answer->return_token_ids) {
+            first.prompt_ids = choice->prompt.ids.ids;
+            first.n_prompt_ids = choice->prompt.ids.n_ids;
+        }
+        if (answer->is_chat) {
+            gw_format_role(&answer->format, i, &first, shown, &answer->out);
+            first.prompt_ids = NULL;
+        }
+        if (first.content.n_bytes > 0 || first.prompt_ids != NULL) put_delta(choice, first);
     }
 }
 
@@ -125,6 +132,7 @@ static void put_call_deltas(gw_choice *choice) {
 /* What the stream has given out since the last call. Thought, answer and tool calls are separate events. */
 static void put_deltas(gw_choice *choice) {
     gw_stream *stream = &choice->stream;
+    choice->n_told = choice->n_output;
     if (!choice->answer->include_reasoning) bt_buf_clear(&stream->reasoning);
     gw_text reasoning = {(const char *)stream->reasoning.bytes, stream->reasoning.n_bytes};
     gw_text content = {(const char *)stream->content.bytes, stream->content.n_bytes};
@@ -342,6 +350,12 @@ static void finish_by_string(gw_choice *choice, bool is_alive_in_core) {
     finish_choice(choice, GW_ENDED_STOP, is_alive_in_core);
 }
 
+/* Whether enough tokens came since text was sent last. */
+static bool is_due(const gw_choice *choice) {
+    uint32_t n_new = choice->n_output - choice->n_told;
+    return choice->answer->is_stream && (choice->n_told == 0 || n_new >= choice->answer->stream_interval);
+}
+
 static void on_tokens(gw_choice *choice, const gw_action *action) {
     gw_answer *answer = choice->answer;
     int64_t now_ns = bt_now_ns();
@@ -371,14 +385,14 @@ static void on_tokens(gw_choice *choice, const gw_action *action) {
         is_stopped = gw_stream_put(&choice->stream, action->tokens[i]);
         if (!answer->has_logprobs) continue;
         gw_logprobs_put(&choice->logprobs, action->tokens[i], choice->stream.is_shown, &action->logprobs[i]);
-        if (answer->is_stream && !is_stopped) put_deltas(choice); /* each text with its own tokens */
+        if (!is_stopped && is_due(choice)) put_deltas(choice); /* each text with its own tokens */
     }
     if (is_stopped) {
         finish_by_string(choice, true);
-    } else if (answer->is_stream) {
-        put_deltas(choice);
-        send_events(answer);
+        return;
     }
+    if (is_due(choice)) put_deltas(choice);
+    send_events(answer);
 }
 
 static void on_prompt(gw_choice *choice, const gw_action *action) {

@@ -26,6 +26,7 @@ typedef struct {
     bt_buf echo;                 /* owned; text in front of the output */
     gw_finish finish;
     uint32_t n_prompt, n_output, n_cached;
+    uint32_t n_told;              /* stream: n_output when text was sent last */
     uint32_t n_calls_told;        /* stream: tool calls whose name was sent */
     size_t n_argument_bytes_told; /* of the last of them */
     int64_t first_token_ns, last_token_ns;
@@ -51,6 +52,7 @@ struct gw_answer {
     gw_choice *choices; /* owned, [n_choices] */
     uint32_t n_choices, n_open;
     uint32_t n_per_prompt; /* choices */
+    uint32_t stream_interval;
     int64_t arrival_ns, last_write_ns;
     bt_buf out;                                 /* owned: scratch for events */
     bt_buf logprobs_json, prompt_logprobs_json; /* owned: scratch */

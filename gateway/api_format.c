@@ -114,12 +114,17 @@ static void begin_chunk(const gw_format *format, uint32_t index, bt_buf *out) {
     put_u64(out, index);
 }
 
-/* From behind the delta or text on. */
-static void end_chunk(const gw_format *format, gw_text logprobs, const gw_finish *finish, const gw_usage *usage,
-                      bt_buf *out) {
-    put_logprobs(logprobs, out);
+/* From behind the delta or text on. The prompt's ids stand beside the choices of a chat, in those of a completion. */
+static void end_chunk(const gw_format *format, const gw_format_choice *piece, const gw_finish *finish,
+                      const gw_usage *usage, bt_buf *out) {
+    put_logprobs(piece->logprobs, out);
     put_finish(finish, out);
-    PUT(out, "}]");
+    if (format->is_chat) PUT(out, "}]");
+    if (piece->prompt_ids != NULL) {
+        PUT(out, ",\"prompt_token_ids\":");
+        gw_format_ids(piece->prompt_ids, piece->n_prompt_ids, out);
+    }
+    if (!format->is_chat) PUT(out, "}]");
     if (usage != NULL) {
         PUT(out, ",\"usage\":");
         put_usage(format, usage, out);
@@ -127,10 +132,11 @@ static void end_chunk(const gw_format *format, gw_text logprobs, const gw_finish
     PUT(out, "}\n\n");
 }
 
-void gw_format_role(const gw_format *format, uint32_t index, const gw_usage *usage, bt_buf *out) {
+void gw_format_role(const gw_format *format, uint32_t index, const gw_format_choice *first, const gw_usage *usage,
+                    bt_buf *out) {
     begin_chunk(format, index, out);
     PUT(out, ",\"delta\":{\"role\":\"assistant\",\"content\":\"\"}");
-    end_chunk(format, (gw_text){0}, NULL, usage, out);
+    end_chunk(format, first, NULL, usage, out);
 }
 
 /* Nothing without any. Only events have an index. */
@@ -196,7 +202,7 @@ void gw_format_delta(const gw_format *format, uint32_t index, const gw_format_ch
         PUT(out, ",\"token_ids\":");
         gw_format_ids(piece->ids, piece->n_ids, out);
     }
-    end_chunk(format, piece->logprobs, NULL, usage, out);
+    end_chunk(format, piece, NULL, usage, out);
 }
 
 void gw_format_finish(const gw_format *format, uint32_t index, const gw_finish *finish, const gw_usage *usage,
@@ -207,7 +213,7 @@ void gw_format_finish(const gw_format *format, uint32_t index, const gw_finish *
     } else {
         PUT(out, ",\"text\":\"\"");
     }
-    end_chunk(format, (gw_text){0}, finish, usage, out);
+    end_chunk(format, &(gw_format_choice){0}, finish, usage, out);
 }
 
 void gw_format_usage(const gw_format *format, const gw_usage *usage, bt_buf *out) {

@@ -64,7 +64,9 @@ typedef struct {
 /* ---- events; `usage` NULL unless the client asked for it in every chunk --------------------------------------------
  */
 
-void gw_format_role(const gw_format *format, uint32_t index, const gw_usage *usage, bt_buf *out);
+/* The first event of a choice of a chat. Of `first` only the prompt's ids are shown. */
+void gw_format_role(const gw_format *format, uint32_t index, const gw_format_choice *first, const gw_usage *usage,
+                    bt_buf *out);
 void gw_format_delta(const gw_format *format, uint32_t index, const gw_format_choice *piece, const gw_usage *usage,
                      bt_buf *out);
 void gw_format_finish(const gw_format *format, uint32_t index, const gw_finish *finish, const gw_usage *usage,

@@ -91,7 +91,10 @@ static bt_status parse_stop(const gw_api_rules *rules, gw_request *request, gw_e
 }
 
 static bt_status parse_stream(gw_request *request, gw_error *error) {
+    int64_t interval = 1;
     bt_status status = gw_param_bool(request->root, "stream", &request->stream, error);
+    if (status == BT_OK) status = gw_param_i64(request->root, "stream_interval", 1, INT32_MAX, &interval, error);
+    request->stream_interval = (uint32_t)interval;
     const cJSON *options = gw_param_find(request->root, "stream_options");
     if (status != BT_OK || options == NULL) return status;
     if (!cJSON_IsObject(options)) return gw_fail(error, 400, "stream_options", "stream_options must be an object.");
@@ -119,7 +122,6 @@ static bt_status parse_output(gw_request *request, gw_error *error) {
     const cJSON *root = request->root;
     request->skip_special_tokens = request->include_reasoning = true;
     request->add_special_tokens = request->endpoint == GW_COMPLETION; /* chat templates add BOS themselves */
-    request->truncate_prompt_tokens = -1;
     request->model = request->request_id = "";
     bt_status status = gw_param_string(root, "model", &request->model, error);
     if (status == BT_OK) status = gw_param_string(root, "request_id", &request->request_id, error);
@@ -128,12 +130,24 @@ static bt_status parse_output(gw_request *request, gw_error *error) {
     if (status == BT_OK) status = gw_param_bool(root, "add_special_tokens", &request->add_special_tokens, error);
     if (status == BT_OK) status = gw_param_bool(root, "include_reasoning", &request->include_reasoning, error);
     if (status == BT_OK) status = gw_param_bool(root, "return_token_ids", &request->return_token_ids, error);
-    if (status == BT_OK) status = gw_param_bool(root, "echo", &request->echo, error);
     if (status == BT_OK)
-        status = gw_param_i64(root, "truncate_prompt_tokens", -1, INT32_MAX, &request->truncate_prompt_tokens, error);
-    if (status == BT_OK && request->truncate_prompt_tokens == 0)
-        status = gw_fail(error, 400, "truncate_prompt_tokens", "truncate_prompt_tokens must be -1 or at least 1.");
+        status = gw_param_bool(root, "return_tokens_as_token_ids", &request->names_tokens_by_id, error);
+    if (status == BT_OK) status = gw_param_bool(root, "echo", &request->echo, error);
     return status;
+}
+
+static bt_status parse_truncation(gw_request *request, gw_error *error) {
+    const char *side = "left";
+    request->truncate_prompt_tokens = -1;
+    bt_status status =
+        gw_param_i64(request->root, "truncate_prompt_tokens", -1, INT32_MAX, &request->truncate_prompt_tokens, error);
+    if (status == BT_OK) status = gw_param_string(request->root, "truncation_side", &side, error);
+    if (status != BT_OK) return status;
+    if (request->truncate_prompt_tokens == 0)
+        return gw_fail(error, 400, "truncate_prompt_tokens", "truncate_prompt_tokens must be -1 or at least 1.");
+    request->keeps_first_tokens = strcmp(side, "right") == 0;
+    if (request->keeps_first_tokens || strcmp(side, "left") == 0) return BT_OK;
+    return gw_fail(error, 400, "truncation_side", "truncation_side must be left or right.");
 }
 
 bt_status gw_api_parse_root(char *body, size_t n_bytes, gw_json_notes *notes, gw_request *request, gw_error *error) {
@@ -156,6 +170,7 @@ bt_status gw_api_parse(gw_endpoint endpoint, const gw_api_rules *rules, char *bo
     gw_json_notes notes;
     bt_status status = gw_api_parse_root(body, n_bytes, &notes, &request, error);
     if (status == BT_OK) status = parse_output(&request, error);
+    if (status == BT_OK) status = parse_truncation(&request, error);
     if (status == BT_OK && endpoint == GW_CHAT) status = gw_api_parse_chat(rules, &request, error);
     if (status == BT_OK && endpoint == GW_COMPLETION) status = gw_api_parse_completion(rules, &request, error);
     if (status == BT_OK) status = parse_stream(&request, error);

@@ -53,6 +53,7 @@ typedef struct {
     bool stream, include_usage, continuous_usage;
     bool returns_token_strs; /* /tokenize */
     bool include_stop_str, skip_special_tokens, add_special_tokens, echo, include_reasoning, return_token_ids;
+    bool names_tokens_by_id; /* in logprobs */
 
     wire_sampling sampling; /* every default filled in, but the seed if !has_seed, and n_prompt_logprobs */
     bool has_seed;
@@ -64,7 +65,9 @@ typedef struct {
     uint32_t n_choices;         /* per prompt */
     uint32_t max_tokens; /* at most; UINT32_MAX: whatever room is left. 0 only in completions: nothing is generated */
     bool has_max_tokens; /* the client said so: more than the context holds is an error, not a cut */
-    int64_t truncate_prompt_tokens; /* keep the last so many; -1: none given, 0 is not a value */
+    int64_t truncate_prompt_tokens; /* keep so many; -1: none given, 0 is not a value */
+    bool keeps_first_tokens;        /* truncation_side right: the first ones, else the last */
+    uint32_t stream_interval;       /* tokens per event, at least 1 */
 
     const char *stop[GW_MAX_STOP_STRINGS]; /* not empty */
     uint32_t n_stop;

@@ -41,11 +41,11 @@ static bt_status refuse_formats(const cJSON *root, gw_error *error) {
 }
 
 static bt_status refuse_presence(const gw_request *request, gw_error *error) {
-    static const char *const when_given[] = {"thinking_token_budget", "logprob_token_ids", "repetition_detection",
-                                             "chat_template", "prompt_embeds"};
+    static const char *const when_given[] = {"logprob_token_ids", "repetition_detection", "chat_template",
+                                             "prompt_embeds"};
     for (size_t i = 0; i < sizeof when_given / sizeof *when_given; i++)
         if (gw_param_find(request->root, when_given[i]) != NULL) return fail_unsupported(error, when_given[i]);
-    static const char *const when_true[] = {"use_beam_search", "return_prompt_text", "return_tokens_as_token_ids"};
+    static const char *const when_true[] = {"use_beam_search", "return_prompt_text"};
     for (size_t i = 0; i < sizeof when_true / sizeof *when_true; i++) {
         bool is_on = false;
         bt_status status = gw_param_bool(request->root, when_true[i], &is_on, error);
@@ -66,6 +66,7 @@ static bt_status refuse_completion_only(const gw_request *request, gw_error *err
 bt_status gw_api_refuse_unsupported(const gw_request *request, gw_error *error) {
     const cJSON *root = request->root;
     bt_status status = refuse_number(root, "priority", -0x1p63, 0x1p63, 0, error);
+    if (status == BT_OK) status = refuse_number(root, "thinking_token_budget", -1, 0x1p63, -1, error);
     if (status == BT_OK) status = refuse_formats(root, error);
     if (status == BT_OK) status = refuse_presence(request, error);
     if (status == BT_OK) status = refuse_completion_only(request, error);

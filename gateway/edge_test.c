@@ -65,6 +65,8 @@ static void test_prompts(void) {
     check_prompt(GW_COMPLETION, "{\"prompt\":[2036,2037]}", U A, false, "ids stay as they are");
     check_prompt(GW_COMPLETION, "{\"prompt\":[5,2036,2037],\"truncate_prompt_tokens\":2}", U A, false,
                  "the last tokens");
+    check_prompt(GW_COMPLETION, "{\"prompt\":[2036,2037,5],\"truncate_prompt_tokens\":2,\"truncation_side\":\"right\"}",
+                 U A, false, "or the first");
 }
 
 #define CALLS     "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>"
@@ -284,11 +286,17 @@ static void test_chunks(void) {
     gw_text text = {"a\n", 2};
     gw_usage usage = {.n_prompt = 9, .n_output = 3, .n_cached = 1};
     gw_finish finish = {.reason = "stop", .kind = GW_STOP_STRING, .string = "\"X"};
-    gw_format_role(&format, 0, NULL, &out);
+    gw_format_role(&format, 0, &(gw_format_choice){0}, NULL, &out);
     check_out(&out,
               "data: " HEAD("chat.completion.chunk") "{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},"
                                                      "\"logprobs\":null,\"finish_reason\":null}]}\n\n",
               "role");
+    gw_format_role(&format, 1, &(gw_format_choice){.prompt_ids = (uint32_t[]){5, 6}, .n_prompt_ids = 2}, NULL, &out);
+    check_out(&out,
+              "data: " HEAD("chat.completion.chunk") "{\"index\":1,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},"
+                                                     "\"logprobs\":null,\"finish_reason\":null}],"
+                                                     "\"prompt_token_ids\":[5,6]}\n\n",
+              "the prompt's ids, beside the choices");
     gw_format_delta(&format, 0, &(gw_format_choice){.content = text}, NULL, &out);
     check_out(&out,
               "data: " HEAD("chat.completion.chunk") "{\"index\":0,\"delta\":{\"content\":\"a\\n\"},\"logprobs\":null,"
@@ -354,6 +362,14 @@ static void test_bodies(void) {
                                 "\"kv_transfer_params\":null}",
         "a thought without an answer: content is null, and there");
     gw_format_fini(&format);
+    gw_format_init(&format, false, true, false, "id", "m", 7, "f");
+    gw_format_choice echo = {.content = {"a", 1}, .prompt_ids = (uint32_t[]){5}, .n_prompt_ids = 1};
+    gw_format_delta(&format, 0, &echo, NULL, &out);
+    check_out(&out,
+              "data: " HEAD("text_completion") "{\"index\":0,\"text\":\"a\",\"logprobs\":null,\"finish_reason\":null,"
+                                               "\"prompt_token_ids\":[5]}]}\n\n",
+              "and in the choice of a completion");
+    gw_format_fini(&format);
     gw_format_call calls[2] = {{"c1", "f", {"{}", 2}, 0}, {"c2", "g", {"x", 1}, 1}};
     gw_format_init(&format, true, false, false, "id", "m", 7, "f");
     gw_format_body_choice(&format, 0, &(gw_format_choice){.calls = calls, .n_calls = 2}, &out);
@@ -410,6 +426,11 @@ static void test_logprobs(void) {
                       "{\"token\":\"a\",\"logprob\":-0.5,\"bytes\":[97]},"
                       "{\"token\":\"al\",\"logprob\":-1.0,\"bytes\":[97,108]}]}],\"refusal\":null}",
                       "an object per token");
+            logprobs.shows_ids = true;
+            gw_logprobs_write(&logprobs, 1, &out);
+            CHECK(strstr(bt_buf_text(&out), "{\"token\":\"token_id:130\",\"logprob\":-0.25,\"bytes\":[195]") != NULL,
+                  "or its id: %s", bt_buf_text(&out));
+            bt_buf_clear(&out);
         }
         gw_logprobs_fini(&logprobs);
     }

@@ -74,13 +74,17 @@ static void put_number(float logprob, bt_buf *out) {
 
 static void put_token(const gw_logprobs *logprobs, uint32_t token, bt_buf *out) {
     raw_bytes text = bytes_of(logprobs, token);
-    gw_json_put_string(out, (const char *)text.bytes, text.n_bytes);
+    if (logprobs->shows_ids) {
+        bt_buf_printf(out, "\"token_id:%u\"", token);
+    } else {
+        gw_json_put_string(out, (const char *)text.bytes, text.n_bytes);
+    }
 }
 
 static void put_chat_token(const gw_logprobs *logprobs, uint32_t token, float logprob, bt_buf *out) {
     raw_bytes text = bytes_of(logprobs, token);
     PUT(out, "{\"token\":");
-    gw_json_put_string(out, (const char *)text.bytes, text.n_bytes);
+    put_token(logprobs, token, out);
     PUT(out, ",\"logprob\":");
     put_number(logprob, out);
     PUT(out, ",\"bytes\":[");

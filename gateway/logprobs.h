@@ -26,6 +26,7 @@ typedef struct {
     const tok_tokenizer *tokenizer; /* borrowed */
     gw_logprobs_shape shape;
     bool skips_special;
+    bool shows_ids;    /* of the output: a token is named "token_id:7" instead of by its text; set after init */
     uint32_t n_top;    /* beside each token */
     gw_scored *scored; /* owned [cap], the first n wait to be written */
     wire_logprob *top; /* owned [cap][n_top] */

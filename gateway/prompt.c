@@ -125,10 +125,11 @@ static bt_status check_length(const gw_request *request, uint32_t max_model_len,
     return BT_OK;
 }
 
-static void truncate_left(const gw_request *request, gw_tokens *out) {
+static void truncate_prompt(const gw_request *request, gw_tokens *out) {
     int64_t keep = request->truncate_prompt_tokens;
     if (keep < 0 || (uint64_t)keep >= out->ids.n_ids) return;
-    memmove(out->ids.ids, out->ids.ids + (out->ids.n_ids - (size_t)keep), (size_t)keep * sizeof *out->ids.ids);
+    if (!request->keeps_first_tokens)
+        memmove(out->ids.ids, out->ids.ids + (out->ids.n_ids - (size_t)keep), (size_t)keep * sizeof *out->ids.ids);
     out->ids.n_ids = (size_t)keep;
 }
 
@@ -151,7 +152,7 @@ bt_status gw_prompt_build(const gw_model *model, const gw_request *request, uint
                           gw_tokens *out, gw_error *error) {
     gw_tokens tokens = {0};
     bt_status status = build(model, request, index, max_model_len, &tokens, error);
-    if (status == BT_OK) truncate_left(request, &tokens);
+    if (status == BT_OK) truncate_prompt(request, &tokens);
     if (status == BT_OK) status = check_length(request, max_model_len, &tokens, error);
     if (status != BT_OK) {
         gw_tokens_fini(&tokens);

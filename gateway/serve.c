@@ -156,6 +156,7 @@ static void open_logprobs(const gw_model *model, const gw_request *request, gw_c
     uint32_t first_token = choice->prompt.ids.ids[0];
     if (request->sampling.n_logprobs > 0)
         gw_logprobs_init(&choice->logprobs, model->tokenizer, shape, skips_special, request->sampling.n_logprobs - 1);
+    choice->logprobs.shows_ids = request->names_tokens_by_id;
     if (request->echoes_logprobs) gw_logprobs_put_first(&choice->logprobs, first_token);
     if (request->n_prompt_logprobs == 0 || choice->index % request->n_choices > 0) return;
     gw_logprobs_init(&choice->prompt_logprobs, model->tokenizer, GW_LOGPROBS_PROMPT, skips_special,
@@ -207,6 +208,7 @@ static gw_answer *make_answer(const gw_call *call, const gw_request *request, co
     gw_format_init(&answer->format, answer->is_chat, answer->is_stream, has_reasoning, id, model_name, time(NULL),
                    model->fingerprint);
     answer->n_per_prompt = request->n_choices;
+    answer->stream_interval = request->stream_interval;
     answer->n_choices = (answer->is_chat ? 1 : request->n_prompts) * request->n_choices;
     answer->choices = bt_calloc(answer->n_choices, sizeof *answer->choices);
     for (uint32_t i = 0; i < answer->n_choices; i++) answer->choices[i] = (gw_choice){.answer = answer, .index = i};
