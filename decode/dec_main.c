@@ -61,6 +61,7 @@ static void export_more(wrk_node *node, const wrk_sched *sched) {
     set(node, BT_METRIC_TRANSFER_BYTES, "", stats.bytes_landed);
     set(node, BT_METRIC_TRANSFER_FAILURES, "reason=\"push_refused\"", stats.pushes_refused);
     set(node, BT_METRIC_LEASES, "", dec_sched_n_leases(sched));
+    set(node, BT_METRIC_VLLM_WAITING_BY, "reason=\"deferred\"", dec_sched_n_leases(sched));
 }
 
 int main(int argc, char **argv) {

@@ -175,11 +175,14 @@ static void close_choice(gw_choice *choice, gw_outcome outcome, bool is_alive_in
     const gw_info *info = gw_core_info(answer->loop->core, choice->serial);
     gw_ended ended = {.outcome = outcome,
                       .info = info,
+                      .slo = answer->slo,
                       .arrival_ns = answer->arrival_ns,
                       .first_token_ns = choice->first_token_ns,
                       .last_token_ns = choice->last_token_ns,
                       .now_ns = now_ns,
-                      .n_output = choice->n_output};
+                      .n_output = choice->n_output,
+                      .max_tokens = choice->prompt.max_tokens,
+                      .n_choices = answer->n_per_prompt};
     gw_telemetry_ended(answer->loop->server->telemetry, &ended);
     log_end(choice, outcome, info, now_ns);
     if (is_alive_in_core) gw_core_cancel(answer->loop->core, choice->serial, now_ns);
@@ -360,9 +363,9 @@ static void on_tokens(gw_choice *choice, const gw_action *action) {
     gw_answer *answer = choice->answer;
     int64_t now_ns = bt_now_ns();
     gw_telemetry *telemetry = answer->loop->server->telemetry;
-    bool is_first = choice->n_output == 0;
-    gw_telemetry_tokens(telemetry, action->n_tokens, is_first ? 0 : now_ns - choice->last_token_ns);
-    if (is_first) {
+    uint32_t n_before = choice->n_output;
+    int64_t gap_ns = n_before == 0 ? 0 : now_ns - choice->last_token_ns;
+    if (n_before == 0) {
         choice->first_token_ns = now_ns;
         gw_telemetry_first_token(telemetry, now_ns - answer->arrival_ns);
         const gw_info *info = gw_core_info(answer->loop->core, choice->serial);
@@ -387,6 +390,8 @@ static void on_tokens(gw_choice *choice, const gw_action *action) {
         gw_logprobs_put(&choice->logprobs, action->tokens[i], choice->stream.is_shown, &action->logprobs[i]);
         if (!is_stopped && is_due(choice)) put_deltas(choice); /* each text with its own tokens */
     }
+    gw_telemetry_tokens(telemetry, choice->n_output - n_before,
+                        gap_ns); /* what is behind a stop string does not count */
     if (is_stopped) {
         finish_by_string(choice, true);
         return;

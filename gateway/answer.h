@@ -49,6 +49,7 @@ struct gw_answer {
     bool is_ended;        /* on loop->ended */
     bool is_named_call;   /* tool_choice named the tool */
     const char *strategy;
+    gw_slo slo;
     gw_choice *choices; /* owned, [n_choices] */
     uint32_t n_choices, n_open;
     uint32_t n_per_prompt; /* choices */

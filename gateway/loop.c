@@ -89,7 +89,7 @@ static void on_second(gw_loop *loop, int64_t now_ns) {
     gw_telemetry_replays(loop->server->telemetry, &loop->told, counters);
     loop->told = *counters;
     if (loop->index != 0) return;
-    gw_telemetry_workers(loop->server->telemetry, gw_core_router(loop->core), reg_watcher_is_up(loop->watcher));
+    gw_telemetry_second(loop->server->telemetry, gw_core_router(loop->core), reg_watcher_is_up(loop->watcher));
 }
 
 static void on_drain_tick(gw_loop *loop, int64_t now_ns) {

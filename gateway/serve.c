@@ -181,6 +181,15 @@ static bt_status prepare_choice(gw_loop *loop, const gw_request *request, gw_cho
     return BT_OK;
 }
 
+static gw_slo read_slo(const gw_call *call) {
+    gw_slo slo = call->loop->server->slo;
+    gw_http_text ttft = gw_http_header(call->exchange, "x-llm-d-slo-ttft-ms");
+    gw_http_text tpot = gw_http_header(call->exchange, "x-llm-d-slo-tpot-ms");
+    gw_slo_read(ttft.bytes, ttft.n_bytes, &slo.ttft_ns);
+    gw_slo_read(tpot.bytes, tpot.n_bytes, &slo.tpot_ns);
+    return slo;
+}
+
 static gw_answer *make_answer(const gw_call *call, const gw_request *request, const char *model_name) {
     gw_loop *loop = call->loop;
     const gw_model *model = loop->server->model;
@@ -199,6 +208,7 @@ static gw_answer *make_answer(const gw_call *call, const gw_request *request, co
     answer->include_reasoning = request->include_reasoning;
     answer->is_named_call = request->tool_choice == GW_TOOLS_NAMED;
     answer->arrival_ns = gw_http_arrival_ns(call->exchange);
+    answer->slo = read_slo(call);
     copy_stop(request, answer);
     char id[16 + GW_CAP_REQUEST_ID];
     bool is_body_id = !call->has_own_id && gw_request_id_is_sane(request->request_id, strlen(request->request_id));
@@ -313,7 +323,7 @@ void gw_serve(const gw_call *call, gw_endpoint endpoint) {
     if (status == BT_OK) status = gw_prompt_open_call(call->loop->server->model, &request, &error);
     if (status == BT_OK) status = admit(call, &request, &error);
     if (status != BT_OK) {
-        gw_telemetry_refused(call->loop->server->telemetry);
+        gw_telemetry_refused(call->loop->server->telemetry, error.http_status);
         gw_reply_error(call, &error);
     }
     gw_request_fini(&request);

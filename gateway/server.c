@@ -3,9 +3,11 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "common/control/link.h"
 #include "common/core/alloc.h"
+#include "common/core/clock.h"
 
 static bt_status check_flags(const gw_config *config, bt_error *err) {
     if (config->model[0] == 0) return bt_fail(err, BT_BAD_REQUEST, "--model is missing");
@@ -45,7 +47,10 @@ bt_status gw_server_open(const gw_config *config, gw_server **out, bt_error *err
     }
     server->model->rules.max_logprobs = config->max_logprobs;
     server->cluster_key = link_cluster_key(config->cluster_secret);
-    server->telemetry = gw_telemetry_open(server->model->served_names[0]);
+    server->telemetry = gw_telemetry_open(server->model->served_names[0], config->metrics_legacy_aliases);
+    server->slo = (gw_slo){(int64_t)config->slo_ttft_ms * BT_NS_PER_MS, (int64_t)config->slo_tpot_ms * BT_NS_PER_MS};
+    server->started_s = time(NULL);
+    server->instance = link_random_u64();
     *out = server;
     return BT_OK;
 }

@@ -7,25 +7,42 @@
 #include "common/registry/registry.h"
 #include "common/wire/wire.h"
 
-static void write_metrics(void) {
+typedef struct {
+    const char *name, *help;
+    bt_metric_kind kind;
+    unsigned roles;
+} metric_row;
+
+static void write_metric(const metric_row *row) {
     static const char *const kinds[] = {"counter", "gauge", "histogram"};
-    static const struct {
-        const char *name, *help;
-        bt_metric_kind kind;
-        unsigned roles;
-    } metrics[] = {
+    printf("| `%s` | %s |%s%s%s%s | %s |\n", row->name, kinds[row->kind],
+           row->roles & BT_ROLE_GATEWAY ? " gateway" : "", row->roles & BT_ROLE_PREFILL ? " prefill" : "",
+           row->roles & BT_ROLE_DECODE ? " decode" : "", row->roles & BT_LEGACY ? " (legacy)" : "", row->help);
+}
+
+static void write_metrics(void) {
+    static const metric_row metrics[] = {
 #define METRIC(id, kind, roles, buckets, name, help) {name, help, BT_METRIC_##kind, roles},
 #include "common/core/metrics.def"
 #undef METRIC
     };
+    static const struct {
+        bt_metric_id of;
+        unsigned roles;
+        const char *name, *help;
+    } aliases[] = {
+#define METRIC(id, kind, roles, buckets, name, help)
+#define ALIAS(of, roles, name, help) {BT_METRIC_##of, roles, name, help},
+#include "common/core/metrics.def"
+#undef METRIC
+    };
     puts("# Metrics\n\nServed as Prometheus text by a gateway on its port, by a worker on `--metrics-port`, at "
-         "`/metrics`. Every series carries `model_name`.\n\n| metric | kind | from | meaning |\n|---|---|---|---|");
-    for (size_t i = 0; i < sizeof(metrics) / sizeof(metrics[0]); i++) {
-        unsigned roles = metrics[i].roles;
-        printf("| `%s` | %s |%s%s%s | %s |\n", metrics[i].name, kinds[metrics[i].kind],
-               roles & BT_ROLE_GATEWAY ? " gateway" : "", roles & BT_ROLE_PREFILL ? " prefill" : "",
-               roles & BT_ROLE_DECODE ? " decode" : "", metrics[i].help);
-    }
+         "`/metrics`. Every series carries `model_name`,\nthose with vLLM's names `engine=\"0\"` too. Legacy names are "
+         "there while a process' `--metrics-legacy-aliases` says so, which is the default.\n\n| metric | kind | from | "
+         "meaning |\n|---|---|---|---|");
+    for (size_t i = 0; i < sizeof(metrics) / sizeof(metrics[0]); i++) write_metric(&metrics[i]);
+    for (size_t i = 0; i < sizeof(aliases) / sizeof(aliases[0]); i++)
+        write_metric(&(metric_row){aliases[i].name, aliases[i].help, metrics[aliases[i].of].kind, aliases[i].roles});
 }
 
 static void write_redis(void) {

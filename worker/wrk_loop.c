@@ -87,6 +87,7 @@ static void note_message(const wrk_node *node, const wire_message *message) {
 
 static void send_gateway(wrk_node *node, const wrk_action *action) {
     note_message(node, &action->message);
+    wrk_vllm_message(&node->vllm, &action->message);
     link_conn *link = wrk_peers_link(&node->peers, action->peer);
     if (link != NULL) link_send(link, &action->message); /* a lost link says so itself */
 }

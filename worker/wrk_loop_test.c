@@ -80,6 +80,7 @@ static void what_is_due_and_what_comes_is_heard_between_layers(void) {
                      .kv_total = any,
                      .kv_used = any,
                      .kv_cached = any};
+    wrk_vllm_open(&node.vllm, metrics);
     CHECK(bt_queue_open(&node.queue, &err) == BT_OK, "%s", err.text);
     fake sched = {.base = {.step_begin = step_begin,
                            .layer_done = layer_done,

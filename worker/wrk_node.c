@@ -214,7 +214,10 @@ static void metrics_open(wrk_node *node) {
         if (*at == '"' || *at == '\\' || *at < ' ') *at = '_';
     }
     strcat(labels, "\"");
-    node->metrics = bt_metrics_open(node->options.role == WIRE_ROLE_PREFILL ? BT_ROLE_PREFILL : BT_ROLE_DECODE, labels);
+    unsigned role = node->options.role == WIRE_ROLE_PREFILL ? BT_ROLE_PREFILL : BT_ROLE_DECODE;
+    if (node->options.config->metrics_legacy_aliases) role |= BT_LEGACY;
+    node->metrics = bt_metrics_open(role, labels);
+    wrk_vllm_open(&node->vllm, node->metrics);
     node->redis_up = bt_metrics_series(node->metrics, BT_METRIC_REDIS_UP, "");
     node->running = bt_metrics_series(node->metrics, BT_METRIC_RUNNING, "");
     node->waiting = bt_metrics_series(node->metrics, BT_METRIC_WAITING, "");
@@ -393,6 +396,7 @@ void wrk_node_export(wrk_node *node, const wire_load *load, uint32_t n_cached_bl
     bt_series_set(node->kv_total, load->kv_blocks_total);
     bt_series_set(node->kv_used, load->kv_blocks_used);
     bt_series_set(node->kv_cached, n_cached_blocks);
+    wrk_vllm_load(&node->vllm, load);
     const char *trouble = load->is_incomplete ? "the expert-parallel group is incomplete" : NULL;
     if (node->http != NULL) wrk_http_set_trouble(node->http, load->is_draining ? "draining" : trouble);
 }

@@ -17,6 +17,7 @@
 #include "worker/wrk_ep.h"
 #include "worker/wrk_http.h"
 #include "worker/wrk_peers.h"
+#include "worker/wrk_vllm.h"
 
 #define CFG(type, name, default_text, help) cfg_##type name;
 typedef struct {
@@ -67,6 +68,7 @@ typedef struct {
     reg_worker announcement;
     wrk_ep *ep; /* NULL: this worker is alone */
     bt_series *redis_up, *running, *waiting, *kv_total, *kv_used, *kv_cached;
+    wrk_vllm vllm;
     wrk_peers peers;
     bool has_drained; /* the announcement says so */
 } wrk_node;

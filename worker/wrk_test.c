@@ -1,4 +1,5 @@
-/* The scrape endpoint against good and bad clients; peers that come, are replaced and go. */
+/* The scrape endpoint against good and bad clients; what it says in vLLM's names; peers that come, are replaced and go.
+ */
 #include <arpa/inet.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -7,6 +8,7 @@
 #include "common/core/test.h"
 #include "worker/wrk_http.h"
 #include "worker/wrk_peers.h"
+#include "worker/wrk_vllm.h"
 
 static uint32_t free_port(void) {
     int fd = socket(AF_INET, SOCK_STREAM, 0);
@@ -80,6 +82,33 @@ static void metrics_health_and_experts_are_served(void) {
     bt_metrics_close(metrics);
 }
 
+static void routers_find_vllms_figures(void) {
+    bt_metrics *metrics = bt_metrics_open(BT_ROLE_DECODE, "");
+    wrk_vllm vllm;
+    wrk_vllm_open(&vllm, metrics);
+    const wire_load load = {.waiting = 2, .kv_blocks_total = 8, .kv_blocks_used = 6};
+    wrk_vllm_load(&vllm, &load);
+    wrk_vllm_message(&vllm,
+                     &(wire_message){.type = WIRE_FIRST_TOKEN, .first_token = {.queue_us = 2000, .compute_us = 3000}});
+    wrk_vllm_message(&vllm, &(wire_message){.type = WIRE_FINISHED, .finished = {.reason = WIRE_FINISH_LENGTH}});
+    wrk_vllm_message(&vllm, &(wire_message){.type = WIRE_TOKENS});
+    bt_buf page = {0};
+    bt_metrics_write(metrics, &page);
+    static const char *const lines[] = {
+        "\nvllm:num_requests_running{engine=\"0\"} 0\n",
+        "\nvllm:num_requests_waiting_by_reason{engine=\"0\",reason=\"capacity\"} 2\n",
+        "\nvllm:kv_cache_usage_perc{engine=\"0\"} 0.75\n",
+        "\nvllm:cache_config_info{engine=\"0\",block_size=\"64\",num_gpu_blocks=\"8\"} 1\n",
+        "\nvllm:time_to_first_token_seconds_sum{engine=\"0\"} 0.005\n",
+        "\nvllm:request_success_total{engine=\"0\",finished_reason=\"length\"} 1\n",
+        "\nvllm:num_preemptions_total{engine=\"0\"} 0\n",
+    };
+    for (size_t i = 0; i < sizeof(lines) / sizeof(lines[0]); i++)
+        CHECK(strstr(bt_buf_text(&page), lines[i]) != NULL, "no %s", lines[i]);
+    bt_buf_fini(&page);
+    bt_metrics_close(metrics);
+}
+
 static void a_newer_connection_replaces_the_older(void) {
     wrk_peers peers = {0};
     link_conn *links[3] = {(link_conn *)&links[0], (link_conn *)&links[1], (link_conn *)&links[2]}; /* only compared */
@@ -126,6 +155,7 @@ static void events_of_kv_connections_name_the_peer(void) {
 
 int main(void) {
     metrics_health_and_experts_are_served();
+    routers_find_vllms_figures();
     a_newer_connection_replaces_the_older();
     events_of_kv_connections_name_the_peer();
     TEST_END();

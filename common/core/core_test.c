@@ -57,6 +57,61 @@ static void test_metrics_are_written_in_prometheus_format(void) {
     bt_metrics_close(metrics);
 }
 
+static bt_buf scrape(bt_metrics *metrics) {
+    bt_buf out = {0};
+    bt_metrics_write(metrics, &out);
+    bt_buf_text(&out);
+    return out;
+}
+
+/* Prometheus refuses a page on which a family is said twice; several lists make one. */
+static void test_no_role_exports_a_family_twice(void) {
+    static const unsigned roles[] = {BT_ROLE_GATEWAY, BT_ROLE_PREFILL, BT_ROLE_DECODE};
+    for (size_t i = 0; i < 3; i++) {
+        bt_metrics *metrics = bt_metrics_open(roles[i] | BT_LEGACY, "");
+        bt_buf page = scrape(metrics);
+        const char *text = (const char *)page.bytes;
+        for (const char *at = text; (at = strstr(at, "# TYPE ")) != NULL; at++) {
+            char line[160];
+            int n_name = (int)strcspn(at + 7, " ");
+            snprintf(line, sizeof(line), "# TYPE %.*s ", n_name, at + 7);
+            CHECK(strstr(at + 1, line) == NULL && strstr(text, line) == at, "role %u: %s", roles[i], line);
+        }
+        bt_buf_fini(&page);
+        bt_metrics_close(metrics);
+    }
+}
+
+static void test_an_alias_is_the_same_series_under_vllms_name(void) {
+    bt_metrics *metrics = bt_metrics_open(BT_ROLE_DECODE, "model_name=\"m\"");
+    bt_series_add(bt_metrics_series(metrics, BT_METRIC_PREFIX_HITS, ""), 64);
+    bt_series_observe(bt_metrics_series(metrics, BT_METRIC_STEP_ROWS, ""), 9);
+    bt_buf page = scrape(metrics);
+    const char *text = (const char *)page.bytes;
+    CHECK(strstr(text, "\nbaton_prefix_cache_hits_total{model_name=\"m\"} 64\n") != NULL, "%s", text);
+    CHECK(strstr(text, "\nvllm:prefix_cache_hits_total{engine=\"0\",model_name=\"m\"} 64\n") != NULL, "%s", text);
+    CHECK(strstr(text, "\nvllm:iteration_tokens_total_bucket{engine=\"0\",model_name=\"m\",le=\"16\"} 1\n") != NULL,
+          "%s", text);
+    CHECK(strstr(text, "gpu_prefix_cache") == NULL, "legacy names were not asked for");
+    bt_buf_fini(&page);
+    bt_metrics_close(metrics);
+}
+
+static void test_a_hidden_series_is_not_written_until_it_is_asked_for_again(void) {
+    bt_metrics *metrics = bt_metrics_open(BT_ROLE_GATEWAY, "");
+    bt_series *series = bt_metrics_series(metrics, BT_METRIC_WORKER_UP, "worker=\"w\"");
+    bt_series_set(series, 1.5);
+    bt_series_hide(series);
+    bt_buf page = scrape(metrics);
+    CHECK(strstr((const char *)page.bytes, "baton_worker_up{") == NULL, "hidden");
+    bt_buf_fini(&page);
+    CHECK(bt_metrics_series(metrics, BT_METRIC_WORKER_UP, "worker=\"w\"") == series, "the same");
+    page = scrape(metrics);
+    CHECK(strstr((const char *)page.bytes, "\nbaton_worker_up{worker=\"w\"} 1.5\n") != NULL, "shown again");
+    bt_buf_fini(&page);
+    bt_metrics_close(metrics);
+}
+
 enum { N_PUSHERS = 4, N_PUSHES = 10000 };
 static bt_queue *queue;
 typedef struct {
@@ -130,6 +185,9 @@ int main(void) {
     test_addresses_are_split_or_refused();
     test_flags_come_from_defaults_and_arguments();
     test_metrics_are_written_in_prometheus_format();
+    test_no_role_exports_a_family_twice();
+    test_an_alias_is_the_same_series_under_vllms_name();
+    test_a_hidden_series_is_not_written_until_it_is_asked_for_again();
     test_queue_keeps_each_producers_order();
     test_buffers_and_arenas_grow();
     TEST_END();
