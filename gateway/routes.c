@@ -7,6 +7,7 @@
 #include <strings.h>
 
 #include "gateway/api_format.h"
+#include "gateway/dashboard.h"
 #include "gateway/reply.h"
 #include "gateway/serve.h"
 #include "gateway/tokenize.h"
@@ -88,12 +89,21 @@ typedef struct {
 } route;
 
 static const route routes[] = {
-    {"/v1/chat/completions", POST, true, answer_chat}, {"/v1/completions", POST, true, answer_completion},
-    {"/v1/models", GET | HEAD, true, answer_models},   {"/v1/models/", GET | HEAD, true, answer_model},
-    {"/health", GET | HEAD, false, answer_health},     {"/ping", GET | POST | HEAD, false, answer_health},
-    {"/version", GET | HEAD, false, answer_version},   {"/load", GET | HEAD, false, answer_load},
-    {"/metrics", GET | HEAD, false, answer_metrics},   {"/tokenize", POST, false, gw_tokenize},
-    {"/detokenize", POST, false, gw_detokenize},       {"/tokenizer_info", GET | HEAD, false, gw_tokenizer_info},
+    {"/v1/chat/completions", POST, true, answer_chat},
+    {"/v1/completions", POST, true, answer_completion},
+    {"/v1/models", GET | HEAD, true, answer_models},
+    {"/v1/models/", GET | HEAD, true, answer_model},
+    {"/health", GET | HEAD, false, answer_health},
+    {"/ping", GET | POST | HEAD, false, answer_health},
+    {"/version", GET | HEAD, false, answer_version},
+    {"/load", GET | HEAD, false, answer_load},
+    {"/metrics", GET | HEAD, false, answer_metrics},
+    {"/dashboard", GET | HEAD, false, gw_dashboard_page},
+    {"/dashboard/data", GET | HEAD, false, gw_dashboard_data},
+    {"/dashboard/data/", GET | HEAD, false, gw_dashboard_data},
+    {"/tokenize", POST, false, gw_tokenize},
+    {"/detokenize", POST, false, gw_detokenize},
+    {"/tokenizer_info", GET | HEAD, false, gw_tokenizer_info},
 };
 
 static const route *find_route(const char *path, const char **rest) {
