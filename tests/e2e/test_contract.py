@@ -1,14 +1,16 @@
 """The contract of the OpenAI surface where no other file has it: service, chat, validation, completions, streams. A
 test's name has the number of its check (tests/e2e/README.md)."""
 
+import http.client
 import json
 import re
 from pathlib import Path
 
 import pytest
 
+from cluster import SLOW
 from conftest import MODEL_NAME
-from test_http import CHAT, call, error_of, events_of, post
+from test_http import CHAT, call, error_of, events_of, post, raw
 
 GREEDY = {"temperature": 0, "ignore_eos": True, "max_tokens": 12}
 NO_THOUGHT = {"chat_template_kwargs": {"enable_thinking": False}}
@@ -230,6 +232,36 @@ def test_check_53_thoughts_stream_before_answers(cluster):
 def test_check_55_a_stream_is_never_compressed(cluster):
     _, headers, _ = post(cluster, CHAT | {"stream": True}, headers={"Accept-Encoding": "gzip"})
     assert "content-encoding" not in headers
+
+
+def test_check_55_events_leave_whole(cluster):
+    """Each chunk of the transfer coding is a write of the gateway's."""
+    body = json.dumps(CHAT | {"stream": True, "max_tokens": 40, "ignore_eos": True})
+    answer = raw(cluster, f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}"
+                          f"\r\n\r\n{body}".encode())
+    head, _, rest = answer.partition(b"\r\n\r\n")
+    assert b"transfer-encoding: chunked" in head.lower()
+    chunks = []
+    while rest:
+        size, _, rest = rest.partition(b"\r\n")
+        chunks.append(rest[:int(size, 16)])
+        assert rest[int(size, 16):][:2] == b"\r\n"
+        rest = rest[int(size, 16) + 2:]
+    assert chunks.pop() == b"" and all(chunk.endswith(b"\n\n") for chunk in chunks)
+    assert chunks[-1].endswith(b"data: [DONE]\n\n") and len(events_of(b"".join(chunks))) > 20
+
+
+def test_check_56_a_silent_stream_gets_comments(beside, cluster):
+    one = beside("--sse-keep-alive-ms", 1)
+    connection = http.client.HTTPConnection(*one.address(), timeout=60 * SLOW)
+    body = {"prompt": "17 + 4 =", "max_tokens": 4000, "ignore_eos": True, "stream": True, "stream_interval": 4000}
+    connection.request("POST", "/v1/completions", json.dumps(body))
+    answer, data = connection.getresponse(), b""
+    while b": keep-alive\n\n" not in data:
+        piece = answer.read1()
+        assert piece, data
+        data += piece
+    connection.close()
 
 
 def test_ids_of_prompt_and_output_come_with_a_stream(cluster):

@@ -126,6 +126,16 @@ def test_check_54_the_sdks_own_stream_helper_reads_them(client):
     assert list(final.message.tool_calls[0].function.parsed_arguments) == ["city"]
 
 
+def test_logprobs_are_of_all_tokens_of_a_call(client):
+    args = {"tools": TOOLS, "tool_choice": "required", "logprobs": True, "top_logprobs": 1}
+    answer = ask(client, QUESTION, **args)
+    whole = answer.choices[0].logprobs.content
+    assert len(whole) == answer.usage.completion_tokens - 1  # all but the end token
+    streamed = [entry for chunk in ask(client, QUESTION, stream=True, **args) for choice in chunk.choices
+                for entry in (choice.logprobs.content if choice.logprobs else [])]
+    assert [(entry.token, entry.logprob) for entry in streamed] == [(entry.token, entry.logprob) for entry in whole]
+
+
 def test_check_20_a_tools_answer_goes_back_to_the_model(client):
     question = {"role": "user", "content": QUESTION}
     call = ask(client, QUESTION, tools=TOOLS).choices[0].message
