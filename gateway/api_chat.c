@@ -131,10 +131,15 @@ static bt_status normalise_tool_calls(const gw_api_rules *rules, cJSON *message,
     if (calls == NULL) return BT_OK;
     if (!cJSON_IsArray(calls))
         return gw_fail(error, 400, "messages", "The tool_calls of messages[%u] must be a list.", index);
+    if (calls->child == NULL) { /* templates would print the frame of calls around none */
+        cJSON_Delete(cJSON_DetachItemViaPointer(message, calls));
+        return BT_OK;
+    }
     for (cJSON *call = calls->child; call != NULL; call = call->next) {
         cJSON *function = cJSON_IsObject(call) ? gw_param_find_mutable(call, "function") : NULL;
         if (!cJSON_IsObject(function) || !cJSON_IsString(gw_param_find(function, "name")))
             return gw_fail(error, 400, "messages", "A tool call of messages[%u] has no function with a name.", index);
+        if (gw_param_find(call, "type") == NULL) set_member(call, "type", cJSON_CreateString("function"));
         bt_status status = normalise_arguments(rules, function, index, error);
         if (status != BT_OK) return status;
     }

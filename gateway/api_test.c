@@ -420,13 +420,15 @@ static void test_variables(void) {
     check_variables(
         call, &rules,
         "{\"messages\":[{\"role\":\"assistant\",\"tool_calls\":[{\"function\":{\"name\":\"f\",\"arguments\":"
-        "\"{\\\"a\\\": 1}\"}}],\"content\":null}]" NONE,
+        "\"{\\\"a\\\": 1}\"},\"type\":\"function\"}],\"content\":null}]" NONE,
         "arguments stay the string they are");
     check_variables(
         call, &objects,
         "{\"messages\":[{\"role\":\"assistant\",\"tool_calls\":[{\"function\":{\"name\":\"f\",\"arguments\":"
-        "{\"a\":1}}}],\"content\":null}]" NONE,
+        "{\"a\":1}},\"type\":\"function\"}],\"content\":null}]" NONE,
         "or become the object that tojson needs");
+    check_variables("{\"messages\":[{\"role\":\"assistant\",\"content\":\"x\",\"tool_calls\":[]}]}", &rules,
+                    "{\"messages\":[{\"role\":\"assistant\",\"content\":\"x\"}]" NONE, "no calls are none");
     check_variables(M("\"chat_template_kwargs\":{\"enable_thinking\":false,\"messages\":1,\"x\":2}"), &rules,
                     "{" U ",\"tools\":null,\"documents\":null,\"enable_thinking\":false,\"x\":2,\"thinking\":false,"
                     "\"add_generation_prompt\":true}",

@@ -109,6 +109,52 @@ static void test_forced_calls(void) {
               "a name that would end early");
 }
 
+static void check_tool_prompt(tcl_format format, const char *messages, const char *want, const char *why) {
+    bt_buf json = {0};
+    bt_buf_printf(
+        &json,
+        "{\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\",\"parameters\":{\"a\":1}}}],\"messages\":%s}",
+        messages);
+    cJSON *variables = cJSON_Parse(bt_buf_text(&json));
+    tpl_template *tool_prompt = NULL;
+    gw_error error = {0};
+    bt_error err = {0};
+    CHECK(gw_tool_prompt_open(format, "{{ messages }}", &tool_prompt, &err) == BT_OK, "%s", err.text);
+    for (int i = 0; i < 2; i++) /* the second time nothing is added */
+        CHECK(gw_tool_prompt_add(tool_prompt, variables, &error) == BT_OK, "%s", error.message);
+    char *got = cJSON_PrintUnformatted(cJSON_GetObjectItem(variables, "messages"));
+    CHECK(strcmp(got, want) == 0 && cJSON_IsNull(cJSON_GetObjectItem(variables, "tools")), "%s: got %s", why, got);
+    cJSON_free(got);
+    tpl_close(tool_prompt);
+    cJSON_Delete(variables);
+    bt_buf_fini(&json);
+}
+
+static void test_tools_that_the_template_does_not_show(void) {
+    check_tool_prompt(
+        TCL_DEEPSEEK_V3, "[{\"role\":\"user\",\"content\":\"u\"}]",
+        "[{\"role\":\"system\",\"content\":\"You can call tools. To call one, answer with\\n" CALLS
+        "NAME\\n```json\\n{\\\"argument\\\": \\\"value\\\"}\\n```" CALLS_END
+        "\\nand nothing else. The arguments are one JSON object.\\n\\n## Tools\\n\\n```json\\n{\\\"type\\\": "
+        "\\\"function\\\", \\\"function\\\": {\\\"name\\\": \\\"f\\\", \\\"parameters\\\": {\\\"a\\\": 1}}}"
+        "\\n```\\n\"},{\"role\":\"user\",\"content\":\"u\"}]",
+        "a system message of their own");
+    check_tool_prompt(
+        TCL_DEEPSEEK_V31, "[{\"role\":\"user\",\"content\":\"u\"},{\"role\":\"system\",\"content\":\"s\"}]",
+        "[{\"role\":\"user\",\"content\":\"u\"},{\"role\":\"system\",\"content\":\"s\\n\\n## Tools\\nYou have "
+        "access to the following tools:\\n\\n### f\\nDescription: \\n\\nParameters: {\\\"a\\\": 1}\\n\\nIMPORTANT: "
+        "ALWAYS adhere to this exact format for tool use:\\n<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>"
+        "tool_call_name<｜tool▁sep｜>tool_call_arguments<｜tool▁call▁end｜>{additional_tool_calls}"
+        "<｜tool▁calls▁end｜>\\n\\nWhere:\\n\\n- `tool_call_name` must be an exact match to one of the available "
+        "tools\\n- `tool_call_arguments` must be valid JSON that strictly follows the tool's Parameters "
+        "Schema\\n- For multiple tool calls, chain them directly without separators or spaces\\n\"}]",
+        "behind the system message that is there");
+    tpl_template *none = NULL;
+    CHECK(gw_tool_prompt_open(TCL_DEEPSEEK_V3, "{{ tools }}", &none, NULL) == BT_OK && none == NULL, "it shows them");
+    CHECK(gw_tool_prompt_open(TCL_KIMI_K2, "", &none, NULL) == BT_OK && none == NULL, "Kimi's do");
+    CHECK(model->tool_prompt == NULL, "so does the bundled model's");
+}
+
 static void check_length(const char *body, uint32_t limit, const char *param, uint32_t max_tokens, const char *why) {
     gw_tokens tokens = {0};
     gw_error error = {0};
@@ -503,6 +549,7 @@ int main(void) {
     CHECK(gw_model_find(model, "") == model->served_names[0] && gw_model_find(model, "x") == NULL, "names");
     test_prompts();
     test_forced_calls();
+    test_tools_that_the_template_does_not_show();
     test_lengths();
     test_hopeless_text();
     test_streams();

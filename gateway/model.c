@@ -94,14 +94,12 @@ static bt_status open_template(const gw_model_options *options, gw_model *model,
     if (status == BT_OK && source == NULL)
         bt_log(BT_LOG_WARN, "gateway", "no chat template: chat is refused", "model=%s", options->model_dir);
     if (status == BT_OK) status = choose_call_format(options, source, model, err);
+    if (status == BT_OK) status = gw_tool_prompt_open(model->call_format, source, &model->tool_prompt, err);
     if (status == BT_OK) write_tokenizer_info(options->model_dir, source, model);
     if (status == BT_OK && source != NULL) {
         status = tpl_open(source, strlen(source), &model->chat_template, err);
         model->rules.has_developer_role = strstr(source, "developer") != NULL;
         model->rules.wants_argument_object = wants_argument_object(source);
-        if (model->call_format != TCL_NONE && strstr(source, "tools") == NULL)
-            bt_log(BT_LOG_WARN, "gateway", "the chat template shows the model no tools", "model=%s",
-                   options->model_dir);
     }
     bt_buf_fini(&file);
     return status;
@@ -192,6 +190,7 @@ bt_status gw_model_open(const gw_model_options *options, gw_model **out, bt_erro
 void gw_model_close(gw_model *model) {
     if (model == NULL) return;
     tpl_close(model->chat_template);
+    tpl_close(model->tool_prompt);
     tok_close(model->tokenizer);
     cJSON_free(model->tokenizer_info);
     for (uint32_t i = 0; i < model->n_served_names; i++) free(model->served_names[i]);

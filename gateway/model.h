@@ -11,6 +11,7 @@
 #include "common/text/tokenizer.h"
 #include "common/text/tool_calls.h"
 #include "gateway/api_request.h"
+#include "gateway/tool_prompt.h"
 
 enum { GW_MAX_SERVED_NAMES = 16 };
 
@@ -18,6 +19,7 @@ typedef struct {
     mdl_config config;
     tok_tokenizer *tokenizer;    /* owned */
     tpl_template *chat_template; /* owned; NULL: this model has none, chat is refused */
+    tpl_template *tool_prompt;   /* owned; NULL: the chat template shows tools itself */
     gw_api_rules rules;
     char *served_names[GW_MAX_SERVED_NAMES]; /* owned; the first is the model's name where the client gave none */
     uint32_t n_served_names;

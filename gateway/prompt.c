@@ -84,7 +84,9 @@ static bt_status build_chat(const gw_model *model, const gw_request *request, ui
     add_token_texts(model, request->variables);
     bt_buf text = {0};
     bt_error err = {0};
-    bt_status status = tpl_render(model->chat_template, request->variables, &text, &err);
+    bt_status status = gw_tool_prompt_add(model->tool_prompt, request->variables, error);
+    if (status != BT_OK) return status;
+    status = tpl_render(model->chat_template, request->variables, &text, &err);
     if (status != BT_OK) {
         gw_fail(error, 400, "messages", "The chat template refused the messages: %s.", err.text);
     } else {
