@@ -1,6 +1,7 @@
-/* hiredis' async API on somebody else's loop. Owns the context between redisAsyncConnect() and its end, of which
- * hiredis has three kinds: a failed connect (hiredis frees, says on_connect), a disconnect (hiredis frees, says
- * on_disconnect) and redisAsyncFree() by us (says on_disconnect too). All three end in conn_lost(). */
+/* hiredis on somebody else's loop. Its async API connects and writes; what it reads is taken from its parser here, for
+ * the async API aborts the process when an answer comes that nobody asked for. Owns the context between
+ * redisAsyncConnect() and its end, of which there are three kinds: a failed connect (hiredis frees, says on_connect), a
+ * failed write (hiredis frees, says on_disconnect) and conn_drop() by us. All three end in conn_lost(). */
 #include "common/registry/redis_conn.h"
 
 #include <hiredis/async.h>
@@ -21,7 +22,10 @@ enum {
     CAP_PENDING = 4096,         /* commands without an answer */
     CAP_REPLY_BYTES = 64 << 20, /* 16384 workers' announcements are 8 MB */
     CAP_REPLY_DEPTH = 4,
+    CAP_INNER_ITEMS = 16, /* of a list in a list: nobody asks for one. The outer one has REG_CAP_WORKERS at most */
 };
+
+typedef struct pending pending;
 
 struct redis_conn {
     char *address, *channel; /* owned */
@@ -30,18 +34,19 @@ struct redis_conn {
     redisAsyncContext *ac; /* NULL: not even connecting */
     void *watch;           /* the loop's handle, as long as ac lives */
     bool is_up, is_closing, is_failure_logged;
-    char refusal[128]; /* what Redis answered to the first PING, if not PONG */
+    redisReplyObjectFunctions bounded, *unbounded; /* what builds replies */
+    pending *oldest, **newest;                     /* commands without an answer, in order */
     uint32_t n_pending, backoff_ms;
     int64_t next_ns;  /* when to connect, without ac */
     int64_t began_ns; /* connecting since; when up: the last answer, or the first command after all were answered */
     int64_t pinged_ns, ticked_ns;
 };
 
-typedef struct {
-    redis_conn *conn;
+struct pending {
+    pending *next;
     redis_on_reply on_reply;
     void *context;
-} pending;
+};
 
 /* ---- replies ----------------------------------------------------------------------------------------------------- */
 
@@ -73,18 +78,33 @@ static void value_from(const redisReply *reply, int depth, bt_arena *arena, redi
     }
 }
 
-static void on_reply(redisAsyncContext *ac, void *reply, void *arg) {
-    (void)ac;
-    pending *command = arg;
-    redis_conn *conn = command->conn;
+/* Ends the oldest command. reply NULL: it will have no answer. */
+static void answer_oldest(redis_conn *conn, const redisReply *reply) {
+    pending *command = conn->oldest;
+    conn->oldest = command->next;
+    if (conn->oldest == NULL) conn->newest = &conn->oldest;
+    conn->n_pending--;
     bt_arena arena = {0};
     redis_value value;
     if (reply != NULL) value_from(reply, 0, &arena, &value);
-    conn->n_pending--;
-    conn->began_ns = bt_now_ns();
     if (command->on_reply != NULL) command->on_reply(command->context, reply != NULL ? &value : NULL);
     free(command);
     bt_arena_fini(&arena);
+}
+
+/* hiredis' own, but for what a few bytes may ask memory for. NULL ends the connection. */
+static void *create_array(const redisReadTask *task, int n_items) {
+    const redis_conn *conn = task->privdata;
+    int cap = task->parent == NULL ? REG_CAP_WORKERS : CAP_INNER_ITEMS;
+    return n_items > cap ? NULL : conn->unbounded->createArray(task, n_items);
+}
+
+static void bound_arrays(redis_conn *conn, redisReader *reader) {
+    conn->unbounded = reader->fn;
+    conn->bounded = *reader->fn;
+    conn->bounded.createArray = create_array;
+    reader->fn = &conn->bounded;
+    reader->privdata = conn;
 }
 
 static void conn_came_up(redis_conn *conn) {
@@ -95,11 +115,9 @@ static void conn_came_up(redis_conn *conn) {
     if (conn->config.on_up != NULL) conn->config.on_up(conn->config.context);
 }
 
-static void on_published(redisAsyncContext *ac, void *reply, void *arg) {
-    (void)ac;
-    redis_conn *conn = arg;
-    const redisReply *message = reply; /* ["message", channel, text], ["subscribe", channel, 1], or NULL at the end */
-    if (message == NULL || message->type != REDIS_REPLY_ARRAY || message->elements != 3) return;
+/* ["message", channel, text] or ["subscribe", channel, 1]. */
+static void on_published(redis_conn *conn, const redisReply *message) {
+    if (message->type != REDIS_REPLY_ARRAY || message->elements != 3) return;
     if (!conn->is_up) conn_came_up(conn);
     const redisReply *kind = message->element[0], *text = message->element[2];
     if (kind->type != REDIS_REPLY_STRING || strcmp(kind->str, "message") != 0 || text->type != REDIS_REPLY_STRING)
@@ -113,6 +131,7 @@ static void conn_lost(redis_conn *conn, const char *reason) {
     bool was_up = conn->is_up;
     conn->ac = NULL;
     conn->is_up = false;
+    while (conn->oldest != NULL) answer_oldest(conn, NULL);
     if (conn->is_closing) return;
     conn->next_ns = bt_now_ns() + (int64_t)conn->backoff_ms * BT_NS_PER_MS;
     conn->backoff_ms = conn->backoff_ms * 2 < RETRY_MAX_MS ? conn->backoff_ms * 2 : RETRY_MAX_MS;
@@ -124,28 +143,35 @@ static void conn_lost(redis_conn *conn, const char *reason) {
     if (was_up && conn->config.on_down != NULL) conn->config.on_down(conn->config.context);
 }
 
+/* Ends the connection from our side. */
+static void conn_drop(redis_conn *conn, const char *reason) {
+    redisAsyncContext *ac = conn->ac;
+    conn_lost(conn, reason);
+    ac->onDisconnect = NULL; /* said already */
+    redisAsyncFree(ac);
+}
+
 static bt_status command_send(redis_conn *conn, redis_on_reply on_done, void *context, size_t n_args,
                               const char *const *args) {
+    if (redisAppendCommandArgv(&conn->ac->c, (int)n_args, (const char **)args, NULL) != REDIS_OK) return BT_PEER_LOST;
+    conn->loop.want_write(conn->watch, true);
     pending *command = bt_calloc(1, sizeof(*command));
-    *command = (pending){conn, on_done, context};
+    *command = (pending){NULL, on_done, context};
+    *conn->newest = command;
+    conn->newest = &command->next;
     if (conn->n_pending++ == 0) conn->began_ns = bt_now_ns();
-    if (redisAsyncCommandArgv(conn->ac, on_reply, command, (int)n_args, (const char **)args, NULL) == REDIS_OK)
-        return BT_OK;
-    conn->n_pending--;
-    free(command);
-    return BT_PEER_LOST;
+    return BT_OK;
 }
 
 /* Connected is not up: the first answer is. An error (loading, a password is asked for) is tried again later. */
 static void on_first_pong(void *context, const redis_value *reply) {
     redis_conn *conn = context;
     if (reply == NULL) return;
-    if (reply->kind != REDIS_VALUE_ERROR) {
+    if (reply->kind == REDIS_VALUE_ERROR) {
+        conn_drop(conn, reply->text);
+    } else {
         conn_came_up(conn);
-        return;
     }
-    snprintf(conn->refusal, sizeof(conn->refusal), "%s", reply->text);
-    redisAsyncDisconnect(conn->ac);
 }
 
 static void on_connect(const redisAsyncContext *ac, int status) {
@@ -157,26 +183,49 @@ static void on_connect(const redisAsyncContext *ac, int status) {
     /* On a UNIX socket it fails and ends the connection. */
     if (ac->c.connection_type == REDIS_CONN_TCP) redisEnableKeepAlive(&conn->ac->c);
     conn->began_ns = conn->pinged_ns = bt_now_ns();
-    if (conn->channel != NULL)
-        redisAsyncCommand(conn->ac, on_published, conn, "SUBSCRIBE %s", conn->channel);
-    else
+    if (conn->channel != NULL) {
+        redisAppendCommand(&conn->ac->c, "SUBSCRIBE %s", conn->channel);
+        conn->loop.want_write(conn->watch, true);
+    } else {
         command_send(conn, on_first_pong, conn, 1, (const char *const[]){"PING"});
+    }
 }
 
 static void on_disconnect(const redisAsyncContext *ac, int status) {
     (void)status;
-    redis_conn *conn = ac->data;
-    conn_lost(conn, conn->refusal[0] != 0 ? conn->refusal : ac->errstr);
-    conn->refusal[0] = 0;
+    conn_lost(ac->data, ac->errstr);
+}
+
+static void conn_take(redis_conn *conn, const redisReply *reply) {
+    conn->began_ns = bt_now_ns();
+    if (conn->channel != NULL) {
+        on_published(conn, reply);
+    } else if (conn->oldest != NULL) {
+        answer_oldest(conn, reply);
+    } else {
+        conn_drop(conn, "an answer came that nobody asked for");
+    }
 }
 
 static void on_readable(void *arg) {
     redis_conn *conn = arg;
-    if (conn->ac->c.reader->len > CAP_REPLY_BYTES) {
-        redisAsyncFree(conn->ac);
+    redisAsyncContext *ac = conn->ac;
+    redisReader *reader = ac->c.reader;
+    if (redisBufferRead(&ac->c) != REDIS_OK) {
+        conn_drop(conn, ac->c.errstr);
         return;
     }
-    redisAsyncHandleRead(conn->ac);
+    while (conn->ac == ac) { /* what is told of a reply may end the connection */
+        void *reply = NULL;
+        if (redisReaderGetReply(reader, &reply) != REDIS_OK) {
+            conn_drop(conn, reader->errstr);
+            return;
+        }
+        if (reply == NULL) break;
+        conn_take(conn, reply);
+        freeReplyObject(reply);
+    }
+    if (conn->ac == ac && reader->len > CAP_REPLY_BYTES) conn_drop(conn, "an answer is too long");
 }
 
 static void on_writable(void *arg) { redisAsyncHandleWrite(((redis_conn *)arg)->ac); }
@@ -223,16 +272,9 @@ static void conn_connect(redis_conn *conn) {
     ac->ev.addWrite = hook_add_write;
     ac->ev.delWrite = hook_del_write;
     ac->ev.cleanup = hook_cleanup;
+    bound_arrays(conn, ac->c.reader);
     redisAsyncSetDisconnectCallback(ac, on_disconnect);
     redisAsyncSetConnectCallback(ac, on_connect); /* asks for the first write event */
-}
-
-/* Ends the connection from our side. */
-static void conn_drop(redis_conn *conn, const char *reason) {
-    redisAsyncContext *ac = conn->ac;
-    conn_lost(conn, reason);
-    ac->onDisconnect = NULL; /* said already */
-    redisAsyncFree(ac);      /* pending commands get their NULL */
 }
 
 void redis_conn_tick(redis_conn *conn) {
@@ -279,6 +321,7 @@ bt_status redis_conn_open(const redis_conn_config *config, const reg_loop *loop,
     conn->address = bt_strdup(config->address);
     if (config->channel != NULL) conn->channel = bt_strdup(config->channel);
     conn->loop = *loop;
+    conn->newest = &conn->oldest;
     conn->backoff_ms = RETRY_MIN_MS;
     conn->ticked_ns = bt_now_ns();
     *out = conn;

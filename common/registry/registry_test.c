@@ -4,6 +4,8 @@
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -414,6 +416,34 @@ static void test_a_redis_that_hangs_is_noticed_and_forgiven(void) {
     kill(redis_pid, SIGCONT);
 }
 
+/* hiredis' async API aborts the process on some of these. */
+static void test_answers_that_nobody_asked_for_cost_only_the_connection(void) {
+    static const char *const answers[] = {"+PONG\r\n+OK\r\n", "+PONG\r\n*2147483647\r\n", "+PONG\r\n*0\r\n*1\r\n+x\r\n",
+                                          "+PONG\r\n*1\r\n*1000000\r\n"};
+    struct sockaddr_un where = {.sun_family = AF_UNIX};
+    snprintf(where.sun_path, sizeof(where.sun_path), "%s/odd.sock", folder);
+    int listener = socket(AF_UNIX, SOCK_STREAM, 0);
+    BT_ASSERT(bind(listener, (struct sockaddr *)&where, sizeof(where)) == 0 && listen(listener, 8) == 0);
+    char odd[128];
+    snprintf(odd, sizeof(odd), "unix:%s", where.sun_path);
+    for (size_t i = 0; i < sizeof(answers) / sizeof(*answers); i++) {
+        view self = {0};
+        BT_ASSERT(reg_poll_open(&self.poll, NULL) == BT_OK);
+        reg_loop loop = reg_poll_loop(self.poll);
+        reg_watcher_config config = {.redis = odd, .on_worker = on_worker, .on_redis = on_redis, .context = &self};
+        BT_ASSERT(reg_watcher_open(&config, &loop, &self.watcher, NULL) == BT_OK);
+        int commands = accept(listener, NULL, NULL), events = accept(listener, NULL, NULL);
+        CHECK(write(commands, answers[i], strlen(answers[i])) > 0 && write(events, "*1\r\n+x\r\n", 8) > 0, "said");
+        for (int turn = 0; turn < 5; turn++) reg_poll_run_once(self.poll, 10);
+        CHECK(!self.is_up && self.n_downs == 1, "%zu: it was up, and is no more", i);
+        close(commands);
+        close(events);
+        reg_watcher_close(self.watcher);
+        reg_poll_close(self.poll);
+    }
+    close(listener);
+}
+
 int main(int argc, char **argv) {
     if (argc == 3 && strcmp(argv[1], "announce") == 0) return announce_main(argv[2]);
     signal(SIGPIPE, SIG_IGN);
@@ -430,6 +460,7 @@ int main(int argc, char **argv) {
     test_a_worker_that_asks_for_it_hears_of_the_others();
     test_a_tool_reads_all_workers_at_once();
     test_hostile_bytes_in_redis_harm_nobody();
+    test_answers_that_nobody_asked_for_cost_only_the_connection();
     test_workers_stay_in_the_mirror_while_redis_is_killed_and_restarted_empty();
     test_a_redis_that_hangs_is_noticed_and_forgiven();
     redis_kill();
