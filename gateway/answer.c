@@ -363,6 +363,7 @@ static void on_tokens(gw_choice *choice, const gw_action *action) {
     gw_answer *answer = choice->answer;
     int64_t now_ns = bt_now_ns();
     gw_telemetry *telemetry = answer->loop->server->telemetry;
+    gw_limiter_spend(answer->loop->limiter, &answer->payers, action->n_tokens);
     uint32_t n_before = choice->n_output;
     int64_t gap_ns = n_before == 0 ? 0 : now_ns - choice->last_token_ns;
     if (n_before == 0) {

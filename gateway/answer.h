@@ -50,6 +50,7 @@ struct gw_answer {
     bool is_named_call;   /* tool_choice named the tool */
     const char *strategy;
     gw_slo slo;
+    gw_payers payers;   /* whom its tokens are charged to; names in arena, or static */
     gw_choice *choices; /* owned, [n_choices] */
     uint32_t n_choices, n_open;
     uint32_t n_per_prompt; /* choices */

@@ -14,6 +14,7 @@ typedef struct {
     char param[96];  /* the plain name of the field at fault; "": null */
     char message[480];
     uint32_t retry_after_s; /* header Retry-After; 0: none */
+    const char *reason;     /* for machines, in header x-baton-reason and in metrics; static; NULL: none */
     const char *header;     /* one extra header, static name; NULL: none */
     char header_value[160]; /* printable ASCII */
 } gw_error;

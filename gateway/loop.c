@@ -85,6 +85,7 @@ static void on_answered(void *context, int status) {
 static void on_second(gw_loop *loop, int64_t now_ns) {
     gw_serve_tick(loop, now_ns);
     gw_access_tick(loop->access, loop->server->n_reloads);
+    gw_limiter_reload(loop->limiter);
     const gw_counters *counters = gw_core_counters(loop->core);
     gw_telemetry_replays(loop->server->telemetry, &loop->told, counters);
     loop->told = *counters;
@@ -117,6 +118,7 @@ static void on_tick(void *context) {
     gw_loop *loop = context;
     int64_t now_ns = bt_now_ns();
     reg_watcher_tick(loop->watcher);
+    gw_limiter_tick(loop->limiter);
     gw_loop_pump(loop); /* also what clients that left have cancelled */
     gw_core_tick(loop->core, now_ns);
     gw_loop_pump(loop);
@@ -187,6 +189,16 @@ static bt_status open_watcher(gw_loop *loop, bt_error *err) {
     return reg_watcher_open(&config, &hooks, &loop->watcher, err);
 }
 
+static bt_status open_limiter(gw_loop *loop, bt_error *err) {
+    gw_limiter_config config = {.path = loop->server->config.limits_file,
+                                .redis = loop->server->config.redis,
+                                .is_first = loop->index == 0,
+                                .seed = gw_loop_random(loop)};
+    if (config.path[0] == 0) return BT_OK;
+    reg_loop hooks = gw_http_reg_loop(loop->http);
+    return gw_limiter_open(&config, &hooks, &loop->limiter, err);
+}
+
 bt_status gw_loop_open(gw_server *server, uint32_t index, uint32_t port, gw_loop **out, bt_error *err) {
     gw_loop *loop = bt_calloc(1, sizeof *loop);
     loop->server = server;
@@ -199,6 +211,7 @@ bt_status gw_loop_open(gw_server *server, uint32_t index, uint32_t port, gw_loop
     if (status == BT_OK) status = bt_queue_open(&loop->events, err);
     if (status == BT_OK) status = open_links(loop, err);
     if (status == BT_OK) status = open_watcher(loop, err);
+    if (status == BT_OK) status = open_limiter(loop, err);
     if (status != BT_OK) {
         gw_loop_close(loop);
         return status;
@@ -211,6 +224,7 @@ void gw_loop_run(gw_loop *loop) { gw_http_run(loop->http); }
 
 void gw_loop_close(gw_loop *loop) {
     if (loop == NULL) return;
+    gw_limiter_close(loop->limiter);
     reg_watcher_close(loop->watcher);
     gw_members_close(loop->members);
     link_hub_close(loop->hub, LINGER_MS);

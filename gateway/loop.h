@@ -5,6 +5,7 @@
 
 #include "gateway/access.h"
 #include "gateway/http.h"
+#include "gateway/limits.h"
 #include "gateway/members.h"
 #include "gateway/server.h"
 
@@ -22,8 +23,9 @@ typedef struct gw_loop {
     link_hub *hub;
     gw_members *members;
     reg_watcher *watcher;
-    gw_answer *answers; /* alive, newest first */
-    gw_answer *ended;   /* to be freed when no action can point to them any more */
+    gw_limiter *limiter; /* NULL: no limits */
+    gw_answer *answers;  /* alive, newest first */
+    gw_answer *ended;    /* to be freed when no action can point to them any more */
     uint32_t n_answers;
     bool is_pumping, is_draining;
     bool is_done;           /* drained; waits for the other loops */

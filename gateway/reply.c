@@ -32,8 +32,8 @@ void gw_call_add_headers(const gw_call *call) {
     if (origin.bytes == NULL || !gw_access_origin(call->loop->access, origin.bytes, origin.n_bytes, allowed)) return;
     gw_http_add_header(call->exchange, "access-control-allow-origin", allowed);
     gw_http_add_header(call->exchange, "access-control-expose-headers",
-                       "x-request-id, request-id, retry-after, x-baton-prefill, x-baton-decode, x-baton-strategy, "
-                       "x-baton-cached-tokens, x-baton-local-prefill");
+                       "x-request-id, request-id, retry-after, x-baton-reason, x-baton-prefill, x-baton-decode, "
+                       "x-baton-strategy, x-baton-cached-tokens, x-baton-local-prefill");
 }
 
 void gw_reply(const gw_call *call, int status, const char *content_type, const void *body, size_t n_bytes) {
@@ -47,6 +47,7 @@ void gw_reply_error(const gw_call *call, const gw_error *error) {
         snprintf(seconds, sizeof seconds, "%u", error->retry_after_s);
         gw_http_add_header(call->exchange, "retry-after", seconds);
     }
+    if (error->reason != NULL) gw_http_add_header(call->exchange, "x-baton-reason", error->reason);
     if (error->http_status == 401) gw_http_add_header(call->exchange, "www-authenticate", "Bearer");
     if (error->header != NULL) gw_http_add_header(call->exchange, error->header, error->header_value);
     if (error->header != NULL && strcmp(error->header, "x-error-invalid-routing-strategy") == 0)

@@ -1,5 +1,5 @@
 /* Admission: everything that can be wrong is found here, before a status line. Order of the checks: shutting down, too
- * many, content type, body, model, strategy, workers, prompt, core. */
+ * many, content type, body, model, strategy, workers, limits, prompt, core. */
 #include "gateway/serve.h"
 
 #include <stdio.h>
@@ -22,6 +22,7 @@ static bt_status check_load(const gw_loop *loop, gw_error *error) {
     if (server->is_draining) {
         gw_fail(error, 503, "", "This gateway is shutting down. Please try again on a different instance.");
         error->retry_after_s = RETRY_SATURATED_S;
+        error->reason = "draining";
         return BT_BAD_REQUEST;
     }
     if (gw_telemetry_n_running(server->telemetry) >= server->config.max_concurrent_requests) {
@@ -29,6 +30,7 @@ static bt_status check_load(const gw_loop *loop, gw_error *error) {
                 "The gateway is currently busy and cannot accept new requests. Please try again later or on a "
                 "different instance.");
         error->retry_after_s = RETRY_SATURATED_S;
+        error->reason = "saturated";
         return BT_BAD_REQUEST;
     }
     return BT_OK;
@@ -76,9 +78,19 @@ static bt_status choose_strategy(const gw_call *call, const gw_strategy **out, g
     return BT_BAD_REQUEST;
 }
 
+/* The header `user` is whoever it says, as AIBrix has it; who must not choose has a key, and limits for that. */
+static bt_status charge(const gw_call *call, const char *model_name, gw_answer *answer, gw_error *error) {
+    gw_http_text user = gw_http_header(call->exchange, "user");
+    answer->payers.names[GW_BY_MODEL] = model_name;
+    answer->payers.names[GW_BY_KEY] = answer->call.user;
+    if (user.n_bytes > 0) answer->payers.names[GW_BY_USER] = bt_arena_strndup(&answer->arena, user.bytes, user.n_bytes);
+    return gw_limiter_admit(call->loop->limiter, &answer->payers, error);
+}
+
 static bt_status fail_no_worker(gw_error *error, const char *text) {
     gw_fail(error, 503, "", "%s", text);
     error->retry_after_s = RETRY_NO_WORKER_S;
+    error->reason = "no_worker";
     gw_error_set_header(error, "x-error-no-model-backends", "true");
     return BT_BAD_REQUEST;
 }
@@ -257,6 +269,8 @@ static bt_status submit_choice(gw_loop *loop, const gw_request *request, const g
     if (status == BT_NO_CAPACITY) return fail_no_worker(error, err.text);
     if (status != BT_OK) return gw_fail(error, 400, "", "%s", err.text);
     gw_telemetry_admitted(loop->server->telemetry, choice->n_prompt);
+    if (choice->index % request->n_choices == 0) /* its choices share it, as in usage */
+        gw_limiter_spend(loop->limiter, &choice->answer->payers, choice->n_prompt);
     return BT_OK;
 }
 
@@ -292,6 +306,7 @@ static bt_status admit(const gw_call *call, const gw_request *request, gw_error 
     if (!gw_loop_is_ready(loop)) return fail_no_worker(error, "No worker can take the request now. Please try again.");
     gw_answer *answer = make_answer(call, request, model_name);
     answer->strategy = gw_strategy_name(strategy);
+    status = charge(call, model_name, answer, error);
     for (uint32_t i = 0; i < answer->n_choices && status == BT_OK; i++)
         status = prepare_choice(loop, request, &answer->choices[i], error);
     if (status != BT_OK) {
@@ -323,7 +338,7 @@ void gw_serve(const gw_call *call, gw_endpoint endpoint) {
     if (status == BT_OK) status = gw_prompt_open_call(call->loop->server->model, &request, &error);
     if (status == BT_OK) status = admit(call, &request, &error);
     if (status != BT_OK) {
-        gw_telemetry_refused(call->loop->server->telemetry, error.http_status);
+        gw_telemetry_refused(call->loop->server->telemetry, error.reason);
         gw_reply_error(call, &error);
     }
     gw_request_fini(&request);

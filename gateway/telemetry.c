@@ -5,6 +5,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
 #include "common/core/alloc.h"
@@ -19,11 +20,15 @@
 static const char *const outcome_names[GW_N_OUTCOMES] = {"stop", "length", "abort", "error", "refused"};
 static const char *const replay_names[] = {"lost", "failed", "late", "refused"};
 static const char *const phase_names[] = {"waiting", "submitted", "accepted", "started", "handed_off"};
-static const char *const refusal_names[] = {"shed", "invalid"};
+static const char *const refusal_names[] = {"invalid",   "requests_per_minute", "tokens_per_minute",
+                                            "saturated", "no_worker",           "draining"};
 static const int statuses[] = {200, 400, 401, 404, 405, 408, 413, 415, 417, 429, 431, 499, 500, 503, 504};
 
 enum { N_REPLAYS = 4, N_PHASES = 5, N_STATUSES = sizeof statuses / sizeof *statuses };
-enum { SHED, INVALID, N_REFUSALS };
+enum {
+    INVALID, /* first; all others are sheds */
+    N_REFUSALS = sizeof refusal_names / sizeof *refusal_names
+};
 
 /* One target's two counters. */
 typedef struct {
@@ -119,9 +124,11 @@ void gw_telemetry_admitted(gw_telemetry *t, uint32_t n_prompt) {
     bt_series_add(t->prompt_tokens, n_prompt);
 }
 
-void gw_telemetry_refused(gw_telemetry *t, int status) {
+void gw_telemetry_refused(gw_telemetry *t, const char *reason) {
+    int i = N_REFUSALS - 1;
+    while (i > INVALID && (reason == NULL || strcmp(refusal_names[i], reason) != 0)) i--;
     bt_series_add(t->outcomes[GW_ENDED_REFUSED], 1);
-    bt_series_add(t->refusals[status == 429 || status == 503 ? SHED : INVALID], 1);
+    bt_series_add(t->refusals[i], 1);
 }
 
 void gw_telemetry_first_token(gw_telemetry *t, int64_t ttft_ns) {
@@ -209,7 +216,7 @@ void gw_telemetry_second(gw_telemetry *t, const gw_router *router, bool is_redis
                         .good = bt_series_value(t->goodput),
                         .failed = bt_series_value(t->outcomes[GW_ENDED_ERROR]),
                         .left = bt_series_value(t->outcomes[GW_ENDED_ABORT]),
-                        .shed = bt_series_value(t->refusals[SHED]),
+                        .shed = sum(t->refusals + INVALID + 1, N_REFUSALS - 1),
                         .refused = bt_series_value(t->refusals[INVALID]),
                         .replayed = sum(t->replays, N_REPLAYS),
                         .prompt_tokens = bt_series_value(t->vllm.prompt),

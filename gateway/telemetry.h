@@ -27,7 +27,7 @@ void gw_telemetry_close(gw_telemetry *telemetry); /* NULL is accepted */
 const char *gw_outcome_name(gw_outcome outcome);
 
 void gw_telemetry_admitted(gw_telemetry *telemetry, uint32_t n_prompt);
-void gw_telemetry_refused(gw_telemetry *telemetry, int status); /* 429 and 503 count as shed */
+void gw_telemetry_refused(gw_telemetry *telemetry, const char *reason); /* gw_error.reason; NULL: it is invalid */
 void gw_telemetry_first_token(gw_telemetry *telemetry, int64_t ttft_ns);
 void gw_telemetry_tokens(gw_telemetry *telemetry, uint32_t n_tokens, int64_t gap_ns); /* gap 0: the first ones */
 

@@ -41,7 +41,7 @@ static void what_autoscalers_need_is_there_before_the_first_request(void) {
         "\nvllm:time_to_first_token_seconds_bucket{engine=\"0\",model_name=\"m\",le=\"2560\"} 0\n",
         "\nvllm:time_per_output_token_seconds_count{engine=\"0\",model_name=\"m\"} 0\n",
         "\nbaton_slo_missed_total{model_name=\"m\",slo=\"tpot\"} 0\n",
-        "\nbaton_refused_total{model_name=\"m\",reason=\"shed\"} 0\n",
+        "\nbaton_refused_total{model_name=\"m\",reason=\"saturated\"} 0\n",
     };
     for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) check_has(t, lines[i], "from the start");
     gw_telemetry_close(t);

@@ -54,8 +54,9 @@ static void write_redis(void) {
 #undef REDIS_KEY
     };
     puts(
-        "# Redis\n\nEvery key and channel; %s is a worker's name. Redis holds nothing that is not written again within "
-        "a lease: it may be\nrestarted empty at any time.\n\n| key or channel | type | life | who | meaning "
+        "# Redis\n\nEvery key and channel; %s is a worker's name, or a minute. Redis holds nothing that is not written "
+        "again within a lease:\nit may be restarted empty at any time.\n\n| key or channel | type | life | who | "
+        "meaning "
         "|\n|---|---|---|---|---|");
     for (size_t i = 0; i < sizeof(keys) / sizeof(keys[0]); i++)
         printf("| `%s` | %s | %s | %s | %s |\n", keys[i].pattern, keys[i].type, keys[i].life, keys[i].who,

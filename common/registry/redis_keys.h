@@ -1,7 +1,7 @@
 /* Every key and channel that Baton uses in Redis; docs/REDIS.md comes from this list.
  *
- * REDIS_KEY(ID, pattern, type, life, who, meaning); %s is the worker's name. The number in the prefix changes with the
- * meaning of any of them, so that two versions never read each other's. */
+ * REDIS_KEY(ID, pattern, type, life, who, meaning); %s is the worker's name, or the minute. The number in the prefix
+ * changes with the meaning of any of them, so that two versions never read each other's. */
 #ifndef BATON_COMMON_REGISTRY_REDIS_KEYS_H
 #define BATON_COMMON_REGISTRY_REDIS_KEYS_H
 
@@ -16,7 +16,13 @@
         "The names of all workers: which worker keys to read.")                                                        \
     REDIS_KEY(EVENTS, "baton:1:events", "channel", "-", "workers publish; gateways and ranks subscribe",               \
         "`changed NAME` after an announcement is new or has another content, `left NAME INCARNATION` after a worker "  \
-        "deregistered. Only a hint to read the keys now: a lost message costs the time until the next list.")
+        "deregistered. Only a hint to read the keys now: a lost message costs the time until the next list.")          \
+    REDIS_KEY(USAGE, "baton:1:usage:%s", "hash", "120 s", "gateways with `--limits-file` add, and read at start",      \
+        "What was used in a minute, counted since 1970: `requests user NAME`, `tokens key NAME`, `tokens model NAME`, "\
+        "... to a number. Only names that have a limit.")                                                              \
+    REDIS_KEY(TOTALS, "baton:1:totals", "channel", "-", "gateways with `--limits-file` publish and subscribe",         \
+        "Lines of `MINUTE TOTAL FIELD`: fields of that minute's hash that have grown. They only grow, so the highest " \
+        "is the truth, and a lost line is made good by the next.")
 /* clang-format on */
 
 #define REDIS_KEY(id, pattern, type, life, who, meaning) REDIS_##id,
