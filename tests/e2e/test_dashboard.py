@@ -85,6 +85,7 @@ def test_a_browser_shows_it(cluster, client, browser):
     keep(browser, "dark")
     browser.show(320, 700)
     assert browser.js("document.documentElement.scrollWidth") <= 320, "nothing is wider than a phone"
+    assert browser.js("[...document.querySelectorAll('.scroll')].every((box) => box.scrollWidth <= box.clientWidth)")
     keep(browser, "phone")
     assert browser.complaints == []
     assert {url.split("/dashboard")[0] for url in browser.requests} <= {cluster.url(), "data:,"}
