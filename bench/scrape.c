@@ -1,8 +1,8 @@
 /* baton-bench scrape: what a gateway's /metrics and /dashboard/data cost, and a second of its bookkeeping.
  *
  * Timed, each by itself: writing /metrics to memory, writing the dashboard's data with a full history, and what is done
- * once a second (every worker's series, a point of history). Not timed: HTTP. The gateway has seen requests of three
- * strategies with all outcomes, so the histograms of twelve pairs are there. */
+ * once a second (every worker's series, a point of history). Not timed: HTTP. The gateway has seen requests of up to
+ * three strategies with all outcomes, so the histograms of these pairs are there. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
