@@ -133,6 +133,28 @@ static void test_text_follows_from_the_cache(void) {
     test_engine_close(&t.engine);
 }
 
+/* A chat's template ends with <think>: its answers have a short reasoning, then content; other texts have none. */
+static void test_thinking_ends(void) {
+    text t;
+    tok_tokenizer *tokenizer = NULL;
+    bt_error err = {0};
+    uint32_t think = 0, think_end = 0;
+    CHECK(tok_open(dir, &tokenizer, &err) == BT_OK, "%s", err.text);
+    CHECK(tok_find(tokenizer, "<think>", &think) && tok_find(tokenizer, "</think>", &think_end), "no thoughts");
+    text_open(&t, 0, (krn_sim_options){0});
+    for (uint32_t i = 0; i < 20; i++) {
+        bool is_thinking = i % 2 == 0;
+        uint32_t n_ends = 0;
+        for (uint32_t k = 0; k < N_PROMPT; k++) t.ids[k] = 300 + (i * 17 + k * 31) % 1000;
+        if (is_thinking) t.ids[N_PROMPT - 2] = think;
+        generate(&t, 100, false);
+        for (uint32_t k = N_PROMPT; k < t.n; k++) n_ends += t.ids[k] == think_end;
+        CHECK(n_ends == is_thinking, "text %u stops thinking %u times", i, n_ends);
+    }
+    test_engine_close(&t.engine);
+    tok_close(tokenizer);
+}
+
 /* Drawing from a row's few tokens is drawing from the row. */
 static void test_few_are_as_good_as_all(void) {
     enum { N_TEXTS = 400 };
@@ -250,6 +272,7 @@ int main(void) {
     test_text_is_printable();
     test_output_ends();
     test_text_follows_from_the_cache();
+    test_thinking_ends();
     test_few_are_as_good_as_all();
     test_a_step_takes_its_time();
     test_what_it_says_of_itself();

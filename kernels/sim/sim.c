@@ -25,11 +25,13 @@
 /* What the cache holds of a token in a layer. */
 typedef struct {
     uint32_t state;
-    uint32_t end; /* position at which the output is to end, UINT32_MAX: nowhere */
+    uint32_t end : 31;        /* position at which the output is to end, NOWHERE: it is not */
+    uint32_t is_thinking : 1; /* behind <think>, before </think> */
 } cell;
+enum { NOWHERE = INT32_MAX };
 _Static_assert(sizeof(cell) == KRN_SIM_WIDTH * 2, "a cell is a row of the cache");
 
-enum { N_PRINTED = 8, N_FEW = N_PRINTED + 1 }; /* and end-of-sequence */
+enum { N_PRINTED = 8, N_FEW = N_PRINTED + 2 }; /* and end-of-sequence, and </think> */
 
 /* The tokens of a row that can be drawn, ids ascending. */
 typedef struct {
@@ -43,7 +45,8 @@ struct krn_sim {
     const mdl_config *config; /* borrowed */
     uint32_t *printable;      /* [n_printable] ids */
     uint32_t n_printable;
-    few *rows; /* [max_logits], of the last step */
+    uint32_t think, think_end; /* ids of <think> and </think>; UINT32_MAX: there are none */
+    few *rows;                 /* [max_logits], of the last step */
     uint32_t max_logits;
     krn_sampler *sampler; /* of N_FEW tokens */
     bool has_sharp_timer;
@@ -60,7 +63,7 @@ static bool is_printable(const tok_tokenizer *tokenizer, uint32_t id) {
     return n_bytes > 0;
 }
 
-static bt_status printable_find(krn_sim *sim, const char *dir, bt_error *err) {
+static bt_status tokens_find(krn_sim *sim, const char *dir, bt_error *err) {
     tok_tokenizer *tokenizer = NULL;
     bt_status status = tok_open(dir, &tokenizer, err);
     if (status != BT_OK) return status;
@@ -69,6 +72,9 @@ static bt_status printable_find(krn_sim *sim, const char *dir, bt_error *err) {
     sim->printable = bt_calloc(n, sizeof(uint32_t));
     for (uint32_t id = 0; id < n; id++)
         if (is_printable(tokenizer, id)) sim->printable[sim->n_printable++] = id;
+    bool has_think = tok_find(tokenizer, "<think>", &sim->think) && sim->think < n &&
+                     tok_find(tokenizer, "</think>", &sim->think_end) && sim->think_end < n;
+    if (!has_think) sim->think = sim->think_end = UINT32_MAX;
     tok_close(tokenizer);
     malloc_trim(0); /* a tokenizer of 129,280 tokens leaves 50 MB behind */
     if (sim->n_printable > 0) return BT_OK;
@@ -90,7 +96,7 @@ bt_status krn_sim_open(const char *dir, const mdl_config *config, const krn_sim_
     sim->max_logits = max_logits;
     sim->rows = bt_calloc(max_logits, sizeof(few));
     sim->sampler = krn_sampler_open(N_FEW);
-    bt_status status = printable_find(sim, dir, err);
+    bt_status status = tokens_find(sim, dir, err);
     if (status != BT_OK) {
         krn_sim_close(sim);
         return status;
@@ -111,7 +117,8 @@ const krn_backend *krn_sim_backend(const krn_sim *sim) { return &sim->backend; }
 
 uint64_t krn_sim_hash(const krn_sim *sim) {
     const mdl_config *c = sim->config;
-    const uint32_t about[] = {c->vocab_size, sim->options.output_tokens, KRN_SIM_LAYERS, KRN_SIM_WIDTH};
+    const uint32_t about[] = {c->vocab_size, sim->options.output_tokens, sim->think, sim->think_end, KRN_SIM_LAYERS,
+                              KRN_SIM_WIDTH};
     uint64_t seed = XXH3_64bits_withSeed(c->eos_token_ids, c->n_eos_token_ids * sizeof(uint32_t), 0);
     seed = XXH3_64bits_withSeed(about, sizeof(about), seed);
     return XXH3_64bits_withSeed(sim->printable, sim->n_printable * sizeof(uint32_t), seed);
@@ -136,7 +143,7 @@ static cell *cell_at(krn_kv kv, const krn_sequence *sequence, uint32_t layer, ui
 static uint32_t end_of(const krn_sim *sim, const krn_sequence *sequence, uint32_t position, uint32_t before,
                        uint64_t hash) {
     uint64_t mean = sim->options.output_tokens;
-    if (mean == 0) return UINT32_MAX;
+    if (mean == 0) return NOWHERE;
     bool is_ahead = position > 0 && before > position;
     if (sequence->form == KRN_ABSORBED && is_ahead) return before;
     return position + 1 + (uint32_t)(mix(hash, mean) % (2 * mean - 1));
@@ -150,8 +157,12 @@ static void store_row(const krn_sim *sim, krn_kv kv, const krn_sequence *sequenc
     const cell *before = position > 0 ? cell_at(kv, sequence, layer, position - 1) : &nothing;
     const cell *far = position > 0 ? cell_at(kv, sequence, layer, (uint32_t)(hash % position)) : &nothing;
     hash = mix(mix(hash, before->state), far->state);
-    *cell_at(kv, sequence, layer, position) =
-        (cell){(uint32_t)hash, end_of(sim, sequence, position, before->end, hash)};
+    uint32_t token = sequence->token_ids[row], end = end_of(sim, sequence, position, before->end, hash);
+    *cell_at(kv, sequence, layer, position) = (cell){
+        .state = (uint32_t)hash,
+        .end = end & NOWHERE,
+        .is_thinking = token == sim->think || (before->is_thinking && token != sim->think_end),
+    };
 }
 
 /* ---- logits ---- */
@@ -170,11 +181,12 @@ static void few_add(few *f, uint32_t id, float logit) {
     f->n++;
 }
 
-/* Steps of half a unit, so that a temperature spreads the choice. */
+/* Steps of half a unit, so that a temperature spreads the choice. Who thinks stops after four tokens on average. */
 static void few_make(const krn_sim *sim, const cell *last, uint32_t position, few *out) {
     const mdl_config *c = sim->config;
     out->n = 0;
     if (last->end == position + 1 && c->n_eos_token_ids > 0) few_add(out, c->eos_token_ids[0], 20);
+    if (last->is_thinking && mix(last->state, N_PRINTED) % 4 == 0) few_add(out, sim->think_end, 10);
     for (uint32_t i = 0; i < N_PRINTED; i++)
         few_add(out, sim->printable[mix(last->state, i) % sim->n_printable], -0.5f * (float)i);
 }

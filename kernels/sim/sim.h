@@ -43,7 +43,7 @@ void krn_sim_forward(krn_sim *sim, krn_kv kv, const krn_sequence *sequences, uin
                      krn_layer_done on_layer, void *context);
 
 /* Row `row` of the last step's logits [vocab_size]. A few printable tokens have all of the mass; where the output is to
- * end, end-of-sequence is above them. */
+ * end, end-of-sequence is above them, and behind a <think> of the prompt's sooner or later </think>. */
 void krn_sim_logits(const krn_sim *sim, uint32_t row, float *logits);
 
 /* krn_draw() from these few, which spares the vocabulary. false: all of the row is needed, for a constraint, a

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from cluster import ROOT
-from conftest import client_of
+from conftest import ask, client_of, text_of
 from test_failures import LONG, Background, worker_of
 
 sys.path.insert(0, str(ROOT / "bench"))
@@ -30,3 +30,10 @@ def test_a_simulated_answer_outlives_its_worker(simulated):
     answer = running.result().choices[0].token_ids
     again = client.completions.create(**long, logprobs=2).choices[0]  # drawn from the whole vocabulary
     assert len(answer) == 200 and answer == again.token_ids
+
+
+def test_a_simulated_chat_thinks_and_then_answers(simulated):
+    client = client_of(simulated)
+    answers = [text_of(ask(client, question, extra_body={"ignore_eos": True}, max_tokens=100)) for question in "ABCD"]
+    assert any(reasoning for reasoning, _ in answers)  # a fourth of all thoughts ends at once
+    assert all(reasoning.isprintable() and content.isprintable() and content for reasoning, content in answers)
