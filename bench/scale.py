@@ -160,7 +160,9 @@ def audit_requests(found, books, n_asked, answers):
                 gateways_all_ends=books.sum("gateway", "baton_requests_total"),
                 prefill_first_tokens=books.sum("prefill", "baton_sampled_tokens_total"))
     for reason, n in gateways.items():
-        found.agree(f"requests that ended with {reason}", client=sum(a.reason == reason for a in answers), gateways=n)
+        ended = [books.sum(role, "vllm:request_success_total", finished_reason=reason) for role in ("prefill", "decode")]
+        found.agree(f"requests that ended with {reason}", client=sum(a.reason == reason for a in answers), gateways=n,
+                    workers=sum(ended))
     for role, metric in (("gateway", "baton_replays_total"), ("", "baton_cancels_total"),
                          ("", "baton_kv_transfer_failures_total"), ("decode", "baton_kv_lease_expiries_total"),
                          ("decode", "baton_preemptions_total")):
@@ -188,7 +190,8 @@ def audit_loads(found, books, answers, limit):
     requests = books.each("prefill", "baton_sampled_tokens_total")
     by_header = collections.Counter(a.prefill for a in answers)
     for name, n in requests.items():
-        found.agree(f"requests of {name}", worker=n, headers=by_header[name])
+        found.agree(f"requests of {name}", worker=n, headers=by_header[name],
+                    gateways=books.sum("gateway", "baton_selected_total", worker=name))
     found.even("requests of prefill workers", requests, limit)
     found.even("tokens of decode workers", books.each("decode", "baton_sampled_tokens_total"), limit)
 
@@ -252,8 +255,8 @@ def main():
         finally:
             cluster.down()
     commit = subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout
-    print(f"commit {commit.strip()}; {args.gateways} gateways, {args.prefill} prefill and {args.decode} decode workers, "
-          f"{args.strategy}; {os.cpu_count()} processors")
+    print(f"commit {commit.strip()}; {args.gateways} gateways, {args.prefill} prefill and {args.decode} decode "
+          f"workers, {args.strategy}; {os.cpu_count()} processors")
     print("\n".join(found.facts))
     print("\n".join(f"wrong: {what}" for what in found.wrong) or "all books agree")
     return 1 if found.wrong else 0
