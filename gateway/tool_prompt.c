@@ -1,39 +1,44 @@
-/* The texts are templates themselves: they need tojson as Python prints it. */
+/* The texts are templates themselves: they need tojson as Python prints it. Kimi's chat templates have always shown
+ * tools. */
 #include "gateway/tool_prompt.h"
 
 #include <string.h>
 
 #include "gateway/api_params.h"
 
-#define CALLS(head, arguments, more)                                                                                   \
-    "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>" head "<｜tool▁sep｜>" arguments "<｜tool▁call▁end｜>" more           \
-    "<｜tool▁calls▁end｜>"
+#define BEGIN "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>"
+#define SEP   "<｜tool▁sep｜>"
+#define END   "<｜tool▁call▁end｜>"
+#define DONE  "<｜tool▁calls▁end｜>"
 
 /* A line feed behind a tag or at the end would be dropped: those are in expressions. */
-static const char *const sources[] = {
-    [TCL_DEEPSEEK_V3] = "You can call tools. To call one, answer with\n" CALLS(
-        "function", "NAME\n```json\n{\"argument\": \"value\"}\n```",
-        "") "\nand nothing else. The arguments are one JSON object.\n\n## Tools\n"
-            "{% for tool in tools %}{{ '\\n```json\\n' ~ (tool | tojson) ~ '\\n```\\n' }}{% endfor %}",
-    [TCL_DEEPSEEK_V31] =
-        "## Tools\nYou have access to the following tools:\n"
-        "{% for tool in tools %}{{ '\\n### ' ~ tool.function.name ~ '\\nDescription: ' ~ (tool.function.description or "
-        "'') "
-        "~ '\\n\\nParameters: ' ~ ((tool.function.parameters or {}) | tojson) ~ '\\n' }}{% endfor %}"
-        "{{ '\\n' }}IMPORTANT: ALWAYS adhere to this exact format for tool use:\n" CALLS(
-            "tool_call_name", "tool_call_arguments",
-            "{additional_tool_calls}") "\n\nWhere:\n\n"
-                                       "- `tool_call_name` must be an exact match to one of the available tools\n"
-                                       "- `tool_call_arguments` must be valid JSON that strictly follows the tool's "
-                                       "Parameters Schema\n"
-                                       "- For multiple tool calls, chain them directly without separators or "
-                                       "spaces{{ '\\n' }}",
-    [TCL_KIMI_K2] = NULL, /* its templates have always shown tools */
-};
+static const char deepseek_v3[] =
+    "You can call tools. To call one, answer with\n" BEGIN "function" SEP
+    "NAME\n```json\n{\"argument\": \"value\"}\n```" END DONE "\n"
+    "and nothing else. The arguments are one JSON object.\n"
+    "\n"
+    "## Tools\n"
+    "{% for tool in tools %}{{ '\\n```json\\n' ~ (tool | tojson) ~ '\\n```\\n' }}{% endfor %}";
+
+static const char deepseek_v31[] =
+    "## Tools\n"
+    "You have access to the following tools:\n"
+    "{% for tool in tools %}"
+    "{{ '\\n### ' ~ tool.function.name ~ '\\nDescription: ' ~ (tool.function.description or '') ~ '\\n' }}"
+    "{{ '\\nParameters: ' ~ ((tool.function.parameters or {}) | tojson) ~ '\\n' }}"
+    "{% endfor %}"
+    "{{ '\\n' }}IMPORTANT: ALWAYS adhere to this exact format for tool use:\n" BEGIN "tool_call_name" SEP
+    "tool_call_arguments" END "{additional_tool_calls}" DONE "\n"
+    "\n"
+    "Where:\n"
+    "\n"
+    "- `tool_call_name` must be an exact match to one of the available tools\n"
+    "- `tool_call_arguments` must be valid JSON that strictly follows the tool's Parameters Schema\n"
+    "- For multiple tool calls, chain them directly without separators or spaces{{ '\\n' }}";
 
 bt_status gw_tool_prompt_open(tcl_format format, const char *chat_template, tpl_template **out, bt_error *err) {
     *out = NULL;
-    const char *source = sources[format];
+    const char *source = format == TCL_DEEPSEEK_V3 ? deepseek_v3 : format == TCL_DEEPSEEK_V31 ? deepseek_v31 : NULL;
     if (source == NULL || chat_template == NULL || strstr(chat_template, "tools") != NULL) return BT_OK;
     return tpl_open(source, strlen(source), out, err);
 }

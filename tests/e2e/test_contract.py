@@ -4,11 +4,14 @@ test's name has the number of its check (tests/e2e/README.md)."""
 import http.client
 import json
 import re
+import select
+import signal
 from pathlib import Path
+from urllib.parse import urlparse
 
 import pytest
 
-from cluster import SLOW
+from cluster import SLOW, wait_for
 from conftest import MODEL_NAME
 from test_http import CHAT, call, error_of, events_of, post, raw
 
@@ -251,9 +254,20 @@ def test_check_55_events_leave_whole(cluster):
     assert chunks[-1].endswith(b"data: [DONE]\n\n") and len(events_of(b"".join(chunks))) > 20
 
 
+def test_check_55_nothing_is_sent_before_the_first_token(cluster):
+    cluster.signal("prefill-0", signal.SIGSTOP)
+    connection = http.client.HTTPConnection(urlparse(cluster.url()).netloc, timeout=60 * SLOW)
+    connection.request("POST", "/v1/chat/completions", json.dumps(CHAT | {"stream": True}))
+    wait_for(lambda: cluster.metrics().value("baton_requests_running") == 1, why="the request is admitted")
+    assert select.select([connection.sock], [], [], 0.05)[0] == []
+    cluster.signal("prefill-0", signal.SIGCONT)
+    assert connection.getresponse().status == 200
+    connection.close()
+
+
 def test_check_56_a_silent_stream_gets_comments(beside, cluster):
     one = beside("--sse-keep-alive-ms", 1)
-    connection = http.client.HTTPConnection(*one.address(), timeout=60 * SLOW)
+    connection = http.client.HTTPConnection(urlparse(one.url()).netloc, timeout=60 * SLOW)
     body = {"prompt": "17 + 4 =", "max_tokens": 4000, "ignore_eos": True, "stream": True, "stream_interval": 4000}
     connection.request("POST", "/v1/completions", json.dumps(body))
     answer, data = connection.getresponse(), b""

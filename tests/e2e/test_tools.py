@@ -2,11 +2,13 @@
 to name the right city."""
 
 import json
+import re
 
 import openai
 import pytest
 
-from conftest import ask
+from cluster import MODEL
+from conftest import ask, client_of
 
 WEATHER = {"type": "function", "function": {
     "name": "get_weather", "description": "Get the current weather for a city.", "parameters": {
@@ -144,6 +146,17 @@ def test_check_20_a_tools_answer_goes_back_to_the_model(client):
         messages=[question, call.model_dump(), {"role": "tool", "tool_call_id": call.tool_calls[0].id,
                                                 "content": '{"temperature": 21, "sky": "sunny"}'}])
     assert "21" in answer.choices[0].message.content and "sunny" in answer.choices[0].message.content
+
+
+def test_a_model_whose_template_shows_no_tools_is_told_of_them(beside, cluster, tmp_path):
+    template = json.loads((MODEL / "tokenizer_config.json").read_text())["chat_template"]
+    bare = re.sub(r"{%- if tools -%}.*?{%- endif -%}", "", template, flags=re.S)
+    assert "tools" in template and "tools" not in bare
+    (tmp_path / "bare.jinja").write_text(bare)
+    one = beside("--chat-template", tmp_path / "bare.jinja")
+    answer = ask(client_of(one), QUESTION, tools=TOOLS).choices[0]
+    (name, arguments), = calls_of(answer.message)
+    assert answer.finish_reason == "tool_calls" and name == "get_weather" and names_a_city(arguments)
 
 
 def test_check_34_what_is_wrong_with_tools_is_a_400(client):
