@@ -38,6 +38,7 @@ from cluster import Cluster  # what the tests know a cluster by
 SIM = "--backend sim --sim-output-tokens 16 --log-level warn "
 PREFILL_US = 500, 5  # of a step, and of each row: 2 ms for a prompt of 300 tokens
 DECODE_US = 2000, 50  # 5 ms with 64 sequences
+ROLES = "prefill", "decode"
 MAX_TOKENS = 24  # of an answer: some end by themselves, some are cut
 
 Answer = collections.namedtuple("Answer", "prefill cached_header prompt output cached reason text")
@@ -160,9 +161,9 @@ def audit_requests(found, books, n_asked, answers):
                 gateways_all_ends=books.sum("gateway", "baton_requests_total"),
                 prefill_first_tokens=books.sum("prefill", "baton_sampled_tokens_total"))
     for reason, n in gateways.items():
-        ended = [books.sum(role, "vllm:request_success_total", finished_reason=reason) for role in ("prefill", "decode")]
+        workers = sum(books.sum(role, "vllm:request_success_total", finished_reason=reason) for role in ROLES)
         found.agree(f"requests that ended with {reason}", client=sum(a.reason == reason for a in answers), gateways=n,
-                    workers=sum(ended))
+                    workers=workers)
     for role, metric in (("gateway", "baton_replays_total"), ("", "baton_cancels_total"),
                          ("", "baton_kv_transfer_failures_total"), ("decode", "baton_kv_lease_expiries_total"),
                          ("decode", "baton_preemptions_total")):
