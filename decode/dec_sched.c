@@ -301,7 +301,8 @@ static void load(const wrk_sched *base, wire_load *out) {
                        .kv_blocks_used = n_blocks - kv_pool_n_free(sched->pool),
                        .is_draining = base->is_draining,
                        .is_incomplete = base->is_incomplete,
-                       .local_prefill_tokens = dec_why_full(sched) != NULL ? 0 : sched->options.local_prefill_tokens};
+                       .local_prefill_tokens = dec_why_full(sched) != NULL ? 0 : sched->options.local_prefill_tokens,
+                       .step_us = wrk_pace_step_us(base)};
 }
 
 uint32_t dec_sched_n_leases(const wrk_sched *sched) { return ((const dec_sched *)sched)->n_leases; }

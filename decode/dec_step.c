@@ -181,7 +181,7 @@ bool dec_step_begin(wrk_sched *base, int64_t now_ns, wrk_step *out) {
     pick_rows(sched, now_ns);
     if (base->n_step == 0) return false;
     for (uint32_t i = 0; i < base->n_step; i++) add_sequence(sched, i, now_ns);
-    base->is_stepping = true;
+    wrk_step_began(base, now_ns);
     *out = (wrk_step){.sequences = base->sequences,
                       .n_sequences = base->n_step,
                       .n_rows = sched->n_step_rows,
@@ -241,7 +241,7 @@ void dec_step_done(wrk_sched *base, const uint32_t *tokens, const wire_ranked *l
     wrk_begin_event(base);
     dec_sched *sched = dec_of(base);
     BT_ASSERT(base->is_stepping);
-    base->is_stepping = false;
+    wrk_step_ended(base, sched->n_step_rows, now_ns);
     sched->counters.n_steps++;
     sched->counters.n_sampled += sched->n_step_samples;
     send_tokens(sched, tokens, logprobs);

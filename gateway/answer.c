@@ -8,6 +8,7 @@
 #include "common/core/alloc.h"
 #include "common/core/clock.h"
 #include "common/core/log.h"
+#include "gateway/routing.h"
 #include "gateway/serve.h"
 
 #define EVENT_STREAM "text/event-stream; charset=utf-8"
@@ -18,11 +19,8 @@
 static void add_route_headers(gw_answer *answer, const gw_info *info) {
     gw_http_exchange *x = answer->exchange;
     gw_call_add_headers(&answer->call);
-    gw_http_add_header(x, "x-baton-strategy", answer->strategy);
-    gw_http_add_header(x, "routing-strategy", answer->strategy);
+    gw_routing_add_headers(x, &answer->strategy, info);
     if (info == NULL) return;
-    if (info->prefill[0] != 0) gw_http_add_header(x, "x-baton-prefill", info->prefill);
-    if (info->decode[0] != 0) gw_http_add_header(x, "x-baton-decode", info->decode);
     char cached[16];
     snprintf(cached, sizeof cached, "%u", info->cached_tokens);
     gw_http_add_header(x, "x-baton-cached-tokens", cached);

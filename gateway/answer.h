@@ -48,7 +48,7 @@ struct gw_answer {
     bool has_opened;      /* stream: every choice has its first event */
     bool is_ended;        /* on loop->ended */
     bool is_named_call;   /* tool_choice named the tool */
-    const char *strategy;
+    gw_strategy strategy;
     gw_slo slo;
     gw_payers payers;   /* whom its tokens are charged to; names in arena, or static */
     gw_choice *choices; /* owned, [n_choices] */

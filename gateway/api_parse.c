@@ -122,9 +122,10 @@ static bt_status parse_output(gw_request *request, gw_error *error) {
     const cJSON *root = request->root;
     request->skip_special_tokens = request->include_reasoning = true;
     request->add_special_tokens = request->endpoint == GW_COMPLETION; /* chat templates add BOS themselves */
-    request->model = request->request_id = "";
+    request->model = request->request_id = request->session_id = "";
     bt_status status = gw_param_string(root, "model", &request->model, error);
     if (status == BT_OK) status = gw_param_string(root, "request_id", &request->request_id, error);
+    if (status == BT_OK) status = gw_param_string(root, "session_id", &request->session_id, error);
     if (status == BT_OK) status = gw_param_bool(root, "include_stop_str_in_output", &request->include_stop_str, error);
     if (status == BT_OK) status = gw_param_bool(root, "skip_special_tokens", &request->skip_special_tokens, error);
     if (status == BT_OK) status = gw_param_bool(root, "add_special_tokens", &request->add_special_tokens, error);

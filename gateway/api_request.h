@@ -49,6 +49,7 @@ typedef struct {
     const char *model;      /* as the client wrote it; "": the served model */
     const char *request_id; /* body field, "" when absent; not yet checked for use in a header */
     const char *cache_salt; /* "" when absent */
+    const char *session_id; /* likewise */
 
     bool stream, include_usage, continuous_usage;
     bool returns_token_strs; /* /tokenize */

@@ -10,28 +10,15 @@
 
 enum { BACKOFF_MIN_MS = 10, BACKOFF_MAX_MS = 500 };
 
-/* ---- shares of load --------------------------------------------------------------------------------------------- */
+void gw_attempt_unbook(gw_core *core, gw_slot *slot) {
+    gw_router_unbook(core->router, &slot->booked_prefill);
+    gw_router_unbook(core->router, &slot->booked_decode);
+}
 
 /* The worker, if it is still there over the same link. */
 static gw_worker *worker_of(const gw_core *core, const gw_peer *peer) {
     gw_worker *worker = peer->incarnation != 0 ? gw_router_worker(core->router, peer->incarnation) : NULL;
     return worker != NULL && worker->link == peer->link ? worker : NULL;
-}
-
-static void book(gw_peer *where, gw_worker *worker, uint32_t n_blocks) {
-    gw_worker_book(worker, n_blocks);
-    *where = (gw_peer){worker->incarnation, worker->link};
-}
-
-static void unbook(const gw_core *core, gw_peer *where, uint32_t n_blocks) {
-    gw_worker *worker = worker_of(core, where);
-    if (worker != NULL) gw_worker_unbook(worker, n_blocks);
-    *where = (gw_peer){0};
-}
-
-void gw_attempt_unbook(gw_core *core, gw_slot *slot) {
-    unbook(core, &slot->booked_prefill, 0);
-    unbook(core, &slot->booked_decode, slot->n_blocks);
 }
 
 /* ---- start ------------------------------------------------------------------------------------------------------ */
@@ -40,9 +27,9 @@ static void set_candidates(gw_slot *slot, const gw_route *route) {
     slot->n_candidates = route->n_decodes;
     for (uint32_t i = 0; i < route->n_decodes; i++) {
         const gw_worker *decode = route->decodes[i];
-        char *name = slot->names[i][0], *address = slot->names[i][1];
-        memcpy(name, decode->name, sizeof(slot->names[i][0]));
-        memcpy(address, decode->kv_address, sizeof(slot->names[i][1]));
+        char *name = slot->candidate_names[i][0], *address = slot->candidate_names[i][1];
+        memcpy(name, decode->name, sizeof(slot->candidate_names[i][0]));
+        memcpy(address, decode->kv_address, sizeof(slot->candidate_names[i][1]));
         slot->candidates[i] = (gw_peer){decode->incarnation, decode->link};
         slot->wire_candidates[i] = (wire_candidate){wire_str_from(name), decode->incarnation, wire_str_from(address)};
     }
@@ -66,47 +53,62 @@ static void send_submit(gw_core *core, const gw_slot *slot, uint64_t prefill) {
                                                 .n_candidates = slot->n_candidates}};
 }
 
-/* The names of the prompt's full blocks, but for the last position's, which is computed in any case. The caller's to
- * free. */
-static wire_block_name *name_blocks(const gw_core *core, const gw_slot *slot, uint32_t *n_names) {
+/* Names the prompt's full blocks: once, unless the workers' model has changed meanwhile. Returns how many of them need
+ * not be computed where they are: not the last position's. */
+static uint32_t name_blocks(const gw_core *core, gw_slot *slot) {
     uint32_t n = slot->info.n_prompt / KV_BLOCK_TOKENS;
     uint32_t n_most = (slot->info.n_prompt + slot->info.n_output - 1) / KV_BLOCK_TOKENS;
-    *n_names = n < n_most ? n : n_most;
-    wire_block_name *names = bt_calloc(*n_names, sizeof(*names));
-    kv_prefix_names(gw_router_model_hash(core->router), wire_str_from(slot->cache_salt), slot->tokens, *n_names, names);
-    return names;
+    uint64_t model = gw_router_model_hash(core->router);
+    if (slot->names == NULL || slot->names_model != model) {
+        if (slot->names == NULL) slot->names = bt_calloc(n + 1, sizeof(*slot->names));
+        kv_prefix_names(model, wire_str_from(slot->cache_salt), slot->tokens, n, slot->names);
+        slot->names_model = model;
+    }
+    return n < n_most ? n : n_most;
+}
+
+static void note_route(gw_slot *slot, const gw_route *route) {
+    gw_info *info = &slot->info;
+    info->is_local = route->is_local;
+    info->prefill[0] = info->prefill_address[0] = 0;
+    if (!route->is_local) {
+        memcpy(info->prefill, route->prefill->name, sizeof(info->prefill));
+        memcpy(info->prefill_address, route->prefill->address, sizeof(info->prefill_address));
+    }
+    memcpy(info->decode, route->decodes[0]->name, sizeof(info->decode));
+    memcpy(info->decode_address, route->decodes[0]->address, sizeof(info->decode_address));
 }
 
 bt_status gw_attempt_start(gw_core *core, gw_slot *slot, int64_t now_ns, bt_error *err) {
     gw_route route;
-    uint32_t n_tokens = slot->info.n_prompt + slot->info.n_output, n_names;
-    wire_block_name *names = name_blocks(core, slot, &n_names);
-    gw_route_query query = {.strategy = slot->info.strategy,
-                            .tokens = slot->tokens,
+    uint32_t n_tokens = slot->info.n_prompt + slot->info.n_output, n_names = name_blocks(core, slot);
+    gw_route_query query = {.strategy = &slot->strategy,
                             .n_tokens = n_tokens,
-                            .names = names,
+                            .names = slot->names,
                             .n_names = n_names,
                             .avoid_prefill = slot->avoid_prefill,
                             .avoid_decode = slot->avoid_decode,
+                            .session_key = slot->session_key,
+                            .session_name = slot->session_name,
                             .may_be_local = !slot->shuns_local && slot->sampling.n_prompt_logprobs == 0};
     bt_status status = gw_router_choose(core->router, &query, &route, err);
-    free(names);
     if (status != BT_OK) return status;
 
     slot->n_base = slot->info.n_output;
     slot->n_decode = slot->n_base + 1;
     slot->has_first = slot->has_finish = false;
     const gw_worker *first = route.is_local ? route.decodes[0] : route.prefill;
-    slot->info.is_local = route.is_local;
+    note_route(slot, &route);
     slot->prefill = (gw_peer){first->incarnation, first->link};
     slot->decode = (gw_peer){0};
     set_candidates(slot, &route);
     if (route.is_local) slot->n_candidates = 0;
-    slot->n_blocks = kv_blocks_for((uint64_t)n_tokens + 1);
-    if (!route.is_local) book(&slot->booked_prefill, route.prefill, 0);
-    book(&slot->booked_decode, route.decodes[0], slot->n_blocks);
-    snprintf(slot->info.prefill, sizeof(slot->info.prefill), "%s", route.is_local ? "" : route.prefill->name);
-    memcpy(slot->info.decode, route.decodes[0]->name, sizeof(slot->info.decode));
+    uint32_t n_blocks = kv_blocks_for((uint64_t)n_tokens + 1);
+    if (!route.is_local)
+        gw_router_book(core->router, &slot->booked_prefill, route.prefill, kv_blocks_for(route.n_missing),
+                       route.n_missing);
+    gw_router_book(core->router, &slot->booked_decode, route.decodes[0], n_blocks,
+                   route.is_local ? route.n_missing : 0);
     slot->info.phase = GW_SUBMITTED;
     gw_slot_set_timer(core, slot, now_ns, core->options.accept_ms);
     send_submit(core, slot, slot->prefill.incarnation);
@@ -239,14 +241,16 @@ void gw_attempt_hand_off(gw_core *core, gw_slot *slot, const gw_peer *decode, in
     gw_peer to = *decode;
     slot->decode = to;
     slot->info.phase = GW_HANDED_OFF;
-    unbook(core, &slot->booked_prefill, 0);
-    for (uint32_t i = 0; i < slot->n_candidates; i++)
-        if (slot->candidates[i].incarnation == to.incarnation)
-            memcpy(slot->info.decode, slot->names[i][0], sizeof(slot->info.decode));
+    gw_router_unbook(core->router, &slot->booked_prefill);
     gw_worker *worker = worker_of(core, &to);
+    if (worker != NULL) {
+        memcpy(slot->info.decode, worker->name, sizeof(slot->info.decode));
+        memcpy(slot->info.decode_address, worker->address, sizeof(slot->info.decode_address));
+    }
     if (slot->booked_decode.incarnation != to.incarnation && worker != NULL) {
-        unbook(core, &slot->booked_decode, slot->n_blocks);
-        book(&slot->booked_decode, worker, slot->n_blocks);
+        uint32_t n_blocks = slot->booked_decode.n_blocks;
+        gw_router_unbook(core->router, &slot->booked_decode);
+        gw_router_book(core->router, &slot->booked_decode, worker, n_blocks, 0);
     }
     gw_attempt_await_token(core, slot, now_ns);
 }

@@ -32,7 +32,7 @@ bt_status gw_core_open(const gw_core_options *options, gw_core **out, bt_error *
     o->token_ms = or_default(o->token_ms, 60000);
     o->no_worker_ms = or_default(o->no_worker_ms, 10000);
     uint32_t n = o->max_requests;
-    core->router = gw_router_open(o->seed);
+    core->router = gw_router_open(&(gw_router_options){o->seed, o->saturation_ms, o->slo_ttft_ms});
     core->slots = bt_calloc(n, sizeof(gw_slot));
     core->ended_slots = bt_calloc(n, sizeof(uint32_t));
     core->free_slots = bt_calloc(n, sizeof(uint32_t));
@@ -45,6 +45,7 @@ bt_status gw_core_open(const gw_core_options *options, gw_core **out, bt_error *
 
 static void slot_free(gw_slot *slot) {
     free(slot->tokens);
+    free(slot->names);
     free(slot->logprobs);
     bt_arena_fini(&slot->arena);
     *slot = (gw_slot){0};
@@ -172,7 +173,10 @@ static void fill_slot(gw_core *core, gw_slot *slot, const gw_submit *submit, int
     if (submit->n_stop_token_ids > 0)
         memcpy(slot->stop_token_ids, submit->stop_token_ids, submit->n_stop_token_ids * sizeof(uint32_t));
     snprintf(slot->cache_salt, sizeof(slot->cache_salt), "%s", submit->cache_salt);
-    slot->info = (gw_info){.strategy = submit->strategy, .n_prompt = submit->n_tokens, .submit_ns = now_ns};
+    slot->strategy = *submit->strategy;
+    slot->session_key = submit->session_key;
+    slot->session_name = submit->session_name;
+    slot->info = (gw_info){.strategy = &slot->strategy, .n_prompt = submit->n_tokens, .submit_ns = now_ns};
     reserve_tokens(slot, submit->n_tokens);
     memcpy(slot->tokens, submit->tokens, submit->n_tokens * sizeof(uint32_t));
 }

@@ -35,12 +35,13 @@
 typedef struct gw_core gw_core;
 
 typedef struct {
-    uint64_t incarnation;     /* of this gateway loop; not 0 */
-    uint64_t seed;            /* of the router's generator */
-    uint32_t max_requests;    /* alive at once */
-    uint32_t vocab_size;      /* tokens from workers are below it */
-    uint32_t max_model_len;   /* prompt + output, at most */
-    uint32_t migration_limit; /* --migration-limit; 0: none is replayed */
+    uint64_t incarnation;                /* of this gateway loop; not 0 */
+    uint64_t seed;                       /* of the router's generator */
+    uint32_t saturation_ms, slo_ttft_ms; /* of strategies: gw_router_options */
+    uint32_t max_requests;               /* alive at once */
+    uint32_t vocab_size;                 /* tokens from workers are below it */
+    uint32_t max_model_len;              /* prompt + output, at most */
+    uint32_t migration_limit;            /* --migration-limit; 0: none is replayed */
     const uint32_t
         *eos_ids; /* [n_eos_ids], copied: a request whose last word was lost with its worker may have ended */
     uint32_t n_eos_ids;
@@ -67,9 +68,10 @@ typedef struct {
     wire_constraint constraint;     /* copied */
     const uint32_t *stop_token_ids; /* [n_stop_token_ids <= WIRE_MAX_STOP_IDS]; copied */
     uint32_t n_stop_token_ids;
-    const char *cache_salt; /* "" or the client's; copied; at most WIRE_MAX_NAME bytes */
-    const gw_strategy *strategy;
-    void *user; /* comes back in the actions */
+    const char *cache_salt;             /* "" or the client's; copied; at most WIRE_MAX_NAME bytes */
+    const gw_strategy *strategy;        /* copied */
+    uint64_t session_key, session_name; /* gw_strategy.h; 0: none */
+    void *user;                         /* comes back in the actions */
 } gw_submit;
 
 /* *out_serial names the request until GW_FINISHED or GW_FAILED. BT_BAD_REQUEST: the request can never run.
@@ -140,7 +142,8 @@ typedef struct {
     bool is_local;                   /* the latest attempt has no prefill worker: decode computes the prompt */
     char prefill[WIRE_MAX_NAME + 1]; /* of the latest attempt; "" while there is none */
     char decode[WIRE_MAX_NAME + 1];  /* the one that took it, before that the first candidate */
-    uint32_t n_prompt, n_output;     /* n_output: delivered */
+    char prefill_address[WIRE_MAX_NAME + 1], decode_address[WIRE_MAX_NAME + 1]; /* theirs: host:port */
+    uint32_t n_prompt, n_output;                                                /* n_output: delivered */
     uint32_t cached_tokens;
     int64_t submit_ns, accepted_ns, first_token_ns, handed_off_ns, first_decode_ns, last_token_ns;
     uint32_t queue_us, compute_us; /* prefill's own figures of the first attempt */

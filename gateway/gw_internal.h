@@ -24,7 +24,11 @@ typedef struct {
     wire_constraint constraint; /* lists in arena */
     uint32_t stop_token_ids[WIRE_MAX_STOP_IDS], n_stop_token_ids;
     char cache_salt[WIRE_MAX_NAME + 1];
-    gw_info info; /* phase, attempt, n_prompt, n_output (delivered), times */
+    gw_strategy strategy;
+    uint64_t session_key, session_name;
+    gw_info info;           /* phase, attempt, n_prompt, n_output (delivered), times */
+    wire_block_name *names; /* [n_prompt / KV_BLOCK_TOKENS] owned: of the prompt's full blocks, */
+    uint64_t names_model;   /* for this model; 0: not computed yet */
 
     uint32_t *tokens; /* [cap_tokens] owned: prompt, delivered output, then output that waits for a missing index */
     uint32_t cap_tokens;
@@ -42,11 +46,10 @@ typedef struct {
     gw_peer prefill; /* who got SUBMIT: info.is_local: a decode worker, until its first token */
     gw_peer decode;  /* 0 until it has spoken or HANDED_OFF names it */
     gw_peer candidates[WIRE_MAX_CANDIDATES];
-    wire_candidate wire_candidates[WIRE_MAX_CANDIDATES]; /* of SUBMIT; strings in names */
-    char names[WIRE_MAX_CANDIDATES][2][WIRE_MAX_NAME + 1];
+    wire_candidate wire_candidates[WIRE_MAX_CANDIDATES];             /* of SUBMIT; strings in candidate_names */
+    char candidate_names[WIRE_MAX_CANDIDATES][2][WIRE_MAX_NAME + 1]; /* name, KV address */
     uint32_t n_candidates;
-    uint32_t n_blocks;                     /* booked at booked_decode */
-    gw_peer booked_prefill, booked_decode; /* 0: nowhere */
+    gw_booking booked_prefill, booked_decode;
 
     /* All attempts. */
     bool shuns_local; /* a decode worker was asked to compute the prompt, and that came to nothing */

@@ -133,6 +133,7 @@ static void take_accepted(gw_core *core, uint64_t peer, const wire_accepted *acc
     }
     if (slot->info.phase != GW_SUBMITTED) return;
     slot->info.phase = GW_ACCEPTED;
+    gw_router_accepted(core->router, &slot->booked_prefill);
     set_once(&slot->info.accepted_ns, now_ns);
     if (slot->decode.incarnation == 0) gw_slot_set_timer(core, slot, now_ns, core->options.first_token_ms);
 }

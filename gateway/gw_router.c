@@ -1,7 +1,4 @@
-/* The table of workers and the choice among them. Strategies are rows of a table: to add one, write its cost function.
- *
- * A worker's load is what it last reported plus what this loop has sent since; and never less than what this loop knows
- * to be there, because a request shows in a decode worker's own figures only when prefill has asked for room. */
+/* The table of workers and the choice among them. What prefill workers are compared by is gw_strategy.c's business. */
 #include "gateway/gw_router.h"
 
 #include <stdio.h>
@@ -13,91 +10,43 @@
 #include "common/kv/kv_layout.h"
 
 struct gw_router {
+    gw_router_options options;
     gw_worker **workers; /* [n_workers] owned, in the order in which they came */
     uint32_t n_workers, cap_workers;
     bt_map by_incarnation; /* -> index in workers */
-    uint64_t n_links;      /* ever */
+    gw_index *index;
+    uint64_t n_links; /* ever */
     uint64_t random;
+    uint32_t lengths[GW_INDEX_MAX_WORKERS]; /* of the prompt that is being placed: blocks known, by column */
+
+    /* Scratch of choosing a prefill worker, [cap_workers] each; costs twice as many. */
+    gw_worker **candidates;
+    gw_figures *figures;
+    double *costs;
 };
-
-/* splitmix64 (Steele, Lea, Flood, OOPSLA 2014). */
-static uint64_t next_random(gw_router *router) {
-    uint64_t z = router->random += 0x9e3779b97f4a7c15u;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return z ^ z >> 31;
-}
-
-/* ---- strategies ------------------------------------------------------------------------------------------------- */
-
-struct gw_strategy {
-    const char *name;
-    double (*cost)(gw_router *router, const gw_worker *worker, const gw_route_query *query); /* the lowest wins */
-};
-
-static uint32_t n_requests(const gw_worker *worker) {
-    uint64_t n = (uint64_t)worker->load.running + worker->load.waiting + worker->n_new;
-    if (n < worker->n_own) n = worker->n_own;
-    return n > UINT32_MAX ? UINT32_MAX : (uint32_t)n;
-}
-
-static double cost_least_request(gw_router *router, const gw_worker *worker, const gw_route_query *query) {
-    (void)router, (void)query;
-    return n_requests(worker);
-}
-
-static double cost_random(gw_router *router, const gw_worker *worker, const gw_route_query *query) {
-    (void)worker, (void)query;
-    return (double)(next_random(router) >> 11);
-}
-
-/* One row each; the first is the default. */
-#define STRATEGIES(ROW)                                                                                                \
-    ROW("least-request", cost_least_request)                                                                           \
-    ROW("random", cost_random)
-
-#define ROW(name, cost) {name, cost},
-static const gw_strategy strategies[] = {STRATEGIES(ROW)};
-#undef ROW
-enum { N_STRATEGIES = sizeof(strategies) / sizeof(strategies[0]) };
-
-const char *gw_strategy_names(void) {
-#define ROW(name, cost) ", " name
-    static const char names[] = STRATEGIES(ROW);
-#undef ROW
-    return names + strlen(", ");
-}
-
-bt_status gw_strategy_find(const char *name, const gw_strategy **out, bt_error *err) {
-    for (int i = 0; i < N_STRATEGIES; i++) {
-        if (name[0] != 0 && strcmp(name, strategies[i].name) != 0) continue;
-        *out = &strategies[i];
-        return BT_OK;
-    }
-    return bt_fail(err, BT_BAD_REQUEST, "incorrect routing strategy %.64s, known are: %s", name, gw_strategy_names());
-}
-
-const char *gw_strategy_name(const gw_strategy *strategy) { return strategy->name; }
 
 /* ---- the table -------------------------------------------------------------------------------------------------- */
 
 static bt_key key_of(uint64_t incarnation) { return (bt_key){incarnation, 0, 0}; }
 
-static void worker_free(gw_worker *worker) {
-    bt_map_fini(&worker->blocks);
-    free(worker);
-}
-
-gw_router *gw_router_open(uint64_t seed) {
+gw_router *gw_router_open(const gw_router_options *options) {
     gw_router *router = bt_calloc(1, sizeof(*router));
-    router->random = seed;
+    router->options = *options;
+    if (router->options.saturation_ms == 0) router->options.saturation_ms = 2000;
+    if (router->options.slo_ttft_ms == 0) router->options.slo_ttft_ms = 2000;
+    router->random = options->seed;
+    router->index = gw_index_open(options->seed);
     return router;
 }
 
 void gw_router_close(gw_router *router) {
     if (router == NULL) return;
-    for (uint32_t i = 0; i < router->n_workers; i++) worker_free(router->workers[i]);
+    for (uint32_t i = 0; i < router->n_workers; i++) free(router->workers[i]);
     free(router->workers);
+    free(router->candidates);
+    free(router->figures);
+    free(router->costs);
+    gw_index_close(router->index);
     bt_map_fini(&router->by_incarnation);
     free(router);
 }
@@ -110,10 +59,20 @@ gw_worker *gw_router_worker(const gw_router *router, uint64_t incarnation) {
 static void copy_known(gw_worker *worker, const gw_worker *known) {
     worker->role = known->role;
     snprintf(worker->name, sizeof(worker->name), "%s", known->name);
+    worker->name_hash = gw_strategy_hash(known->name);
+    snprintf(worker->address, sizeof(worker->address), "%s", known->address);
     snprintf(worker->kv_address, sizeof(worker->kv_address), "%s", known->kv_address);
     worker->incarnation = known->incarnation;
     worker->model_hash = known->model_hash;
     worker->is_draining = known->is_draining;
+}
+
+static void reserve(gw_router *router, uint32_t n) {
+    router->workers = bt_realloc(router->workers, n, sizeof(gw_worker *));
+    router->candidates = bt_realloc(router->candidates, n, sizeof(gw_worker *));
+    router->figures = bt_realloc(router->figures, n, sizeof(gw_figures));
+    router->costs = bt_realloc(router->costs, 2 * n, sizeof(double));
+    router->cap_workers = n;
 }
 
 gw_worker *gw_router_up(gw_router *router, const gw_worker *known) {
@@ -122,14 +81,12 @@ gw_worker *gw_router_up(gw_router *router, const gw_worker *known) {
         copy_known(worker, known);
         return worker;
     }
-    if (router->n_workers == router->cap_workers) {
-        router->cap_workers = router->cap_workers * 2 + 8;
-        router->workers = bt_realloc(router->workers, router->cap_workers, sizeof(gw_worker *));
-    }
+    if (router->n_workers == router->cap_workers) reserve(router, router->cap_workers * 2 + 8);
     worker = bt_calloc(1, sizeof(*worker));
     copy_known(worker, known);
     worker->is_incomplete = known->is_incomplete;
     worker->link = ++router->n_links;
+    worker->column = gw_index_join(router->index);
     bt_map_put(&router->by_incarnation, key_of(worker->incarnation), router->n_workers);
     router->workers[router->n_workers++] = worker;
     return worker;
@@ -139,12 +96,27 @@ void gw_router_gone(gw_router *router, uint64_t incarnation) {
     uint32_t index = bt_map_get(&router->by_incarnation, key_of(incarnation));
     if (index == BT_MAP_NONE) return;
     bt_map_remove(&router->by_incarnation, key_of(incarnation));
-    worker_free(router->workers[index]);
+    gw_worker *worker = router->workers[index];
+    if (worker->column != GW_INDEX_NONE) gw_index_leave(router->index, worker->column);
+    free(worker);
     router->n_workers--;
     for (uint32_t i = index; i < router->n_workers; i++) {
         router->workers[i] = router->workers[i + 1];
         bt_map_put(&router->by_incarnation, key_of(router->workers[i]->incarnation), i);
     }
+}
+
+static void sum_add(gw_sum *sum, const gw_sum *share) {
+    sum->n += share->n;
+    sum->n_blocks += share->n_blocks;
+    sum->n_tokens += share->n_tokens;
+}
+
+static void sum_take(gw_sum *sum, const gw_sum *share) {
+    BT_ASSERT(sum->n >= share->n && sum->n_blocks >= share->n_blocks && sum->n_tokens >= share->n_tokens);
+    sum->n -= share->n;
+    sum->n_blocks -= share->n_blocks;
+    sum->n_tokens -= share->n_tokens;
 }
 
 void gw_router_status(gw_router *router, uint64_t incarnation, const wire_load *load) {
@@ -153,19 +125,28 @@ void gw_router_status(gw_router *router, uint64_t incarnation, const wire_load *
     worker->load = *load;
     worker->is_draining = load->is_draining != 0;
     worker->is_incomplete = load->is_incomplete != 0;
-    worker->n_new = worker->n_new_blocks = 0;
+    worker->n_heard++;
+    if (worker->role == WIRE_ROLE_PREFILL) {
+        sum_take(&worker->unseen, &worker->accepted);
+    } else {
+        worker->unseen = (gw_sum){0};
+    }
+    worker->accepted = (gw_sum){0};
+    gw_index_sweep(router->index);
 }
 
-static bt_key block_key(const wire_block_name *name) { return (bt_key){name->low, name->high, 0}; }
-
 bool gw_router_blocks(gw_router *router, uint64_t incarnation, const wire_blocks *blocks) {
-    gw_worker *worker = gw_router_worker(router, incarnation);
-    if (worker == NULL) return true;
-    for (uint32_t i = 0; i < blocks->n_gone; i++) bt_map_remove(&worker->blocks, block_key(&blocks->gone[i]));
+    const gw_worker *worker = gw_router_worker(router, incarnation);
+    if (worker == NULL || worker->column == GW_INDEX_NONE) return true;
+    gw_index *index = router->index;
+    uint32_t column = worker->column;
+    for (uint32_t i = 0; i < blocks->n_gone; i++) gw_index_remove(index, column, &blocks->gone[i]);
     for (uint32_t i = 0; i < blocks->n_come; i++) {
-        if (worker->blocks.n_used >= worker->load.kv_blocks_total) return false;
-        bt_map_put(&worker->blocks, block_key(&blocks->come[i]), 0);
+        bool has_room = gw_index_n_blocks(index, column) < worker->load.kv_blocks_total;
+        if (!has_room && !gw_index_has(index, column, &blocks->come[i])) return false;
+        gw_index_put(index, column, &blocks->come[i]);
     }
+    gw_index_sweep(index);
     return true;
 }
 
@@ -173,8 +154,12 @@ uint64_t gw_router_model_hash(const gw_router *router) {
     return router->n_workers > 0 ? router->workers[0]->model_hash : 0;
 }
 
-bool gw_worker_has_block(const gw_worker *worker, const wire_block_name *name) {
-    return bt_map_get(&worker->blocks, block_key(name)) != BT_MAP_NONE;
+bool gw_router_has_block(const gw_router *router, const gw_worker *worker, const wire_block_name *name) {
+    return worker->column != GW_INDEX_NONE && gw_index_has(router->index, worker->column, name);
+}
+
+uint32_t gw_router_n_blocks(const gw_router *router, const gw_worker *worker) {
+    return worker->column != GW_INDEX_NONE ? gw_index_n_blocks(router->index, worker->column) : 0;
 }
 
 void gw_router_draining(gw_router *router, uint64_t incarnation) {
@@ -182,18 +167,53 @@ void gw_router_draining(gw_router *router, uint64_t incarnation) {
     if (worker != NULL) worker->is_draining = true;
 }
 
-void gw_worker_book(gw_worker *worker, uint32_t n_blocks) {
-    worker->n_own++;
-    worker->n_new++;
-    worker->n_own_blocks += n_blocks;
-    worker->n_new_blocks += n_blocks;
+/* ---- shares of load --------------------------------------------------------------------------------------------- */
+
+static gw_sum share_of(const gw_booking *booking) { return (gw_sum){1, booking->n_blocks, booking->n_tokens}; }
+
+/* NULL: nowhere, or what was there ended with its link. */
+static gw_worker *worker_of(const gw_router *router, const gw_booking *booking) {
+    gw_worker *worker = booking->incarnation != 0 ? gw_router_worker(router, booking->incarnation) : NULL;
+    return worker != NULL && worker->link == booking->link ? worker : NULL;
 }
 
-void gw_worker_unbook(gw_worker *worker, uint32_t n_blocks) {
-    BT_ASSERT(worker->n_own > 0 && worker->n_own_blocks >= n_blocks);
-    worker->n_own--;
-    worker->n_own_blocks -= n_blocks;
+void gw_router_book(gw_router *router, gw_booking *out, gw_worker *worker, uint32_t n_blocks, uint32_t n_tokens) {
+    (void)router;
+    *out = (gw_booking){worker->incarnation, worker->link, n_blocks, n_tokens, false, worker->n_heard};
+    gw_sum share = share_of(out);
+    sum_add(&worker->own, &share);
+    sum_add(&worker->unseen, &share);
 }
+
+void gw_router_accepted(gw_router *router, gw_booking *booking) {
+    gw_worker *worker = worker_of(router, booking);
+    if (worker == NULL || booking->is_accepted || worker->role != WIRE_ROLE_PREFILL) return;
+    booking->is_accepted = true;
+    booking->n_heard = worker->n_heard;
+    gw_sum share = share_of(booking);
+    sum_add(&worker->accepted, &share);
+}
+
+/* Does `load` count it already? */
+static bool is_seen(const gw_worker *worker, const gw_booking *booking) {
+    bool counts = worker->role == WIRE_ROLE_DECODE || booking->is_accepted;
+    return counts && worker->n_heard > booking->n_heard;
+}
+
+void gw_router_unbook(gw_router *router, gw_booking *booking) {
+    gw_worker *worker = worker_of(router, booking);
+    if (worker != NULL) {
+        gw_sum share = share_of(booking);
+        sum_take(&worker->own, &share);
+        if (!is_seen(worker, booking)) {
+            sum_take(&worker->unseen, &share);
+            if (booking->is_accepted) sum_take(&worker->accepted, &share);
+        }
+    }
+    *booking = (gw_booking){0};
+}
+
+/* ---- who is there ----------------------------------------------------------------------------------------------- */
 
 static bool is_usable(const gw_worker *worker, wire_role role) {
     return worker->role == role && !worker->is_draining && !worker->is_incomplete;
@@ -217,31 +237,84 @@ void gw_router_each(const gw_router *router, bool (*fn)(void *context, const gw_
         if (!fn(context, router->workers[i])) return;
 }
 
-/* ---- choosing --------------------------------------------------------------------------------------------------- */
+/* ---- a worker's figures ------------------------------------------------------------------------------------------ */
 
-static gw_worker *choose_prefill(gw_router *router, const gw_route_query *query) {
-    gw_worker *best = NULL;
-    bool best_is_avoided = false;
-    double best_cost = 0;
-    uint64_t n_ties = 0; /* each of n with the same cost wins with chance 1/n */
+static uint32_t add_figures(uint64_t reported, uint32_t unseen, uint32_t at_least) {
+    uint64_t sum = reported + unseen;
+    if (sum < at_least) sum = at_least;
+    return sum > UINT32_MAX ? UINT32_MAX : (uint32_t)sum;
+}
+
+static uint32_t n_requests(const gw_worker *worker) {
+    return add_figures((uint64_t)worker->load.running + worker->load.waiting, worker->unseen.n, worker->own.n);
+}
+
+static uint32_t n_blocks_used(const gw_worker *worker) {
+    return add_figures(worker->load.kv_blocks_used, worker->unseen.n_blocks, worker->own.n_blocks);
+}
+
+static uint32_t n_free_blocks(const gw_worker *worker) {
+    uint32_t used = n_blocks_used(worker), total = worker->load.kv_blocks_total;
+    return used < total ? total - used : 0;
+}
+
+/* Of the prompt that is being placed: tokens in full blocks that the worker knows, from the first on. */
+static uint32_t n_known_tokens(const gw_router *router, const gw_worker *worker) {
+    return worker->column == GW_INDEX_NONE ? 0 : router->lengths[worker->column] * KV_BLOCK_TOKENS;
+}
+
+static uint32_t n_missing_tokens(const gw_router *router, const gw_worker *worker, const gw_route_query *query) {
+    uint32_t n_known = n_known_tokens(router, worker);
+    return n_known < query->n_tokens ? query->n_tokens - n_known : 0;
+}
+
+/* ---- prefill ----------------------------------------------------------------------------------------------------- */
+
+/* Candidates are all that are usable, but for the avoided one if there is another. */
+static uint32_t find_candidates(gw_router *router, const gw_route_query *query) {
+    gw_worker *avoided = NULL;
+    uint32_t n = 0;
     for (uint32_t i = 0; i < router->n_workers; i++) {
         gw_worker *worker = router->workers[i];
         if (!is_usable(worker, WIRE_ROLE_PREFILL)) continue;
-        bool is_avoided = worker->incarnation == query->avoid_prefill;
-        double cost = query->strategy->cost(router, worker, query);
-        if (best != NULL && is_avoided == best_is_avoided && cost == best_cost) {
-            if (next_random(router) % ++n_ties == 0) best = worker;
-        } else if (best == NULL || (is_avoided != best_is_avoided ? best_is_avoided : cost < best_cost)) {
-            best = worker;
-            best_is_avoided = is_avoided;
-            best_cost = cost;
-            n_ties = 1;
+        if (worker->incarnation == query->avoid_prefill) {
+            avoided = worker;
+        } else {
+            router->candidates[n++] = worker;
         }
     }
-    return best;
+    if (n == 0 && avoided != NULL) router->candidates[n++] = avoided;
+    return n;
 }
 
-enum { N_KEYS = 6 };
+static gw_worker *choose_prefill(gw_router *router, const gw_route_query *query) {
+    uint32_t n = find_candidates(router, query);
+    if (n == 0) return NULL;
+    for (uint32_t i = 0; i < n; i++) {
+        const gw_worker *worker = router->candidates[i];
+        router->figures[i] =
+            (gw_figures){.name_hash = worker->name_hash,
+                         .n_requests = n_requests(worker),
+                         .n_queued_tokens = add_figures(worker->load.waiting_tokens, worker->unseen.n_tokens, 0),
+                         .n_known_tokens = n_known_tokens(router, worker),
+                         .n_blocks_used = n_blocks_used(worker),
+                         .n_blocks_total = worker->load.kv_blocks_total,
+                         .tokens_per_s = worker->load.prefill_tokens_per_s};
+    }
+    gw_scene scene = {.workers = router->figures,
+                      .n_workers = n,
+                      .n_tokens = query->n_tokens,
+                      .session_key = query->session_key,
+                      .session_name = query->session_name,
+                      .saturation_ms = router->options.saturation_ms,
+                      .slo_ttft_ms = router->options.slo_ttft_ms,
+                      .random = gw_random_next(&router->random)};
+    return router->candidates[gw_strategy_choose(query->strategy, &scene, router->costs)];
+}
+
+/* ---- decode ------------------------------------------------------------------------------------------------------ */
+
+enum { N_KEYS = 8 };
 
 /* What decode workers are ranked by, compared from the first to the last; the lowest is best. */
 typedef struct {
@@ -249,20 +322,6 @@ typedef struct {
     bool is_local; /* it would compute the prompt itself */
     uint64_t key[N_KEYS];
 } ranked;
-
-/* Would it compute the prompt itself? */
-static bool is_short_for(const gw_worker *worker, const gw_route_query *query) {
-    uint32_t n_known = 0, most = worker->load.local_prefill_tokens;
-    if (most == 0) return false;
-    while (n_known < query->n_names && gw_worker_has_block(worker, &query->names[n_known])) n_known++;
-    return query->n_tokens - n_known * KV_BLOCK_TOKENS <= most;
-}
-
-static uint64_t n_free_blocks(const gw_worker *worker) {
-    uint64_t used = (uint64_t)worker->load.kv_blocks_used + worker->n_new_blocks, total = worker->load.kv_blocks_total;
-    if (used < worker->n_own_blocks) used = worker->n_own_blocks;
-    return used < total ? total - used : 0;
-}
 
 static bool has_room(const gw_worker *worker, const gw_route_query *query) {
     bool has_reported = worker->load.kv_blocks_total > 0;
@@ -288,12 +347,15 @@ static bool is_calm(const gw_worker *worker, uint32_t n_least) {
 }
 
 static ranked rank_decode(gw_router *router, gw_worker *worker, const gw_route_query *query, uint32_t n_least) {
-    bool is_roomy = has_room(worker, query);
-    bool is_local = query->may_be_local && is_roomy && is_calm(worker, n_least) && is_short_for(worker, query);
+    bool is_roomy = has_room(worker, query), is_free = is_roomy && is_calm(worker, n_least);
+    uint32_t n_known = n_known_tokens(router, worker), n_missing = n_missing_tokens(router, worker, query);
+    bool is_short = worker->load.local_prefill_tokens > 0 && n_missing <= worker->load.local_prefill_tokens;
+    bool is_local = query->may_be_local && is_free && is_short;
+    bool is_holder = is_free && n_known > query->n_tokens / 2;
     return (ranked){worker,
                     is_local,
-                    {worker->incarnation == query->avoid_decode, !is_roomy, !is_local, n_requests(worker),
-                     UINT64_MAX - n_free_blocks(worker), next_random(router)}};
+                    {worker->incarnation == query->avoid_decode, !is_roomy, !is_local, !is_holder, n_requests(worker),
+                     n_missing, UINT64_MAX - n_free_blocks(worker), gw_random_next(&router->random)}};
 }
 
 static bool is_before(const ranked *x, const ranked *y) {
@@ -320,11 +382,13 @@ static void choose_decodes(gw_router *router, const gw_route_query *query, gw_ro
 
 bt_status gw_router_choose(gw_router *router, const gw_route_query *query, gw_route *out, bt_error *err) {
     gw_route route = {0};
+    gw_index_match(router->index, query->names, query->n_names, router->lengths);
     choose_decodes(router, query, &route);
     if (!route.is_local) route.prefill = choose_prefill(router, query);
     if (!route.is_local && route.prefill == NULL)
         return bt_fail(err, BT_NO_CAPACITY, "No prefill worker is available.");
     if (route.n_decodes == 0) return bt_fail(err, BT_NO_CAPACITY, "No decode worker is available.");
+    route.n_missing = n_missing_tokens(router, route.is_local ? route.decodes[0] : route.prefill, query);
     *out = route;
     return BT_OK;
 }

@@ -157,6 +157,8 @@ static bt_status open_core(gw_loop *loop, bt_error *err) {
     const gw_server *server = loop->server;
     gw_core_options options = {.incarnation = loop->incarnation,
                                .seed = gw_loop_random(loop),
+                               .saturation_ms = server->config.prefix_saturation_ms,
+                               .slo_ttft_ms = server->config.slo_ttft_ms,
                                .max_requests = server->config.max_concurrent_requests,
                                .vocab_size = server->model->config.vocab_size,
                                .max_model_len = server->model->max_model_len,

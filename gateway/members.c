@@ -77,6 +77,7 @@ static void tell_core(gw_members *members, const member *m) {
                        .is_draining = m->info.is_draining || m->is_leaving,
                        .is_incomplete = m->info.ep.size > 0 && m->info.ep.state != REG_RANK_FORMED};
     snprintf(known.name, sizeof known.name, "%s", m->info.name);
+    snprintf(known.address, sizeof known.address, "%s", m->info.control_address);
     snprintf(known.kv_address, sizeof known.kv_address, "%s", m->info.kv_address);
     members->config.settle(members->config.context);
     gw_core_worker_up(members->config.core, &known, bt_now_ns());

@@ -33,7 +33,8 @@ void gw_call_add_headers(const gw_call *call) {
     gw_http_add_header(call->exchange, "access-control-allow-origin", allowed);
     gw_http_add_header(call->exchange, "access-control-expose-headers",
                        "x-request-id, request-id, retry-after, x-baton-reason, x-baton-prefill, x-baton-decode, "
-                       "x-baton-strategy, x-baton-cached-tokens, x-baton-local-prefill");
+                       "x-baton-strategy, x-baton-cached-tokens, x-baton-local-prefill, routing-strategy, target-pod, "
+                       "target-pod-ip, prefill-target-pod, prefill-target-pod-ip, x-session-id");
 }
 
 void gw_reply(const gw_call *call, int status, const char *content_type, const void *body, size_t n_bytes) {

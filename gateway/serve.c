@@ -11,6 +11,7 @@
 #include "common/core/alloc.h"
 #include "common/core/clock.h"
 #include "gateway/answer.h"
+#include "gateway/routing.h"
 
 enum { RETRY_SATURATED_S = 1, RETRY_NO_WORKER_S = 10 };
 
@@ -62,19 +63,6 @@ bt_status gw_serve_find_model(const gw_model *model, const gw_request *request, 
     if (*out != NULL) return BT_OK;
     gw_fail(error, 404, "model", "The model `%s` does not exist.", request->model);
     gw_error_set_header(error, "x-error-no-model-backends", request->model);
-    return BT_BAD_REQUEST;
-}
-
-static bt_status choose_strategy(const gw_call *call, const gw_strategy **out, gw_error *error) {
-    gw_http_text header = gw_http_header(call->exchange, "routing-strategy");
-    *out = call->loop->server->strategy;
-    if (header.n_bytes == 0) return BT_OK;
-    char name[128];
-    snprintf(name, sizeof name, "%.*s", (int)(header.n_bytes < sizeof name ? header.n_bytes : sizeof name - 1),
-             header.bytes);
-    if (header.n_bytes < sizeof name && gw_strategy_find(name, out, NULL) == BT_OK) return BT_OK;
-    gw_fail(error, 400, "", "incorrect routing strategy %s, known are: %s", name, gw_strategy_names());
-    gw_error_set_header(error, "x-error-invalid-routing-strategy", name);
     return BT_BAD_REQUEST;
 }
 
@@ -247,7 +235,7 @@ static void link_answer(gw_loop *loop, gw_answer *answer) {
 /* ---- submit ---------------------------------------------------------------------------------------------------------
  */
 
-static bt_status submit_choice(gw_loop *loop, const gw_request *request, const gw_strategy *strategy, gw_choice *choice,
+static bt_status submit_choice(gw_loop *loop, const gw_request *request, const gw_routing *routing, gw_choice *choice,
                                gw_error *error) {
     wire_sampling sampling = request->sampling;
     sampling.seed =
@@ -262,7 +250,9 @@ static bt_status submit_choice(gw_loop *loop, const gw_request *request, const g
                         .stop_token_ids = request->stop_token_ids,
                         .n_stop_token_ids = request->n_stop_token_ids,
                         .cache_salt = request->cache_salt,
-                        .strategy = strategy,
+                        .strategy = &routing->strategy,
+                        .session_key = routing->session_key,
+                        .session_name = routing->session_name,
                         .user = choice};
     bt_error err = {0};
     bt_status status = gw_core_submit(loop->core, &submit, bt_now_ns(), &choice->serial, &err);
@@ -274,7 +264,7 @@ static bt_status submit_choice(gw_loop *loop, const gw_request *request, const g
     return BT_OK;
 }
 
-static bt_status submit_all(gw_loop *loop, const gw_request *request, const gw_strategy *strategy, gw_answer *answer,
+static bt_status submit_all(gw_loop *loop, const gw_request *request, const gw_routing *routing, gw_answer *answer,
                             gw_error *error) {
     for (uint32_t i = 0; i < answer->n_choices; i++) {
         gw_choice *choice = &answer->choices[i];
@@ -283,7 +273,7 @@ static bt_status submit_all(gw_loop *loop, const gw_request *request, const gw_s
         choice->is_empty = choice->prompt.max_tokens == 0;
         bool is_scored = prompt_logprobs_of(request, choice) > 0;
         if (choice->is_empty && !is_scored) continue;
-        bt_status status = submit_choice(loop, request, strategy, choice, error);
+        bt_status status = submit_choice(loop, request, routing, choice, error);
         if (status != BT_OK) return status;
         if (!answer->return_token_ids && !is_scored) tok_ids_fini(&choice->prompt.ids); /* the core has its own copy */
     }
@@ -294,9 +284,9 @@ static bt_status submit_all(gw_loop *loop, const gw_request *request, const gw_s
 static bt_status admit(const gw_call *call, const gw_request *request, gw_error *error) {
     gw_loop *loop = call->loop;
     const char *model_name;
-    const gw_strategy *strategy;
+    gw_routing routing;
     bt_status status = gw_serve_find_model(loop->server->model, request, &model_name, error);
-    if (status == BT_OK) status = choose_strategy(call, &strategy, error);
+    if (status == BT_OK) status = gw_routing_read(call, request, &routing, error);
     if (status != BT_OK) return status;
     uint32_t n_requests = (request->endpoint == GW_CHAT ? 1 : request->n_prompts) * request->n_choices;
     if (n_requests > loop->server->config.max_concurrent_requests)
@@ -305,7 +295,7 @@ static bt_status admit(const gw_call *call, const gw_request *request, gw_error 
                        loop->server->config.max_concurrent_requests);
     if (!gw_loop_is_ready(loop)) return fail_no_worker(error, "No worker can take the request now. Please try again.");
     gw_answer *answer = make_answer(call, request, model_name);
-    answer->strategy = gw_strategy_name(strategy);
+    answer->strategy = routing.strategy;
     status = charge(call, model_name, answer, error);
     for (uint32_t i = 0; i < answer->n_choices && status == BT_OK; i++)
         status = prepare_choice(loop, request, &answer->choices[i], error);
@@ -314,7 +304,7 @@ static bt_status admit(const gw_call *call, const gw_request *request, gw_error 
         return status;
     }
     link_answer(loop, answer);
-    status = submit_all(loop, request, strategy, answer, error);
+    status = submit_all(loop, request, &routing, answer, error);
     if (status != BT_OK) {
         gw_answer_end(answer);
         return status;

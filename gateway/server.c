@@ -21,6 +21,7 @@ static bt_status check_flags(const gw_config *config, bt_error *err) {
                        WIRE_MAX_TOP_LOGPROBS);
     if (config->http_body_limit == 0 || config->http_body_limit > (uint64_t)1 << 30)
         return bt_fail(err, BT_BAD_REQUEST, "--http-body-limit must be 1 to 1G");
+    if (config->prefix_saturation_ms == 0) return bt_fail(err, BT_BAD_REQUEST, "--prefix-saturation-ms must not be 0");
     if (config->http_header_limit < 1024) return bt_fail(err, BT_BAD_REQUEST, "--http-header-limit is below 1K");
     if (config->http_idle_ms == 0 || config->http_read_ms == 0 || config->http_write_ms == 0)
         return bt_fail(err, BT_BAD_REQUEST, "--http-idle-ms, --http-read-ms and --http-write-ms must not be 0");
@@ -39,7 +40,7 @@ bt_status gw_server_open(const gw_config *config, gw_server **out, bt_error *err
                                 .tool_call_parser = config->tool_call_parser,
                                 .max_model_len = config->max_model_len};
     bt_status status = check_flags(config, err);
-    if (status == BT_OK) status = gw_strategy_find(config->routing_strategy, &server->strategy, err);
+    if (status == BT_OK) status = gw_strategy_parse(config->routing_strategy, &server->strategy, err);
     if (status == BT_OK) status = gw_model_open(&options, &server->model, err);
     if (status != BT_OK) {
         gw_server_close(server);

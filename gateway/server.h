@@ -19,12 +19,12 @@ enum { GW_MAX_THREADS = 64 };
 
 typedef struct {
     gw_config config;
-    gw_model *model;             /* owned */
-    const gw_strategy *strategy; /* of requests that name none */
-    gw_telemetry *telemetry;     /* owned */
-    gw_slo slo;                  /* of requests that state none */
-    int64_t started_s;           /* Unix time */
-    uint64_t instance;           /* random; tells this process from others to the dashboard */
+    gw_model *model;         /* owned */
+    gw_strategy strategy;    /* of requests that name none */
+    gw_telemetry *telemetry; /* owned */
+    gw_slo slo;              /* of requests that state none */
+    int64_t started_s;       /* Unix time */
+    uint64_t instance;       /* random; tells this process from others to the dashboard */
     uint64_t cluster_key;
     atomic_bool is_draining; /* SIGTERM came: new requests get 503, loops end when theirs are done */
     atomic_uint n_running_loops, n_done_loops;

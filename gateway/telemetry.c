@@ -45,6 +45,7 @@ struct gw_telemetry {
     bt_series *running, *itl, *prompt_tokens, *output_tokens, *goodput;
     bt_series *workers_prefill, *workers_decode, *incomplete_prefill, *incomplete_decode, *redis_up;
     slo_series ttft_slo, tpot_slo;
+    bt_series *known_prefill, *known_decode;
     gw_vllm_series vllm;
 };
 
@@ -82,6 +83,8 @@ static void open_series(gw_telemetry *t, bt_metrics *m) {
     t->workers_decode = gw_labelled(m, BT_METRIC_WORKERS, "role", "decode");
     t->incomplete_prefill = gw_labelled(m, BT_METRIC_WORKERS_INCOMPLETE, "role", "prefill");
     t->incomplete_decode = gw_labelled(m, BT_METRIC_WORKERS_INCOMPLETE, "role", "decode");
+    t->known_prefill = gw_labelled(m, BT_METRIC_KNOWN_BLOCKS, "role", "prefill");
+    t->known_decode = gw_labelled(m, BT_METRIC_KNOWN_BLOCKS, "role", "decode");
     t->redis_up = bt_metrics_series(m, BT_METRIC_REDIS_UP, "");
     t->ttft_slo = open_slo(m, "ttft");
     t->tpot_slo = open_slo(m, "tpot");
@@ -205,11 +208,27 @@ static int64_t unix_ms_now(void) {
     return (int64_t)now.tv_sec * 1000 + now.tv_nsec / BT_NS_PER_MS;
 }
 
+typedef struct {
+    const gw_router *router;
+    uint64_t n_prefill, n_decode;
+} known_blocks;
+
+static bool add_known(void *context, const gw_worker *worker) {
+    known_blocks *known = context;
+    uint32_t n = gw_router_n_blocks(known->router, worker);
+    *(worker->role == WIRE_ROLE_PREFILL ? &known->n_prefill : &known->n_decode) += n;
+    return true;
+}
+
 void gw_telemetry_second(gw_telemetry *t, const gw_router *router, bool is_redis_up) {
     bt_series_set(t->workers_prefill, gw_router_n_usable(router, WIRE_ROLE_PREFILL));
     bt_series_set(t->workers_decode, gw_router_n_usable(router, WIRE_ROLE_DECODE));
     bt_series_set(t->incomplete_prefill, gw_router_n_incomplete(router, WIRE_ROLE_PREFILL));
     bt_series_set(t->incomplete_decode, gw_router_n_incomplete(router, WIRE_ROLE_DECODE));
+    known_blocks known = {.router = router};
+    gw_router_each(router, add_known, &known);
+    bt_series_set(t->known_prefill, (double)known.n_prefill);
+    bt_series_set(t->known_decode, (double)known.n_decode);
     bt_series_set(t->redis_up, is_redis_up);
     gw_vllm_load(&t->vllm, router);
     gw_sample sample = {.ended = sum(t->outcomes, GW_ENDED_REFUSED),

@@ -58,10 +58,10 @@ static void what_autoscalers_need_is_there_before_the_first_request(void) {
 static void end_request(gw_telemetry *t, gw_outcome outcome, uint32_t n_output, gw_slo slo) {
     int64_t arrival_ns = BT_NS_PER_S, first_ns = arrival_ns + 50 * MS;
     int64_t last_ns = first_ns + (n_output > 0 ? n_output - 1 : 0) * 10 * MS;
-    const gw_strategy *strategy = NULL;
-    gw_strategy_find("random", &strategy, NULL);
+    gw_strategy strategy;
+    gw_strategy_parse("random", &strategy, NULL);
     gw_info info = {.phase = GW_HANDED_OFF,
-                    .strategy = strategy,
+                    .strategy = &strategy,
                     .prefill = "p",
                     .decode = "d",
                     .n_prompt = 100,
@@ -184,7 +184,7 @@ static void a_clients_target_is_read_or_ignored(void) {
 
 static void a_worker_is_shown_while_it_is_there_and_a_minute_longer(void) {
     gw_telemetry *t = gw_telemetry_open("m", false);
-    gw_router *router = gw_router_open(1);
+    gw_router *router = gw_router_open(&(gw_router_options){.seed = 1});
     gw_worker known = {.role = WIRE_ROLE_DECODE, .name = "d\"0", .incarnation = 5};
     wire_load load = {.running = 3, .waiting = 2, .kv_blocks_total = 8, .kv_blocks_used = 2};
     gw_router_up(router, &known);

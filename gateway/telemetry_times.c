@@ -67,10 +67,10 @@ gw_times *gw_times_open(bt_metrics *metrics) {
         at += n + strspn(at + n, ", ");
     }
     add_row(times, "mixed", strlen("mixed"));
-    const gw_strategy *usual;
+    gw_strategy usual;
     uint32_t row = 0;
-    if (gw_strategy_find("", &usual, NULL) == BT_OK)
-        while (row + 1 < times->n_rows && strcmp(times->rows[row].name, gw_strategy_name(usual)) != 0) row++;
+    if (gw_strategy_parse("", &usual, NULL) == BT_OK)
+        while (row + 1 < times->n_rows && strcmp(times->rows[row].name, usual.name) != 0) row++;
     for (int outcome = 0; outcome < N_ENDS; outcome++) (void)cell_at(times, row, (gw_outcome)outcome);
     return times;
 }
@@ -88,7 +88,7 @@ void gw_times_close(gw_times *times) {
 static uint32_t row_of(const gw_times *times, const gw_strategy *strategy) {
     uint32_t row = 0, last = times->n_rows - 1;
     if (strategy == NULL) return last;
-    const char *name = gw_strategy_name(strategy);
+    const char *name = strategy->name;
     while (row < last && strcmp(times->rows[row].name, name) != 0) row++;
     return row;
 }

@@ -266,7 +266,9 @@ static void load(const wrk_sched *base, wire_load *out) {
                     .kv_blocks_total = n_blocks,
                     .kv_blocks_used = n_blocks - kv_pool_n_free(sched->pool),
                     .is_draining = base->is_draining,
-                    .is_incomplete = base->is_incomplete};
+                    .is_incomplete = base->is_incomplete,
+                    .prefill_tokens_per_s = wrk_pace_rows_per_s(base),
+                    .step_us = wrk_pace_step_us(base)};
 }
 
 /* ---- open ------------------------------------------------------------------------------------------------------- */

@@ -36,7 +36,7 @@ bool pre_step_begin(wrk_sched *base, int64_t now_ns, wrk_step *out) {
     pre_pick_rows(sched);
     for (uint32_t i = 0; i < sched->base.n_step; i++) add_sequence(sched, i, now_ns);
     if (sched->base.n_step == 0) return false;
-    sched->base.is_stepping = true;
+    wrk_step_began(base, now_ns);
     pre_queue_admit(sched, now_ns); /* looks for decode workers while this step runs */
     *out = (wrk_step){.sequences = sched->base.sequences,
                       .n_sequences = sched->base.n_step,
@@ -112,7 +112,7 @@ void pre_step_done(wrk_sched *base, const uint32_t *tokens, const wire_ranked *l
     wrk_begin_event(base);
     pre_sched *sched = pre_of(base);
     BT_ASSERT(sched->base.is_stepping && sched->n_layers_done == base->options.n_layers);
-    sched->base.is_stepping = false;
+    wrk_step_ended(base, sched->n_step_rows, now_ns);
     sched->n_layers_done = 0; /* "done" of the next step's rows: none */
     sched->counters.n_steps++;
     sched->counters.n_rows += sched->n_step_rows;

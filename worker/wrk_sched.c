@@ -187,6 +187,35 @@ void wrk_sched_tick(wrk_sched *sched, int64_t now_ns) {
     }
 }
 
+/* ---- steps ------------------------------------------------------------------------------------------------------ */
+
+#define PACE_FADE 0.9 /* per step: the last ten weigh two thirds */
+
+void wrk_step_began(wrk_sched *sched, int64_t now_ns) {
+    sched->is_stepping = true;
+    sched->pace.begin_ns = now_ns;
+}
+
+void wrk_step_ended(wrk_sched *sched, uint32_t n_rows, int64_t now_ns) {
+    sched->is_stepping = false;
+    sched->pace.n_steps = sched->pace.n_steps * PACE_FADE + 1;
+    sched->pace.n_rows = sched->pace.n_rows * PACE_FADE + n_rows;
+    sched->pace.ns = sched->pace.ns * PACE_FADE + (double)(now_ns - sched->pace.begin_ns);
+}
+
+/* 1 at least: 0 says that nothing is known. */
+static uint32_t as_figure(double value) { return value < 1 ? 1 : value > UINT32_MAX ? UINT32_MAX : (uint32_t)value; }
+
+uint32_t wrk_pace_rows_per_s(const wrk_sched *sched) {
+    if (sched->pace.ns <= 0) return 0;
+    return as_figure(sched->pace.n_rows * BT_NS_PER_S / sched->pace.ns);
+}
+
+uint32_t wrk_pace_step_us(const wrk_sched *sched) {
+    if (sched->pace.n_steps <= 0) return 0;
+    return as_figure(sched->pace.ns * 1e-3 / sched->pace.n_steps);
+}
+
 /* ---- requests --------------------------------------------------------------------------------------------------- */
 
 wire_end_rule wrk_end_rule(const wrk_sched *sched, const wire_sampling *sampling, const uint32_t *stop_ids,

@@ -144,6 +144,10 @@ struct wrk_sched {
     bool is_draining, is_drained;
     bool is_incomplete; /* no step begins, or none for anybody new: see wrk_sched_set_complete() */
     bool is_stepping;
+    struct { /* of the last steps, fading: what load() says of their speed */
+        int64_t begin_ns;
+        double n_steps, n_rows, ns;
+    } pace;
     uint32_t n_step;      /* sequences of the step that runs, or ran last */
     wrk_claim *claims;    /* [n_slots] scratch of step_begin */
     uint32_t *step_slots; /* [max_step_seqs]; so are those: */
@@ -187,6 +191,12 @@ void wrk_begin_event(const wrk_sched *sched);
 wrk_action *wrk_act(wrk_sched *sched, wrk_action_kind kind, uint64_t peer);
 void wrk_status_changed(wrk_sched *sched, int64_t now_ns);  /* STATUS goes out soon, and BLOCKS if they have changed */
 void wrk_gateway_greet(wrk_sched *sched, uint64_t gateway); /* a new link: STATUS, and BLOCKS with all names */
+
+/* A step begins, is done (not: lost); for load(): how fast they went lately. */
+void wrk_step_began(wrk_sched *sched, int64_t now_ns);
+void wrk_step_ended(wrk_sched *sched, uint32_t n_rows, int64_t now_ns);
+uint32_t wrk_pace_rows_per_s(const wrk_sched *sched); /* 0: there was no step yet */
+uint32_t wrk_pace_step_us(const wrk_sched *sched);    /* likewise */
 
 /* Why a request that comes now is refused, and with which status; NULL: it is not. */
 const char *wrk_sched_why_closed(const wrk_sched *sched, bt_status *status);

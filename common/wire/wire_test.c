@@ -19,18 +19,18 @@ static void test_golden_bytes_do_not_change(void) {
     wire_request request = {.gateway = 0x1122334455667788, .serial = 5, .attempt = 1};
     check_bytes("cancel", &(wire_message){.type = WIRE_CANCEL, .cancel = {.request = request}},
                 "14000000"
-                "42540503"
+                "42540603"
                 "8877665544332211"
                 "0500000000000000"
                 "01000000");
     check_bytes("drain", &(wire_message){.type = WIRE_DRAIN},
                 "04000000"
-                "4254050d"
+                "4254060d"
                 "00000000");
     wire_token tokens[] = {{.request = request, .index = 7, .token = 300}};
     check_bytes("tokens", &(wire_message){.type = WIRE_TOKENS, .tokens = {.tokens = tokens, .n_tokens = 1}},
                 "24000000"
-                "42540507"
+                "42540607"
                 "01000000"
                 "8877665544332211"
                 "0500000000000000"
@@ -43,7 +43,7 @@ static void test_golden_bytes_do_not_change(void) {
                 &(wire_message){.type = WIRE_RESERVE,
                                 .reserve = {.request = request, .n_tokens = 65, .max_tokens = 9, names, 1}},
                 "30000000"
-                "42540522"
+                "42540622"
                 "8877665544332211"
                 "0500000000000000"
                 "01000000"
@@ -56,7 +56,7 @@ static void test_golden_bytes_do_not_change(void) {
                 &(wire_message){.type = WIRE_FAILED,
                                 .failed = {.request = request, .status = BT_NO_CAPACITY, .text = wire_str_from("no")}},
                 "1b000000"
-                "42540509"
+                "42540609"
                 "8877665544332211"
                 "0500000000000000"
                 "01000000"
@@ -65,7 +65,7 @@ static void test_golden_bytes_do_not_change(void) {
                 "6e6f");
     check_bytes("ep_rows", &(wire_message){.type = WIRE_EP_ROWS, .ep_rows = {9, 300, 3, 16, 17}},
                 "1c000000"
-                "42540533"
+                "42540633"
                 "0900000000000000"
                 "2c01000000000000"
                 "03000000"

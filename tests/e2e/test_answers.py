@@ -89,19 +89,6 @@ def test_the_response_names_the_workers_and_the_strategy(client):
     assert answer.headers["x-baton-strategy"] and answer.headers["x-request-id"]
 
 
-@pytest.mark.parametrize("strategy", ["random", "least-request"])
-def test_a_known_routing_strategy_is_used(client, strategy):
-    answer = client.chat.completions.with_raw_response.create(
-        model="nano-r1", max_tokens=3, messages=[{"role": "user", "content": "hi"}],
-        extra_headers={"routing-strategy": strategy})
-    assert answer.headers["x-baton-strategy"] == strategy
-
-
-def test_an_unknown_routing_strategy_is_refused(client):
-    with pytest.raises(openai.BadRequestError, match="incorrect routing strategy"):
-        ask(client, "hi", extra_headers={"routing-strategy": "no-such-strategy"})
-
-
 def test_an_unknown_model_is_not_found(client):
     with pytest.raises(openai.NotFoundError):
         ask(client, "hi", model="gpt-7")

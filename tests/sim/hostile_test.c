@@ -132,8 +132,8 @@ static wire_message random_message(uint64_t gateway) {
         m.failed = (wire_failed){r, (uint8_t)number(9), text};
         break;
     case WIRE_STATUS:
-        m.status.load = (wire_load){number(9),  number(9),     number(900),   number(99),
-                                    number(99), below(4) == 0, below(4) == 0, number(150)};
+        m.status.load = (wire_load){number(9),     number(9),     number(900), number(99),   number(99),
+                                    below(4) == 0, below(4) == 0, number(150), number(9999), number(9999)};
         break;
     case WIRE_RESERVE:
         for (uint32_t i = 0; i < 6; i++) names[i] = (wire_block_name){below(8) == 0 ? below(6) : i, 1};
@@ -506,8 +506,8 @@ static void test_the_gateway_survives_any_worker(void) {
     gw_core *core;
     CHECK(gw_core_open(&options, &core, NULL) == BT_OK, "open");
     watched *clients = bt_calloc(N_EVENTS + 1, sizeof(watched));
-    const gw_strategy *strategy;
-    CHECK(gw_strategy_find("", &strategy, NULL) == BT_OK, "default strategy");
+    gw_strategy strategy;
+    CHECK(gw_strategy_parse("", &strategy, NULL) == BT_OK, "default strategy");
     int64_t now_ns = 0;
     uint64_t last_serial = 0, serial;
     submitted last = {0};
@@ -529,7 +529,7 @@ static void test_the_gateway_survives_any_worker(void) {
                                 .sampling = random_sampling(),
                                 .constraint = random_constraint(),
                                 .cache_salt = "",
-                                .strategy = strategy};
+                                .strategy = &strategy};
             if (gw_core_submit(core, &submit, now_ns, &serial, NULL) == BT_OK) last_serial = serial;
         } else if (what == 2 && below(4) == 0) {
             serial = last_serial > 3 ? last_serial - below(4) : last_serial; /* 0: none was ever */

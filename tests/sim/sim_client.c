@@ -66,9 +66,10 @@ void sim_client_arrive(sim_world *world) {
         world->n_clients++;
         return;
     }
-    const gw_strategy *strategy;
+    static const char *const names[] = {"random", "least-request", "", "slo", "power-of-two:3,least-kv-cache"};
+    gw_strategy strategy;
     bt_error err;
-    BT_ASSERT(gw_strategy_find(sim_below(world, 2) ? "random" : "least-request", &strategy, &err) == BT_OK);
+    BT_ASSERT(gw_strategy_parse(names[sim_below(world, 5)], &strategy, &err) == BT_OK);
     gw_submit submit = {.tokens = tokens,
                         .n_tokens = client->n_prompt,
                         .max_tokens = client->max_tokens,
@@ -76,7 +77,7 @@ void sim_client_arrive(sim_world *world) {
                         .stop_token_ids = client->stop_ids,
                         .n_stop_token_ids = client->n_stop_ids,
                         .cache_salt = sim_below(world, 4) == 0 ? "pepper" : "",
-                        .strategy = strategy,
+                        .strategy = &strategy,
                         .user = client};
     bt_status status = gw_core_submit(node->gateway, &submit, world->now_ns, &client->serial, &err);
     BT_ASSERT(status == BT_OK || status == BT_NO_CAPACITY);

@@ -240,12 +240,13 @@ static void check_blocks(const sim_world *world, const sim_node *gateway) {
     for (uint32_t i = 0; i < world->n_nodes; i++) {
         const sim_node *node = &world->nodes[i];
         if (node->worker == NULL) continue;
-        const gw_worker *known = gw_router_worker(gw_core_router(gateway->gateway), node->incarnation);
+        const gw_router *router = gw_core_router(gateway->gateway);
+        const gw_worker *known = gw_router_worker(router, node->incarnation);
         if (known == NULL) continue; /* the link is down */
         wire_block_name *names = bt_calloc(kv_pool_n_blocks(node->pool), sizeof(wire_block_name));
         uint32_t n = kv_prefix_told(node->worker->prefix, names);
-        BT_ASSERT(!kv_prefix_has_changes(node->worker->prefix) && known->blocks.n_used == n);
-        for (uint32_t k = 0; k < n; k++) BT_ASSERT(gw_worker_has_block(known, &names[k]));
+        BT_ASSERT(!kv_prefix_has_changes(node->worker->prefix) && gw_router_n_blocks(router, known) == n);
+        for (uint32_t k = 0; k < n; k++) BT_ASSERT(gw_router_has_block(router, known, &names[k]));
         free(names);
     }
 }
