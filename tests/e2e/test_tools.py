@@ -93,7 +93,7 @@ def test_check_22_a_call_that_is_cut_ends_with_length(client):
 def parallel(client, **args):
     """Calls may not end and begin gladly: the model writes several, though hardly JSON."""
     bias = {EOS: -100, CALLS_END: -100, CALL_BEGIN: 10}
-    return ask(client, QUESTION, tools=TOOLS, tool_choice="required", max_tokens=80, logit_bias=bias, **args)
+    return ask(client, QUESTION, tools=TOOLS, tool_choice="required", max_tokens=40, logit_bias=bias, **args)
 
 
 def test_check_22_parallel_calls_and_only_the_first_of_them(client):
