@@ -21,7 +21,7 @@ CFG_OWN(FLAGS)
 enum { MAX_WORKERS = 4096, MAX_REPEAT = 100000, N_STRATEGIES = 3 };
 
 static gw_router *open_router(uint32_t n_workers) {
-    gw_router *router = gw_router_open(1);
+    gw_router *router = gw_router_open(&(gw_router_options){.seed = 1});
     for (uint32_t i = 0; i < n_workers; i++) {
         gw_worker known = {.role = i % 2 ? WIRE_ROLE_DECODE : WIRE_ROLE_PREFILL, .incarnation = i + 1};
         snprintf(known.name, sizeof(known.name), "%s-%u.cluster.example", i % 2 ? "decode" : "prefill", i / 2);
@@ -39,8 +39,9 @@ static void end_requests(gw_telemetry *telemetry) {
         snprintf(name, sizeof(name), "%.*s", (int)strcspn(at, ","), at);
         at += strcspn(at, ",");
         at += strspn(at, ", ");
-        gw_info info = {.n_prompt = 1000, .submit_ns = 2, .first_token_ns = 3};
-        if (gw_strategy_find(name, &info.strategy, NULL) != BT_OK) return;
+        gw_strategy strategy;
+        if (gw_strategy_parse(name, &strategy, NULL) != BT_OK) return;
+        gw_info info = {.strategy = &strategy, .n_prompt = 1000, .submit_ns = 2, .first_token_ns = 3};
         for (int outcome = 0; outcome < GW_ENDED_REFUSED; outcome++) {
             gw_ended ended = {.outcome = (gw_outcome)outcome,
                               .info = &info,
