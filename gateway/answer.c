@@ -168,6 +168,7 @@ static void close_choice(gw_choice *choice, gw_outcome outcome, bool is_alive_in
     choice->is_open = false;
     gw_answer *answer = choice->answer;
     answer->n_open--;
+    gw_admission_leave(&answer->loop->admission, &choice->ticket);
     if (choice->serial == 0) return; /* never admitted */
     int64_t now_ns = bt_now_ns();
     const gw_info *info = gw_core_info(answer->loop->core, choice->serial);
@@ -366,6 +367,7 @@ static void on_tokens(gw_choice *choice, const gw_action *action) {
     int64_t gap_ns = n_before == 0 ? 0 : now_ns - choice->last_token_ns;
     if (n_before == 0) {
         choice->first_token_ns = now_ns;
+        gw_admission_first_token(&answer->loop->admission, &choice->ticket, now_ns);
         gw_telemetry_first_token(telemetry, now_ns - answer->arrival_ns);
         const gw_info *info = gw_core_info(answer->loop->core, choice->serial);
         if (info != NULL) choice->n_cached = info->cached_tokens;

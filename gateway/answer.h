@@ -18,6 +18,7 @@ typedef struct {
     bool is_open;   /* not finished */
     bool is_empty;  /* max_tokens 0: if the prompt is scored, the token that comes with it is not shown */
     uint64_t serial;
+    gw_ticket ticket;     /* in loop->admission */
     gw_stream stream;     /* owned; not streaming: its buffers gather the whole text */
     gw_tokens prompt;     /* owned; ids kept only if they are shown */
     tok_ids ids;          /* owned; of the output: all of them, streaming: those not sent yet; only if they are shown */

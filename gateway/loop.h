@@ -4,6 +4,7 @@
 #define BATON_GATEWAY_LOOP_H
 
 #include "gateway/access.h"
+#include "gateway/gw_admission.h"
 #include "gateway/http.h"
 #include "gateway/limits.h"
 #include "gateway/members.h"
@@ -23,9 +24,10 @@ typedef struct gw_loop {
     link_hub *hub;
     gw_members *members;
     reg_watcher *watcher;
-    gw_limiter *limiter; /* NULL: no limits */
-    gw_answer *answers;  /* alive, newest first */
-    gw_answer *ended;    /* to be freed when no action can point to them any more */
+    gw_admission admission; /* prompts without a first token, and how fast they get one */
+    gw_limiter *limiter;    /* NULL: no limits */
+    gw_answer *answers;     /* alive, newest first */
+    gw_answer *ended;       /* to be freed when no action can point to them any more */
     uint32_t n_answers;
     bool is_pumping, is_draining;
     bool is_done;           /* drained; waits for the other loops */

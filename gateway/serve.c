@@ -1,5 +1,5 @@
 /* Admission: everything that can be wrong is found here, before a status line. Order of the checks: shutting down, too
- * many, content type, body, model, strategy, workers, limits, prompt, core. */
+ * many, content type, body, model, strategy, workers, limits, prompt, wait, core. */
 #include "gateway/serve.h"
 
 #include <stdio.h>
@@ -13,7 +13,7 @@
 #include "gateway/answer.h"
 #include "gateway/routing.h"
 
-enum { RETRY_SATURATED_S = 1, RETRY_NO_WORKER_S = 10 };
+enum { RETRY_SATURATED_S = 1, RETRY_NO_WORKER_S = 10, RETRY_MAX_S = 60 };
 
 /* ---- checks ---------------------------------------------------------------------------------------------------------
  */
@@ -259,6 +259,7 @@ static bt_status submit_choice(gw_loop *loop, const gw_request *request, const g
     if (status == BT_NO_CAPACITY) return fail_no_worker(error, err.text);
     if (status != BT_OK) return gw_fail(error, 400, "", "%s", err.text);
     gw_telemetry_admitted(loop->server->telemetry, choice->n_prompt);
+    gw_admission_enter(&loop->admission, &choice->ticket, choice->n_prompt, bt_now_ns());
     if (choice->index % request->n_choices == 0) /* its choices share it, as in usage */
         gw_limiter_spend(loop->limiter, &choice->answer->payers, choice->n_prompt);
     return BT_OK;
@@ -280,6 +281,32 @@ static bt_status submit_all(gw_loop *loop, const gw_request *request, const gw_r
     return BT_OK;
 }
 
+/* The operator's limit for the first token, or the client's if that is less; 0: none. */
+static int64_t ttft_limit_ns(const gw_call *call) {
+    int64_t limit_ns = (int64_t)call->loop->server->config.max_ttft_ms * BT_NS_PER_MS, own_ns = 0;
+    gw_http_text header = gw_http_header(call->exchange, "x-baton-ttft-ms");
+    gw_slo_read(header.bytes, header.n_bytes, &own_ns);
+    return own_ns > 0 && (limit_ns == 0 || own_ns < limit_ns) ? own_ns : limit_ns;
+}
+
+/* Better a 503 now than a token too late: nobody waits in vain, and those who wait are in time. */
+static bt_status check_wait(const gw_answer *answer, gw_error *error) {
+    int64_t limit_ns = ttft_limit_ns(&answer->call);
+    if (limit_ns == 0) return BT_OK;
+    uint64_t n_tokens = 0;
+    for (uint32_t i = 0; i < answer->n_choices; i++) n_tokens += answer->choices[i].n_prompt;
+    int64_t wait_ns = gw_admission_predict_ns(&answer->loop->admission, n_tokens);
+    if (wait_ns == 0) return BT_OK;
+    wait_ns += bt_now_ns() - answer->arrival_ns;
+    if (wait_ns <= limit_ns) return BT_OK;
+    gw_fail(error, 503, "", "The first token is expected after %.1f s, and may take %.1f s. Please try again later.",
+            (double)wait_ns / BT_NS_PER_S, (double)limit_ns / BT_NS_PER_S);
+    int64_t excess_s = (wait_ns - limit_ns) / BT_NS_PER_S;
+    error->retry_after_s = excess_s < RETRY_MAX_S ? (uint32_t)excess_s + 1 : RETRY_MAX_S;
+    error->reason = "predicted_ttft";
+    return BT_BAD_REQUEST;
+}
+
 /* The request is in order: answer or error. */
 static bt_status admit(const gw_call *call, const gw_request *request, gw_error *error) {
     gw_loop *loop = call->loop;
@@ -299,6 +326,7 @@ static bt_status admit(const gw_call *call, const gw_request *request, gw_error 
     status = charge(call, model_name, answer, error);
     for (uint32_t i = 0; i < answer->n_choices && status == BT_OK; i++)
         status = prepare_choice(loop, request, &answer->choices[i], error);
+    if (status == BT_OK) status = check_wait(answer, error);
     if (status != BT_OK) {
         gw_answer_free(answer);
         return status;

@@ -20,8 +20,8 @@
 static const char *const outcome_names[GW_N_OUTCOMES] = {"stop", "length", "abort", "error", "refused"};
 static const char *const replay_names[] = {"lost", "failed", "late", "refused"};
 static const char *const phase_names[] = {"waiting", "submitted", "accepted", "started", "handed_off"};
-static const char *const refusal_names[] = {"invalid",   "requests_per_minute", "tokens_per_minute",
-                                            "saturated", "no_worker",           "draining"};
+static const char *const refusal_names[] = {
+    "invalid", "requests_per_minute", "tokens_per_minute", "saturated", "no_worker", "draining", "predicted_ttft"};
 static const int statuses[] = {200, 400, 401, 404, 405, 408, 413, 415, 417, 429, 431, 499, 500, 503, 504};
 
 enum { N_REPLAYS = 4, N_PHASES = 5, N_STATUSES = sizeof statuses / sizeof *statuses };

@@ -1,6 +1,7 @@
-"""Limits per minute, which two gateways count together."""
+"""Limits per minute, which two gateways count together; and who would wait too long."""
 
 import sys
+import threading
 import time
 
 import openai
@@ -98,3 +99,31 @@ def test_tokens_count_at_every_gateway(simulated):
             assert error.response.headers["x-error-tpm-exceeded"] == "true"
 
     in_one_minute(story)
+
+
+def test_who_would_wait_too_long_is_told_at_once_and_nobody_is_when_nobody_waits(simulated):
+    client = client_of(simulated)
+    crowd = threading.Event()
+
+    def ask(n_tokens, **headers):
+        try:
+            client.completions.create(model="nano-r1", prompt=[7] * n_tokens, max_tokens=1, extra_headers=headers)
+        except openai.InternalServerError as error:
+            return error
+
+    def keep_asking():
+        while not crowd.is_set():
+            assert not ask(4000)
+
+    threads = [threading.Thread(target=keep_asking) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    error = wait_for(lambda: ask(10, **{"x-baton-ttft-ms": "1"}), 10, "one meets the crowd")
+    assert error.status_code == 503 and error.response.headers["x-baton-reason"] == "predicted_ttft"
+    assert 1 <= int(error.response.headers["retry-after"]) <= 60
+    assert not ask(10, **{"x-baton-ttft-ms": "60000"})
+    crowd.set()
+    for thread in threads:
+        thread.join()
+    assert not ask(10, **{"x-baton-ttft-ms": "1"})
+    assert simulated.metrics().value("baton_refused_total", reason="predicted_ttft") >= 1
