@@ -104,7 +104,7 @@ stop() {
 }
 
 # The HTTP status of a URL, 000 while nobody answers.
-http_status() { curl -s -o /dev/null -m 2 -w '%{http_code}' "$1" || true; }
+http_status() { curl -sk -o /dev/null -m 2 -w '%{http_code}' "$1" || true; }
 
 # Whether NAME can do its work.
 is_ready() {

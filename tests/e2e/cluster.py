@@ -64,6 +64,7 @@ class Cluster:
     unless decode_ep says how many are."""
 
     tls = None  # an ssl.SSLContext where the gateways speak HTTPS
+    shares_port = False  # several gateways answer as gateway-0, each with metrics of its own
 
     def __init__(self, run, n_prefill=1, n_decode=2, n_gateways=1, prefill_ep=1, decode_ep=None, **args):
         self.run = Path(run)
@@ -194,6 +195,7 @@ class Beside(Cluster):
     def __init__(self, cluster, run, *flags, n_gateways=1, certificate=None):
         self.run, self.workers, self.gateways, self.names = cluster.run, cluster.workers, ["gateway-0"], cluster.names
         self.logs = [Path(run) / f"gateway-{i}.log" for i in range(n_gateways)]
+        self.shares_port = n_gateways > 1
         self.processes = []
         self.own_url = None
         if certificate:

@@ -248,6 +248,25 @@ def test_what_http_itself_refuses_can_be_read_by_pages(cluster):
         assert answer.startswith(b"HTTP/1.1 " + want) and b"access-control-allow-origin: *" in answer, answer
 
 
+# ---- what clients may not steer
+
+def test_check_67_nobody_is_called_because_a_client_says_so(cluster):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        there = "127.0.0.1:%d" % listener.getsockname()[1]
+        names = ("target-pod", "target-pod-ip", "prefill-target-pod-ip", "x-prefiller-host-port",
+                 "x-gateway-destination-endpoint", "x-session-id")
+        host, port = there.split(":")
+        status, headers, _ = post(cluster, CHAT | {"kv_transfer_params": {
+            "do_remote_prefill": True, "remote_host": host, "remote_port": int(port), "remote_engine_id": there}},
+            headers=dict.fromkeys(names, there))
+        assert status in (200, 400) and there not in headers.values()
+        status, headers, _ = post(cluster, CHAT, headers=dict.fromkeys(names, there))
+        assert status == 200 and there not in headers.values()
+        listener.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+
+
 # ---- slow readers
 
 def test_clients_that_hardly_read_cost_little_and_delay_nobody(beside, cluster):

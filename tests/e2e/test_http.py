@@ -297,6 +297,8 @@ def test_a_stop_string_never_shows(cluster):
 
 
 def test_metrics_add_up_under_both_sets_of_names(cluster):
+    if cluster.shares_port:
+        pytest.skip("each gateway counts for itself")
     names = {"baton_requests_total": {"outcome": "length"}, "vllm:request_success_total": {"finished_reason": "length"},
              "vllm:prompt_tokens_total": {}, "vllm:generation_tokens_total": {}, "baton_output_tokens_total": {},
              "vllm:time_to_first_token_seconds_count": {}, "vllm:e2e_request_latency_seconds_count": {}}
