@@ -1,4 +1,5 @@
 /* What the gateway counts, and what its pages say of it: metrics, targets, workers, the dashboard's history. */
+#include <pthread.h>
 #include <string.h>
 
 #include "common/core/clock.h"
@@ -214,6 +215,47 @@ static void a_worker_is_shown_while_it_is_there_and_a_minute_longer(void) {
     gw_telemetry_close(t);
 }
 
+/* ---- threads --------------------------------------------------------------------------------------------------------
+ */
+
+enum { N_LOOPS = 4, N_REQUESTS = 500 };
+
+static void *run_loop(void *telemetry) {
+    for (int i = 0; i < N_REQUESTS; i++) {
+        end_request(telemetry, (gw_outcome)(i % GW_ENDED_REFUSED), 3, (gw_slo){50 * MS, 0});
+        gw_telemetry_tokens(telemetry, 3, 30 * MS);
+    }
+    return NULL;
+}
+
+/* While loops count, one of them looks at the workers, and somebody scrapes. */
+static void nothing_is_lost_between_loops(void) {
+    gw_telemetry *t = gw_telemetry_open("m", true);
+    gw_router *router = gw_router_open(1);
+    const gw_worker known = {.role = WIRE_ROLE_DECODE, .name = "d", .incarnation = 5};
+    gw_router_up(router, &known);
+    pthread_t loops[N_LOOPS];
+    for (int i = 0; i < N_LOOPS; i++) CHECK(pthread_create(&loops[i], NULL, run_loop, t) == 0, "a thread");
+    bt_buf page = {0};
+    for (int i = 0; i < 100; i++) { /* the worker goes and comes */
+        gw_telemetry_second(t, router, true);
+        page_of(t, &page);
+        bt_buf_clear(&page);
+        gw_telemetry_write_live(t, 0, &page);
+        if (i == 20) gw_router_gone(router, 5);
+        if (i == 90) gw_router_up(router, &known);
+    }
+    bt_buf_fini(&page);
+    for (int i = 0; i < N_LOOPS; i++) pthread_join(loops[i], NULL);
+    check_has(t, "\nbaton_selected_total{model_name=\"m\",role=\"decode\",worker=\"d\"} 2000\n", "workers");
+    check_has(t, "\nbaton_slo_attained_total{model_name=\"m\",slo=\"ttft\"} 2000\n", "targets");
+    check_has(t, "\nbaton_request_seconds_count" RANDOM("stop") "500\n", "histograms");
+    check_has(t, "\nbaton_inter_token_latency_seconds_count{model_name=\"m\"} 6000\n", "tokens");
+    check_has(t, "\nbaton_requests_running{model_name=\"m\"} 0\n", "gauges");
+    gw_router_close(router);
+    gw_telemetry_close(t);
+}
+
 /* ---- history --------------------------------------------------------------------------------------------------------
  */
 
@@ -299,6 +341,7 @@ int main(void) {
     targets_are_met_or_missed();
     a_clients_target_is_read_or_ignored();
     a_worker_is_shown_while_it_is_there_and_a_minute_longer();
+    nothing_is_lost_between_loops();
     quantiles_are_those_of_the_last_seconds();
     who_asks_again_gets_what_is_new();
     TEST_END();

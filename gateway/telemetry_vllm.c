@@ -13,9 +13,10 @@ static void show_cache(gw_vllm_series *s, uint64_t n_blocks) {
     char labels[96];
     snprintf(labels, sizeof labels, "block_size=\"%d\",num_gpu_blocks=\"%llu\"", KV_BLOCK_TOKENS,
              (unsigned long long)n_blocks);
-    if (s->cache_info != NULL) bt_series_hide(s->cache_info);
+    if (s->cache_info != NULL) bt_series_show(s->cache_info, false);
     s->cache_info = bt_metrics_series(s->metrics, BT_METRIC_VLLM_CACHE_INFO, labels);
     bt_series_set(s->cache_info, 1);
+    bt_series_show(s->cache_info, true);
     s->n_blocks = n_blocks;
 }
 

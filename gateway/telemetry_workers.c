@@ -65,7 +65,7 @@ static uint32_t slot_of(const gw_workers *workers, wire_role role, const char *n
     }
 }
 
-static void show(const gw_workers *workers, record *r) {
+static void open_series(const gw_workers *workers, record *r) {
     bt_buf labels = {0};
     bt_buf_printf(&labels, "role=\"%s\",worker=\"", role_name(r->role));
     gw_label_put(&labels, r->name);
@@ -79,9 +79,9 @@ static void show(const gw_workers *workers, record *r) {
     bt_buf_fini(&labels);
 }
 
-static void hide(const record *r) {
+static void show(const record *r, bool is_shown) {
     bt_series *const all[] = {r->selected, r->up, r->running, r->waiting, r->kv_usage};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++) bt_series_hide(all[i]);
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) bt_series_show(all[i], is_shown);
 }
 
 /* NULL: there are too many. */
@@ -96,7 +96,7 @@ static record *find_or_add(gw_workers *workers, wire_role role, const char *name
         found = bt_calloc(1, sizeof *found);
         found->role = role;
         snprintf(found->name, sizeof found->name, "%s", name);
-        show(workers, found);
+        open_series(workers, found);
         atomic_store_explicit(&workers->slots[slot], found, memory_order_release);
     }
     pthread_mutex_unlock(&workers->lock);
@@ -130,7 +130,7 @@ static bool look_at(void *context, const gw_worker *worker) {
     l->n_used_blocks[is_decode] += load->kv_blocks_used;
     record *r = find_or_add(l->workers, worker->role, worker->name);
     if (r == NULL) return true;
-    if (atomic_load(&r->n_unseen) >= FORGET_AFTER) show(l->workers, r);
+    if (atomic_load(&r->n_unseen) >= FORGET_AFTER) show(r, true);
     worker_state state = worker->is_draining     ? WORKER_DRAINING
                          : worker->is_incomplete ? WORKER_INCOMPLETE
                                                  : WORKER_READY;
@@ -158,7 +158,7 @@ static void bury(gw_workers *workers) {
         atomic_store(&r->state, WORKER_GONE);
         bt_series *const zero[] = {r->up, r->running, r->waiting, r->kv_usage};
         for (size_t k = 0; k < sizeof zero / sizeof *zero; k++) bt_series_set(zero[k], 0);
-        if (atomic_load(&r->n_unseen) == FORGET_AFTER) hide(r);
+        if (atomic_load(&r->n_unseen) == FORGET_AFTER) show(r, false);
     }
 }
 

@@ -9,9 +9,10 @@
 static void show_cache(wrk_vllm *v, uint32_t n_blocks) {
     char labels[96];
     snprintf(labels, sizeof(labels), "block_size=\"%d\",num_gpu_blocks=\"%u\"", KV_BLOCK_TOKENS, n_blocks);
-    if (v->cache_info != NULL) bt_series_hide(v->cache_info);
+    if (v->cache_info != NULL) bt_series_show(v->cache_info, false);
     v->cache_info = bt_metrics_series(v->metrics, BT_METRIC_VLLM_CACHE_INFO, labels);
     bt_series_set(v->cache_info, 1);
+    bt_series_show(v->cache_info, true);
     v->n_blocks = n_blocks;
 }
 

@@ -97,15 +97,16 @@ static void test_an_alias_is_the_same_series_under_vllms_name(void) {
     bt_metrics_close(metrics);
 }
 
-static void test_a_hidden_series_is_not_written_until_it_is_asked_for_again(void) {
+static void test_a_hidden_series_is_not_written(void) {
     bt_metrics *metrics = bt_metrics_open(BT_ROLE_GATEWAY, "");
     bt_series *series = bt_metrics_series(metrics, BT_METRIC_WORKER_UP, "worker=\"w\"");
     bt_series_set(series, 1.5);
-    bt_series_hide(series);
+    bt_series_show(series, false);
     bt_buf page = scrape(metrics);
     CHECK(strstr((const char *)page.bytes, "baton_worker_up{") == NULL, "hidden");
     bt_buf_fini(&page);
     CHECK(bt_metrics_series(metrics, BT_METRIC_WORKER_UP, "worker=\"w\"") == series, "the same");
+    bt_series_show(series, true);
     page = scrape(metrics);
     CHECK(strstr((const char *)page.bytes, "\nbaton_worker_up{worker=\"w\"} 1.5\n") != NULL, "shown again");
     bt_buf_fini(&page);
@@ -187,7 +188,7 @@ int main(void) {
     test_metrics_are_written_in_prometheus_format();
     test_no_role_exports_a_family_twice();
     test_an_alias_is_the_same_series_under_vllms_name();
-    test_a_hidden_series_is_not_written_until_it_is_asked_for_again();
+    test_a_hidden_series_is_not_written();
     test_queue_keeps_each_producers_order();
     test_buffers_and_arenas_grow();
     TEST_END();

@@ -152,11 +152,12 @@ bt_series *bt_metrics_series(bt_metrics *metrics, bt_metric_id id, const char *l
         if (series == NULL) series = make_series(metrics, id, labels);
         pthread_mutex_unlock(&metrics->lock);
     }
-    if (atomic_load_explicit(&series->is_hidden, memory_order_relaxed)) atomic_store(&series->is_hidden, false);
     return series;
 }
 
-void bt_series_hide(bt_series *series) { atomic_store(&series->is_hidden, true); }
+void bt_series_show(bt_series *series, bool is_shown) {
+    atomic_store_explicit(&series->is_hidden, !is_shown, memory_order_relaxed);
+}
 
 void bt_series_add(bt_series *series, double amount) {
     double old = atomic_load_explicit(&series->value, memory_order_relaxed);

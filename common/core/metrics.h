@@ -6,6 +6,7 @@
 #ifndef BATON_COMMON_CORE_METRICS_H
 #define BATON_COMMON_CORE_METRICS_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "common/core/buf.h"
@@ -35,8 +36,8 @@ void bt_metrics_close(bt_metrics *metrics);
  * registry. Label values must be escaped by the caller if a client can choose them. Any thread. */
 bt_series *bt_metrics_series(bt_metrics *metrics, bt_metric_id id, const char *labels);
 
-/* It is not written any more, until bt_metrics_series() asks for the same again: of a worker that is gone. */
-void bt_series_hide(bt_series *series);
+/* Whether it is written; of a worker that is gone it is not. Any thread. */
+void bt_series_show(bt_series *series, bool is_shown);
 
 /* Any thread, lock-free. A counter only grows; durations are in seconds. */
 void bt_series_add(bt_series *series, double amount);    /* counter or gauge */
