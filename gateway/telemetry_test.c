@@ -56,11 +56,11 @@ static void what_autoscalers_need_is_there_before_the_first_request(void) {
  */
 
 /* A request that came at 1 s, waited 10 ms, had its first token 50 ms after it came and then one every 10 ms. */
-static void end_request(gw_telemetry *t, gw_outcome outcome, uint32_t n_output, gw_slo slo) {
+static void end_routed(gw_telemetry *t, const char *routing, gw_outcome outcome, uint32_t n_output, gw_slo slo) {
     int64_t arrival_ns = BT_NS_PER_S, first_ns = arrival_ns + 50 * MS;
     int64_t last_ns = first_ns + (n_output > 0 ? n_output - 1 : 0) * 10 * MS;
     gw_strategy strategy;
-    gw_strategy_parse("random", &strategy, NULL);
+    if (gw_strategy_parse(routing, &strategy, NULL) != BT_OK) return; /* no CHECK: several threads are here */
     gw_info info = {.phase = GW_HANDED_OFF,
                     .strategy = &strategy,
                     .prefill = "p",
@@ -86,6 +86,10 @@ static void end_request(gw_telemetry *t, gw_outcome outcome, uint32_t n_output, 
     gw_telemetry_ended(t, &ended);
 }
 
+static void end_request(gw_telemetry *t, gw_outcome outcome, uint32_t n_output, gw_slo slo) {
+    end_routed(t, "random", outcome, n_output, slo);
+}
+
 static void times_are_told_apart_by_strategy_and_outcome(void) {
     gw_telemetry *t = gw_telemetry_open("m", false);
     check_lacks(t, "strategy=\"random\",outcome", "a strategy that nobody used has no histograms");
@@ -100,6 +104,17 @@ static void times_are_told_apart_by_strategy_and_outcome(void) {
     check_has(t, "stage=\"prefill_compute\",strategy=\"random\",outcome=\"stop\"} 0.03\n", "stages");
     check_has(t, "\nbaton_selected_total{model_name=\"m\",role=\"decode\",worker=\"d\"} 2\n", "by worker");
     check_has(t, "\nbaton_client_disconnects_total{model_name=\"m\",phase=\"handed_off\"} 1\n", "by phase");
+    gw_telemetry_close(t);
+}
+
+static void a_mix_is_one_name_and_a_weight_none(void) {
+    gw_telemetry *t = gw_telemetry_open("m", false);
+    end_routed(t, "", GW_ENDED_STOP, 2, (gw_slo){0, 0});
+    end_routed(t, "random:5", GW_ENDED_STOP, 2, (gw_slo){0, 0});
+    end_routed(t, "random:5,least-request:2", GW_ENDED_STOP, 2, (gw_slo){0, 0});
+    check_has(t, "\nbaton_strategy_requests_total{model_name=\"m\",strategy=\"prefix-cache\"} 1\n", "the default");
+    check_has(t, "\nbaton_strategy_requests_total{model_name=\"m\",strategy=\"random\"} 1\n", "a weight alone");
+    check_has(t, "\nbaton_strategy_requests_total{model_name=\"m\",strategy=\"mixed\"} 1\n", "two of them");
     gw_telemetry_close(t);
 }
 
@@ -231,7 +246,7 @@ static void *run_loop(void *telemetry) {
 /* While loops count, one of them looks at the workers, and somebody scrapes. */
 static void nothing_is_lost_between_loops(void) {
     gw_telemetry *t = gw_telemetry_open("m", true);
-    gw_router *router = gw_router_open(1);
+    gw_router *router = gw_router_open(&(gw_router_options){.seed = 1});
     const gw_worker known = {.role = WIRE_ROLE_DECODE, .name = "d", .incarnation = 5};
     gw_router_up(router, &known);
     pthread_t loops[N_LOOPS];
@@ -337,6 +352,7 @@ static void who_asks_again_gets_what_is_new(void) {
 int main(void) {
     what_autoscalers_need_is_there_before_the_first_request();
     times_are_told_apart_by_strategy_and_outcome();
+    a_mix_is_one_name_and_a_weight_none();
     vllms_parts_of_a_request_add_up();
     targets_are_met_or_missed();
     a_clients_target_is_read_or_ignored();

@@ -57,6 +57,13 @@ static cell *cell_at(gw_times *times, uint32_t row, gw_outcome outcome) {
     return found;
 }
 
+/* Names come in the order of the table that a strategy's parts point into. */
+static uint32_t row_of(const gw_times *times, const gw_strategy *strategy) {
+    uint32_t mixed = times->n_rows - 1;
+    if (strategy == NULL || strategy->n_parts != 1) return mixed;
+    return strategy->parts[0].which < mixed ? strategy->parts[0].which : mixed;
+}
+
 gw_times *gw_times_open(bt_metrics *metrics) {
     gw_times *times = bt_calloc(1, sizeof *times);
     times->metrics = metrics;
@@ -67,11 +74,9 @@ gw_times *gw_times_open(bt_metrics *metrics) {
         at += n + strspn(at + n, ", ");
     }
     add_row(times, "mixed", strlen("mixed"));
-    gw_strategy usual;
-    uint32_t row = 0;
-    if (gw_strategy_parse("", &usual, NULL) == BT_OK)
-        while (row + 1 < times->n_rows && strcmp(times->rows[row].name, usual.name) != 0) row++;
-    for (int outcome = 0; outcome < N_ENDS; outcome++) (void)cell_at(times, row, (gw_outcome)outcome);
+    gw_strategy usual = {0};
+    (void)gw_strategy_parse("", &usual, NULL);
+    for (int outcome = 0; outcome < N_ENDS; outcome++) (void)cell_at(times, row_of(times, &usual), (gw_outcome)outcome);
     return times;
 }
 
@@ -84,14 +89,6 @@ void gw_times_close(gw_times *times) {
 
 /* ---- a request ------------------------------------------------------------------------------------------------------
  */
-
-static uint32_t row_of(const gw_times *times, const gw_strategy *strategy) {
-    uint32_t row = 0, last = times->n_rows - 1;
-    if (strategy == NULL) return last;
-    const char *name = strategy->name;
-    while (row < last && strcmp(times->rows[row].name, name) != 0) row++;
-    return row;
-}
 
 static double seconds(int64_t ns) { return ns > 0 ? (double)ns / BT_NS_PER_S : 0; }
 
