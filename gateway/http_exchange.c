@@ -6,6 +6,8 @@
 #include "gateway/http_framing.h"
 #include "gateway/http_internal.h"
 
+enum { MAX_RESETS = 200 };
+
 static void on_proceed(h2o_generator_t *generator, h2o_req_t *req);
 
 bool gw_http_exchange_is_ours(const h2o_req_t *req) {
@@ -27,8 +29,25 @@ static void tell_user(gw_http_exchange *x) {
     x->on_gone(user);
 }
 
+/* A request that is taken back as soon as it was made costs us all the same (CVE-2023-44487), and HTTP/2 bounds only
+ * those that are open. A connection may take back as many as it lets be answered, and MAX_RESETS more. */
+static void count_reset(const gw_http_exchange *x) {
+    if (x->req->version < 0x200) return;
+    uint64_t id = x->req->conn->id;
+    size_t slot = id % GW_HTTP_RESET_SLOTS;
+    if (x->http->resets[slot].connection != id) x->http->resets[slot].n = 0;
+    x->http->resets[slot].connection = id;
+    uint32_t *n = &x->http->resets[slot].n;
+    if (x->is_ended) {
+        *n -= *n > 0;
+    } else if (++*n > MAX_RESETS) {
+        shutdown(h2o_socket_get_fd(gw_http_socket(x->req)), SHUT_RDWR);
+    }
+}
+
 static void on_dispose(void *memory) {
     gw_http_exchange *x = memory;
+    count_reset(x);
     x->is_lost = true;
     tell_user(x); /* the connection broke before the answer was complete */
     h2o_linklist_unlink(&x->link);

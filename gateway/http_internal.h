@@ -19,6 +19,8 @@
 
 typedef struct gw_http_watched gw_http_watched;
 
+enum { GW_HTTP_RESET_SLOTS = 64 };
+
 struct gw_http {
     gw_http_config config;
     h2o_globalconf_t global; /* each loop has its own: nothing is shared */
@@ -36,6 +38,10 @@ struct gw_http {
     gw_http_exchange **polled;
     uint32_t cap_polls;
     int64_t last_tick_ns, last_slow_sweep_ns;
+    struct {
+        uint64_t connection;
+        uint32_t n;
+    } resets[GW_HTTP_RESET_SLOTS]; /* by connection; one that comes later takes a slot over */
 };
 
 struct gw_http_exchange {

@@ -178,6 +178,34 @@ def test_http2_is_spoken_when_it_is_switched_on(beside, tls, cluster, tmp_path, 
     assert done.stdout.endswith("\n2 200" if is_on else "\n1.1 200") and "data: [DONE]" in done.stdout, done
 
 
+def frame(kind, flags, stream, payload=b""):
+    return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
+
+
+def test_a_client_that_takes_all_its_requests_back_is_cut(beside, cluster):
+    one = beside("--http2")
+    fields = {b":method": b"POST", b":scheme": b"http", b":path": b"/v1/completions", b":authority": b"x"}
+    head = b"".join(b"\0" + bytes((len(k),)) + k + bytes((len(v),)) + v for k, v in fields.items())  # HPACK, literal
+    body = json.dumps({"prompt": [100], "max_tokens": 4000, "ignore_eos": True}).encode()
+    connection = one.connect(30)
+    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0))
+    with pytest.raises(ConnectionError):
+        for stream in range(1, 20000, 2):
+            connection.sendall(frame(1, 4, stream, head) + frame(0, 1, stream, body) +
+                               frame(3, 0, stream, (8).to_bytes(4, "big")))
+            connection.settimeout(0.001)
+            try:
+                while connection.recv(65536):
+                    pass
+                raise ConnectionResetError  # closed
+            except TimeoutError:
+                connection.settimeout(30 * SLOW)
+    assert 400 < stream < 4000  # some may be taken back
+    connection.close()
+    one.wait_idle()
+    assert post(one, CHAT)[0] == 200
+
+
 # ---- framing
 
 SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
