@@ -1,5 +1,5 @@
-/* Linear hashing (Litwin, VLDB 1980): buckets are chains of entries, and each entry that is added beyond one per bucket
- * splits one bucket in two, the next in turn. Entries never move in memory order, so a sweep is a walk over their
+/* Linear hashing (Litwin, VLDB 1980): buckets are chains of entries, and each entry that is added
+ * splits a few buckets in two, the next in turn. Entries never move in memory order, so a sweep is a walk over their
  * array.
  *
  * A column goes through: free -> live -> (left) waiting -> swept -> free. The sweep that runs clears the columns of
@@ -8,13 +8,15 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "common/core/alloc.h"
 
 enum {
     N_WORDS = GW_INDEX_MAX_WORKERS / 64,
-    SWEEP_ENTRIES = 1024, /* in one call: some 60 KB of memory, read in order */
-    BATCH = 16,           /* names whose entries are fetched at once: a lookup is two cache misses */
+    SWEEP_ENTRIES = 1024,  /* in one call: some 60 KB of memory, read in order */
+    AHEAD = 12,            /* names that are fetched at once: a lookup is two cache misses */
+    BUCKETS_PER_ENTRY = 4, /* so that nearly always it is no third */
 };
 #define NO_ENTRY UINT32_MAX
 
@@ -80,6 +82,15 @@ static bool name_equal(const wire_block_name *x, const wire_block_name *y) {
     return x->low == y->low && x->high == y->high;
 }
 
+/* A larger array. Lookups are at random, so where it is large it should be of few pages. */
+static void *grow(void *array, uint32_t n, size_t item_bytes) {
+    const size_t huge_bytes = 2 << 20;
+    uint8_t *bytes = bt_realloc(array, n, item_bytes);
+    size_t n_bytes = n * item_bytes, skip = -(uintptr_t)bytes & (huge_bytes - 1);
+    if (n_bytes > 2 * huge_bytes) (void)madvise(bytes + skip, (n_bytes - skip) & ~(huge_bytes - 1), MADV_HUGEPAGE);
+    return bytes;
+}
+
 /* The link that leads to the name's entry, or the one at its chain's end. */
 static uint32_t *find_link(const gw_index *index, const wire_block_name *name) {
     uint32_t *link = &index->buckets[bucket_of(hash_of(index, name), index->n_buckets)];
@@ -91,7 +102,7 @@ static uint32_t *find_link(const gw_index *index, const wire_block_name *name) {
 static void split_bucket(gw_index *index) {
     if (index->n_buckets == index->cap_buckets) {
         index->cap_buckets *= 2; /* large arrays are moved by remapping, not copied */
-        index->buckets = bt_realloc(index->buckets, index->cap_buckets, sizeof(*index->buckets));
+        index->buckets = grow(index->buckets, index->cap_buckets, sizeof(*index->buckets));
     }
     uint32_t added = index->n_buckets++;
     uint32_t *to = &index->buckets[added], *link = &index->buckets[added - highest_bit(added)];
@@ -117,7 +128,7 @@ static uint32_t take_entry(gw_index *index) {
     }
     if (index->n_entries == index->cap_entries) {
         index->cap_entries *= 2;
-        index->entries = bt_realloc(index->entries, index->cap_entries, sizeof(*index->entries));
+        index->entries = grow(index->entries, index->cap_entries, sizeof(*index->entries));
     }
     return index->n_entries++;
 }
@@ -205,7 +216,9 @@ bool gw_index_put(gw_index *index, uint32_t column, const wire_block_name *name)
         index->entries[taken] = (entry){.name = *name, .next = NO_ENTRY};
         *link = taken;
         set_add(&index->entries[taken].holders, column);
-        if (++index->n_used > index->n_buckets) split_bucket(index);
+        index->n_used++;
+        for (int i = 0; i < 2 * BUCKETS_PER_ENTRY && index->n_buckets < BUCKETS_PER_ENTRY * index->n_used; i++)
+            split_bucket(index);
     } else {
         column_set *holders = &index->entries[*link].holders;
         if (set_has(holders, column)) return false;
@@ -233,19 +246,15 @@ bool gw_index_has(const gw_index *index, uint32_t column, const wire_block_name 
 
 uint32_t gw_index_n_blocks(const gw_index *index, uint32_t column) { return index->n_blocks[column]; }
 
-/* Asks for the memory of the next names, so that their cache misses overlap. */
-static void prefetch(const gw_index *index, const wire_block_name *names, uint32_t n_names) {
-    uint32_t buckets[BATCH], n = n_names < BATCH ? n_names : BATCH;
-    for (uint32_t i = 0; i < n; i++) {
-        buckets[i] = bucket_of(hash_of(index, &names[i]), index->n_buckets);
-        __builtin_prefetch(&index->buckets[buckets[i]]);
-    }
-    for (uint32_t i = 0; i < n; i++) {
-        uint32_t first = index->buckets[buckets[i]];
-        if (first == NO_ENTRY) return; /* the chain of names ends here for everybody */
-        __builtin_prefetch(&index->entries[first]);
-        __builtin_prefetch(&index->entries[first].next);
-    }
+/* Asks for the memory of names to come, so that their cache misses overlap: the bucket of one, and the first entry of
+ * one whose bucket was asked for AHEAD names ago. */
+static void prefetch(const gw_index *index, const wire_block_name *names, uint32_t n_names, uint32_t at) {
+    if (at < n_names) __builtin_prefetch(&index->buckets[bucket_of(hash_of(index, &names[at]), index->n_buckets)]);
+    if (at < AHEAD || at - AHEAD >= n_names) return;
+    uint32_t first = index->buckets[bucket_of(hash_of(index, &names[at - AHEAD]), index->n_buckets)];
+    if (first == NO_ENTRY) return;
+    __builtin_prefetch(&index->entries[first]);
+    __builtin_prefetch(&index->entries[first].next);
 }
 
 /* lengths[] of the columns in `set` becomes n. */
@@ -258,8 +267,9 @@ static void set_lengths(const column_set *set, uint32_t n, uint32_t *lengths) {
 void gw_index_match(const gw_index *index, const wire_block_name *names, uint32_t n_names, uint32_t *lengths) {
     column_set holders = index->live;
     memset(lengths, 0, GW_INDEX_MAX_WORKERS * sizeof(*lengths));
+    for (uint32_t i = 0; i < 2 * AHEAD; i++) prefetch(index, names, n_names, i);
     for (uint32_t n = 0; n < n_names && !set_is_empty(&holders); n++) {
-        if (n % BATCH == 0) prefetch(index, &names[n], n_names - n);
+        prefetch(index, names, n_names, n + 2 * AHEAD);
         uint32_t found = *find_link(index, &names[n]);
         column_set here = {0};
         if (found != NO_ENTRY) here = set_and(&holders, &index->entries[found].holders);

@@ -7,7 +7,7 @@
  *
  * No operation's cost depends on how many blocks are known: the map grows by one bucket at a time, and what a worker
  * that left has told is forgotten piece by piece, with gw_index_sweep(); meanwhile nobody sees it. No I/O, no clock.
- * One thread. 60 bytes per block that somebody holds. */
+ * One thread. 72 bytes per block that somebody holds. */
 #ifndef BATON_GATEWAY_GW_INDEX_H
 #define BATON_GATEWAY_GW_INDEX_H
 
