@@ -1,23 +1,32 @@
 /* How a prefill worker is chosen: a table of strategies, each a name and a function that gives every candidate a cost.
  * The lowest cost wins, ties are broken by the decision's random number. Pure: figures in, an index out; no I/O, no
- * clock, no state.
+ * clock, no state. What each minimises, and where the name and the rule come from (AIBrix:
+ * pkg/plugins/gateway/algorithms):
  *
- * What each minimises, and where the name and the rule come from (AIBrix: pkg/plugins/gateway/algorithms):
+ * prefix-cache: sticky until saturated (llm-d, 2026-08: affinity until the queue of uncached tokens is worth too many
+ * milliseconds). Of the workers that know the longest beginning of the prompt, if that is at least half of it (SGLang's
+ * cache_threshold, Preble), the one with the shortest wait, unless its queue is above `saturation_ms`; otherwise
+ * whoever has the shortest wait. `pd` is another name.
  *
- *   prefix-cache      Sticky until saturated (llm-d, 2026-08: affinity until the queue of uncached tokens is worth too
- *                     many milliseconds). Of the workers that know the longest beginning of the prompt, if that is at
- *                     least half of it (SGLang's cache_threshold, Preble), the one with the shortest wait, unless its
- *                     queue is above `saturation_ms`; otherwise whoever has the shortest wait. `pd` is another name.
- *   least-latency     The wait: time until the first token. (queued tokens + tokens of this prompt that are not known
- *                     there) / tokens per second of that worker. AIBrix adds up histograms of the past instead.
- *   least-request     Requests there, running and waiting (AIBrix, least_request.go).
- *   throughput        Prompt tokens there that are not computed yet, whatever the worker's speed (AIBrix,
- * throughput.go: least weighted tokens, not highest throughput). least-kv-cache    Used share of its KV blocks.
- * `least-gpu-cache` is another name: there is one cache. power-of-two      Requests there, of two candidates drawn at
- * random (Mitzenmacher, 2001). session-affinity  0 for the worker that the session names, for others their place in the
- * rendezvous hash of the session's key (Thaler and Ravishankar, 1998); without either: requests there. slo Tokens of
- * this prompt to be computed, among those whose wait is at most `slo_ttft_ms`: the cheapest that meets the target. If
- * none does: the wait. Stands alone in a list, like pd. random            Nothing.
+ * least-latency: the wait, time until the first token. (queued tokens + tokens of this prompt that are not known there)
+ * / tokens per second of that worker. AIBrix adds up histograms of the past instead.
+ *
+ * least-request: requests there, running and waiting (AIBrix, least_request.go).
+ *
+ * throughput: prompt tokens there that are not computed yet, whatever the worker's speed (AIBrix, throughput.go: least
+ * weighted tokens, not highest throughput).
+ *
+ * least-kv-cache: used share of its KV blocks. `least-gpu-cache` is another name: there is one cache.
+ *
+ * power-of-two: requests there, of two candidates drawn at random (Mitzenmacher, 2001).
+ *
+ * session-affinity: 0 for the worker that the session names, for others their place in the rendezvous hash of the
+ * session's key (Thaler and Ravishankar, 1998); without either, requests there.
+ *
+ * slo: tokens of this prompt to be computed, among those whose wait is at most `slo_ttft_ms`: the cheapest that meets
+ * the target. If none does, the wait. Stands alone in a list, like pd.
+ *
+ * random: nothing.
  *
  * AIBrix's other names (least-busy-time, least-utilization, prefix-cache-preble, vtc-basic, slo-*) mean something that
  * is not known here; they are refused rather than taken for another.
