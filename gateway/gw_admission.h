@@ -12,6 +12,10 @@
  * (a sample is worth 1/32 of them), and their ratio is the speed. While nothing waits times are near the floor and the
  * speed counts as unlimited, so a first crowd is let in, and its first answers say how fast it goes.
  *
+ * That is the mean; a promise needs more. The prediction adds a margin, which grows by 1/16 of the model's time with
+ * each first token that came later than was predicted, and shrinks by 1/64 of that with each other one: where it rests,
+ * 1 of 65 is late. It at most doubles the model's time.
+ *
  * A wrong model does not shut the door: when nothing waits, everything is admitted, whatever was predicted, and what
  * is admitted teaches. */
 #ifndef BATON_GATEWAY_GW_ADMISSION_H
@@ -26,6 +30,7 @@ typedef struct {
     uint32_t n_waiting;        /* such prompts */
     double floor_s;            /* 0: nothing was measured yet */
     double tokens, seconds;    /* the sums: tokens ahead, time above the floor */
+    double margin_s;
 } gw_admission;
 
 /* A prompt on its way, kept by its owner from enter to first_token or leave. Starts empty: {0}. */
@@ -34,6 +39,7 @@ typedef struct {
     uint32_t n_tokens;
     uint64_t n_ahead;
     int64_t at_ns;
+    double model_s; /* without the margin */
 } gw_ticket;
 
 /* How long a prompt of so many tokens would wait for its first token; 0: not known, or nothing is ahead of it. */

@@ -92,6 +92,22 @@ static void test_a_wrong_model_heals(void) {
     CHECK(n_refused == 0, "%u", n_refused);
 }
 
+static void test_few_come_later_than_predicted(void) {
+    reset();
+    const int64_t ms = BT_NS_PER_MS;
+    uint32_t n_late = 0;
+    for (int i = 0; i < 4000; i++) {
+        int64_t now_ns = i * 1000 * ms, second_ns = (i % 4 == 0 ? 320 : 200) * ms; /* every fourth is late */
+        gw_admission_enter(&door, &tickets[0], N_TOKENS, now_ns);
+        int64_t predicted_ns = gw_admission_predict_ns(&door, N_TOKENS);
+        gw_admission_enter(&door, &tickets[1], N_TOKENS, now_ns);
+        n_late += i >= 2000 && second_ns > predicted_ns;
+        gw_admission_first_token(&door, &tickets[0], now_ns + 100 * ms);
+        gw_admission_first_token(&door, &tickets[1], now_ns + second_ns);
+    }
+    CHECK(n_late < 2000 / 20, "%u of 2000", n_late);
+}
+
 static void test_who_leaves_waits_no_more_and_teaches_nothing(void) {
     reset();
     gw_ticket a = {0}, b = {0}, never = {0};
@@ -114,6 +130,7 @@ int main(void) {
     test_at_three_times_the_capacity_those_admitted_are_in_time_and_the_server_is_busy();
     test_a_server_that_gets_slower_or_faster_is_followed();
     test_a_wrong_model_heals();
+    test_few_come_later_than_predicted();
     test_who_leaves_waits_no_more_and_teaches_nothing();
     TEST_END();
 }
