@@ -4,10 +4,10 @@
     bench/overload.py --times 3 --limit-ms 1000
 
 Starts the cluster with deploy/local/up twice, without and with --max-ttft-ms, and sends requests at fixed mean rates
-(Poisson; nobody waits for an answer before asking again): half the capacity, --times the capacity, half of it again. The
-capacity follows from what the workers are told to take for a token. Time is measured by the client, from before it
-connects to the first byte of the answer's stream; connecting and the client's own work are inside. Prints CSV: one row
-for each phase.
+(Poisson; nobody waits for an answer before asking again): half the capacity, --times the capacity, half of it again.
+The capacity follows from what the workers are told to take for a token. Time is measured by the client, from before it
+connects to the head of the answer, which comes with the first token; the client's own work is inside. Prints CSV: one
+row for each phase.
 
   admitted_per_s   of capacity_per_s: is the cluster kept busy?
   in_time          share of the admitted whose first token came within the limit
@@ -40,7 +40,7 @@ def cluster_args(limit_ms):
 
 
 async def ask(url, prompt):
-    """(status, seconds to the first byte of the answer's body); None: no answer."""
+    """(status, seconds to the head of the answer); None: no answer."""
     target, began = urlsplit(url), time.monotonic()
     payload = f'{{"model":"nano-r1","prompt":{prompt},"max_tokens":4,"stream":true}}'.encode()
     try:
