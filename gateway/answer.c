@@ -358,24 +358,26 @@ static bool is_due(const gw_choice *choice) {
     return choice->answer->is_stream && (choice->n_told == 0 || n_new >= choice->answer->stream_interval);
 }
 
+static void on_first_token(gw_choice *choice, int64_t now_ns) {
+    gw_answer *answer = choice->answer;
+    gw_loop *loop = answer->loop;
+    const gw_info *info = gw_core_info(loop->core, choice->serial);
+    choice->first_token_ns = now_ns;
+    gw_admission_first_token(&loop->admission, &choice->ticket, now_ns);
+    gw_telemetry_first_token(loop->server->telemetry, now_ns - answer->arrival_ns);
+    if (info != NULL) choice->n_cached = info->cached_tokens;
+    if (!answer->is_stream) return;
+    start_stream(answer, info);
+    put_openings(answer);
+}
+
 static void on_tokens(gw_choice *choice, const gw_action *action) {
     gw_answer *answer = choice->answer;
     int64_t now_ns = bt_now_ns();
-    gw_telemetry *telemetry = answer->loop->server->telemetry;
     gw_limiter_spend(answer->loop->limiter, &answer->payers, action->n_tokens);
     uint32_t n_before = choice->n_output;
     int64_t gap_ns = n_before == 0 ? 0 : now_ns - choice->last_token_ns;
-    if (n_before == 0) {
-        choice->first_token_ns = now_ns;
-        gw_admission_first_token(&answer->loop->admission, &choice->ticket, now_ns);
-        gw_telemetry_first_token(telemetry, now_ns - answer->arrival_ns);
-        const gw_info *info = gw_core_info(answer->loop->core, choice->serial);
-        if (info != NULL) choice->n_cached = info->cached_tokens;
-        if (answer->is_stream) {
-            start_stream(answer, info);
-            put_openings(answer);
-        }
-    }
+    if (n_before == 0) on_first_token(choice, now_ns);
     choice->last_token_ns = now_ns;
     if (choice->is_empty) {
         choice->finish = (gw_finish){.reason = "length"};
@@ -391,8 +393,8 @@ static void on_tokens(gw_choice *choice, const gw_action *action) {
         gw_logprobs_put(&choice->logprobs, action->tokens[i], choice->stream.is_shown, &action->logprobs[i]);
         if (!is_stopped && is_due(choice)) put_deltas(choice); /* each text with its own tokens */
     }
-    gw_telemetry_tokens(telemetry, choice->n_output - n_before,
-                        gap_ns); /* what is behind a stop string does not count */
+    /* What is behind a stop string does not count. */
+    gw_telemetry_tokens(answer->loop->server->telemetry, choice->n_output - n_before, gap_ns);
     if (is_stopped) {
         finish_by_string(choice, true);
         return;
