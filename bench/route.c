@@ -12,7 +12,7 @@
 #include "common/core/alloc.h"
 #include "common/core/clock.h"
 #include "common/kv/kv_layout.h"
-#include "gateway/gw_router.h"
+#include "gateway/core/gw_router.h"
 
 #define FLAGS(F)                                                                                                       \
     F(u32, workers, "256", "in the table, 4 to 256; a quarter of them decode")                                         \

@@ -10,8 +10,8 @@
 #include "bench/bench.h"
 #include "common/core/alloc.h"
 #include "common/core/clock.h"
-#include "gateway/history.h"
-#include "gateway/telemetry.h"
+#include "gateway/telemetry/history.h"
+#include "gateway/telemetry/telemetry.h"
 
 #define FLAGS(F)                                                                                                       \
     F(str, workers, "8,64,256", "workers that the gateway knows")                                                      \

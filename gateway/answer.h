@@ -6,11 +6,11 @@
 #ifndef BATON_GATEWAY_ANSWER_H
 #define BATON_GATEWAY_ANSWER_H
 
-#include "gateway/api_format.h"
-#include "gateway/logprobs.h"
-#include "gateway/prompt.h"
+#include "gateway/api/api_format.h"
 #include "gateway/reply.h"
-#include "gateway/stream.h"
+#include "gateway/text/logprobs.h"
+#include "gateway/text/prompt.h"
+#include "gateway/text/stream.h"
 
 typedef struct {
     gw_answer *answer;

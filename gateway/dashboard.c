@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "gateway/api_json.h"
+#include "gateway/api/api_json.h"
 
 extern const unsigned char gw_dashboard_html[]; /* made from dashboard.html by embed.cmake */
 extern const size_t gw_dashboard_html_bytes;

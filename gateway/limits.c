@@ -12,7 +12,7 @@
 #include "common/model/json.h"
 #include "common/registry/redis_conn.h"
 #include "common/registry/redis_keys.h"
-#include "gateway/watch.h"
+#include "gateway/http/watch.h"
 
 enum { MAX_FILE_BYTES = 16 << 20, CAP_BATCH = 256, CAP_KEY = 64 };
 

@@ -8,8 +8,8 @@
 #define BATON_GATEWAY_LIMITS_H
 
 #include "common/registry/registry.h"
-#include "gateway/api_error.h"
-#include "gateway/gw_limits.h"
+#include "gateway/api/api_error.h"
+#include "gateway/core/gw_limits.h"
 
 typedef struct gw_limiter gw_limiter;
 

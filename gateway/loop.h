@@ -3,9 +3,9 @@
 #ifndef BATON_GATEWAY_LOOP_H
 #define BATON_GATEWAY_LOOP_H
 
-#include "gateway/access.h"
-#include "gateway/gw_admission.h"
-#include "gateway/http.h"
+#include "gateway/core/gw_admission.h"
+#include "gateway/http/access.h"
+#include "gateway/http/http.h"
 #include "gateway/limits.h"
 #include "gateway/members.h"
 #include "gateway/server.h"

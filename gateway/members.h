@@ -8,7 +8,7 @@
 
 #include "common/control/link.h"
 #include "common/registry/registry.h"
-#include "gateway/gw_core.h"
+#include "gateway/core/gw_core.h"
 
 typedef struct gw_members gw_members;
 

@@ -3,7 +3,7 @@
 #ifndef BATON_GATEWAY_REPLY_H
 #define BATON_GATEWAY_REPLY_H
 
-#include "gateway/api_error.h"
+#include "gateway/api/api_error.h"
 #include "gateway/loop.h"
 
 enum { GW_CAP_REQUEST_ID = 129 };

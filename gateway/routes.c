@@ -6,7 +6,7 @@
 #include <string.h>
 #include <strings.h>
 
-#include "gateway/api_format.h"
+#include "gateway/api/api_json.h"
 #include "gateway/dashboard.h"
 #include "gateway/reply.h"
 #include "gateway/serve.h"
@@ -44,10 +44,34 @@ static void answer_metrics(const gw_call *call, const char *rest) {
     bt_buf_fini(&body);
 }
 
+/* One object of /v1/models. */
+static void put_model(const gw_call *call, const char *served_name, bt_buf *out) {
+    const gw_model *model = call->loop->server->model;
+    long long created = model->created_s;
+    bt_buf_puts(out, "{\"id\":");
+    gw_json_put_string(out, served_name, strlen(served_name));
+    bt_buf_printf(out, ",\"object\":\"model\",\"created\":%lld,\"owned_by\":\"baton\",\"root\":", created);
+    gw_json_put_string(out, model->served_names[0], strlen(model->served_names[0]));
+    bt_buf_printf(out,
+                  ",\"parent\":null,\"max_model_len\":%u,\"permission\":[{\"id\":\"modelperm-%s\",\"object\":"
+                  "\"model_permission\",\"created\":%lld,\"allow_create_engine\":false,\"allow_sampling\":true,"
+                  "\"allow_logprobs\":true,\"allow_search_indices\":false,\"allow_view\":true,"
+                  "\"allow_fine_tuning\":false,\"organization\":\"*\",\"group\":null,\"is_blocking\":false}]}",
+                  gw_loop_max_model_len(call->loop), model->fingerprint, created);
+}
+
+/* An empty list where nobody could serve them. */
 static void answer_models(const gw_call *call, const char *rest) {
     (void)rest;
+    const gw_model *model = call->loop->server->model;
+    bool is_ready = gw_loop_is_ready(call->loop);
     bt_buf body = {0};
-    gw_format_models(call->loop->server->model, gw_loop_max_model_len(call->loop), gw_loop_is_ready(call->loop), &body);
+    bt_buf_puts(&body, "{\"object\":\"list\",\"data\":[");
+    for (uint32_t i = 0; is_ready && i < model->n_served_names; i++) {
+        if (i > 0) bt_buf_puts(&body, ",");
+        put_model(call, model->served_names[i], &body);
+    }
+    bt_buf_puts(&body, "]}");
     gw_reply(call, 200, "application/json", body.bytes, body.n_bytes);
     bt_buf_fini(&body);
 }
@@ -63,7 +87,7 @@ static void answer_model(const gw_call *call, const char *name) {
         return;
     }
     bt_buf body = {0};
-    gw_format_model(model, served, gw_loop_max_model_len(call->loop), &body);
+    put_model(call, served, &body);
     gw_reply(call, 200, "application/json", body.bytes, body.n_bytes);
     bt_buf_fini(&body);
 }

@@ -10,8 +10,8 @@
 #ifndef BATON_GATEWAY_ROUTING_H
 #define BATON_GATEWAY_ROUTING_H
 
-#include "gateway/api_request.h"
-#include "gateway/gw_core.h"
+#include "gateway/api/api_request.h"
+#include "gateway/core/gw_core.h"
 #include "gateway/reply.h"
 
 typedef struct {

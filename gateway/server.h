@@ -4,16 +4,10 @@
 
 #include <stdatomic.h>
 
-#include "common/core/config.h"
-#include "gateway/gw_router.h"
-#include "gateway/model.h"
-#include "gateway/telemetry.h"
-
-#define CFG(type, name, default_text, help) cfg_##type name;
-typedef struct {
-#include "gateway/config.def"
-} gw_config;
-#undef CFG
+#include "gateway/config.h"
+#include "gateway/core/gw_router.h"
+#include "gateway/telemetry/telemetry.h"
+#include "gateway/text/model.h"
 
 enum { GW_MAX_THREADS = 64 };
 

@@ -4,10 +4,10 @@
 #include <string.h>
 
 #include "common/text/detokenizer.h"
-#include "gateway/api_format.h"
-#include "gateway/api_json.h"
-#include "gateway/prompt.h"
+#include "gateway/api/api_format.h"
+#include "gateway/api/api_json.h"
 #include "gateway/serve.h"
+#include "gateway/text/prompt.h"
 
 typedef bt_status (*parse_function)(const gw_api_rules *rules, char *body, size_t n_bytes, gw_request *out,
                                     gw_error *error);

@@ -47,6 +47,22 @@ for file in $(sources common/core/ common/wire/); do
     fi
 done
 
+# Inside gateway.
+within() { # FOLDER MAY...: what a part of the gateway may include of the others
+    local folder=$1 file
+    shift
+    for file in $(sources "gateway/$folder/"); do
+        if grep -nE '^ *# *include "gateway/' "$file" /dev/null | grep -vE "\"gateway/($folder${*:+|}$(IFS='|' && echo "$*"))[/.]"; then
+            complain "$file" "gateway/$folder may include: $folder $*"
+        fi
+    done
+}
+within core
+within api
+within text api
+within http api config
+within telemetry core api
+
 # only HEADER ALLOWED...: who includes <HEADER...> besides the allowed files (patterns) is wrong.
 only() {
     local header=$1 file pattern is_allowed
@@ -60,7 +76,7 @@ only() {
         [ $is_allowed = 1 ] || complain "$file" "includes <$header, which belongs to: $*"
     done
 }
-only 'h2o[./]' 'gateway/http*'
+only 'h2o[./]' 'gateway/http/http*'
 only 'uc[pts]/' 'kvtransfer/*'
 only 'nng/' common/control/link_{conn.c,hub.c,impl.h}
 only 'hiredis/' 'common/registry/redis_conn.c'

@@ -35,7 +35,7 @@
 #include "common/core/clock.h"
 #include "common/core/map.h"
 #include "decode/dec_sched.h"
-#include "gateway/gw_core.h"
+#include "gateway/core/gw_core.h"
 #include "prefill/pre_sched.h"
 #include "worker/wrk_group.h"
 

@@ -1,0 +1,52 @@
+/* Will a request get its first token in time? One answer per gateway loop, from what the loop has seen itself: how many
+ * prompt tokens it has sent that got no first token yet, and how fast those before them were served. What other
+ * gateways send, caches, hand-offs and slow workers are in that speed, so no worker has to tell anything. No I/O, no
+ * clock. One thread.
+ *
+ * The model: a request that enters when `ahead` prompt tokens wait, its own included, has its first token after
+ *
+ *     floor + ahead / speed
+ *
+ * floor is what an idle cluster needs: the shortest such time; those of requests that found nothing waiting may raise
+ * it. Each first token teaches: its time above the floor and the tokens that were ahead of it go into sums that forget
+ * (a sample is worth 1/32 of them), and their ratio is the speed. While nothing waits times are near the floor and the
+ * speed counts as unlimited, so a first crowd is let in, and its first answers say how fast it goes.
+ *
+ * That is the mean; a promise needs more. The prediction adds a margin, which grows by 1/16 of the model's time with
+ * each first token that came later than was predicted, and shrinks by 1/64 of that with each other one: where it rests,
+ * 1 of 65 is late. It at most doubles the model's time.
+ *
+ * A wrong model does not shut the door: when nothing waits, everything is admitted, whatever was predicted, and what
+ * is admitted teaches. */
+#ifndef BATON_GATEWAY_CORE_GW_ADMISSION_H
+#define BATON_GATEWAY_CORE_GW_ADMISSION_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* Starts empty: {0}. */
+typedef struct {
+    uint64_t n_waiting_tokens; /* of prompts that entered and have no first token */
+    uint32_t n_waiting;        /* such prompts */
+    double floor_s;            /* 0: nothing was measured yet */
+    double tokens, seconds;    /* the sums: tokens ahead, time above the floor */
+    double margin_s;
+} gw_admission;
+
+/* A prompt on its way, kept by its owner from enter to first_token or leave. Starts empty: {0}. */
+typedef struct {
+    bool is_waiting;
+    uint32_t n_tokens;
+    uint64_t n_ahead;
+    int64_t at_ns;
+    double model_s; /* without the margin */
+} gw_ticket;
+
+/* How long a prompt of so many tokens would wait for its first token; 0: not known, or nothing is ahead of it. */
+int64_t gw_admission_predict_ns(const gw_admission *admission, uint64_t n_tokens);
+
+void gw_admission_enter(gw_admission *admission, gw_ticket *ticket, uint32_t n_tokens, int64_t now_ns);
+void gw_admission_first_token(gw_admission *admission, gw_ticket *ticket, int64_t now_ns);
+void gw_admission_leave(gw_admission *admission, gw_ticket *ticket); /* it ended, with its first token or without */
+
+#endif

@@ -1,0 +1,394 @@
+/* The table of workers and the choice among them. What prefill workers are compared by is gw_strategy.c's business. */
+#include "gateway/core/gw_router.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/core/alloc.h"
+#include "common/core/map.h"
+#include "common/kv/kv_layout.h"
+
+struct gw_router {
+    gw_router_options options;
+    gw_worker **workers; /* [n_workers] owned, in the order in which they came */
+    uint32_t n_workers, cap_workers;
+    bt_map by_incarnation; /* -> index in workers */
+    gw_index *index;
+    uint64_t n_links; /* ever */
+    uint64_t random;
+    uint32_t lengths[GW_INDEX_MAX_WORKERS]; /* of the prompt that is being placed: blocks known, by column */
+
+    /* Scratch of choosing a prefill worker, [cap_workers] each; costs twice as many. */
+    gw_worker **candidates;
+    gw_figures *figures;
+    double *costs;
+};
+
+/* ---- the table -------------------------------------------------------------------------------------------------- */
+
+static bt_key key_of(uint64_t incarnation) { return (bt_key){incarnation, 0, 0}; }
+
+gw_router *gw_router_open(const gw_router_options *options) {
+    gw_router *router = bt_calloc(1, sizeof(*router));
+    router->options = *options;
+    if (router->options.saturation_ms == 0) router->options.saturation_ms = 2000;
+    if (router->options.slo_ttft_ms == 0) router->options.slo_ttft_ms = 2000;
+    router->random = options->seed;
+    router->index = gw_index_open(options->seed);
+    return router;
+}
+
+void gw_router_close(gw_router *router) {
+    if (router == NULL) return;
+    for (uint32_t i = 0; i < router->n_workers; i++) free(router->workers[i]);
+    free(router->workers);
+    free(router->candidates);
+    free(router->figures);
+    free(router->costs);
+    gw_index_close(router->index);
+    bt_map_fini(&router->by_incarnation);
+    free(router);
+}
+
+gw_worker *gw_router_worker(const gw_router *router, uint64_t incarnation) {
+    uint32_t index = bt_map_get(&router->by_incarnation, key_of(incarnation));
+    return index == BT_MAP_NONE ? NULL : router->workers[index];
+}
+
+static void copy_known(gw_worker *worker, const gw_worker *known) {
+    worker->role = known->role;
+    snprintf(worker->name, sizeof(worker->name), "%s", known->name);
+    worker->name_hash = gw_strategy_hash(known->name);
+    snprintf(worker->address, sizeof(worker->address), "%s", known->address);
+    snprintf(worker->kv_address, sizeof(worker->kv_address), "%s", known->kv_address);
+    worker->incarnation = known->incarnation;
+    worker->model_hash = known->model_hash;
+    worker->is_draining = known->is_draining;
+}
+
+static void reserve(gw_router *router, uint32_t n) {
+    router->workers = bt_realloc(router->workers, n, sizeof(gw_worker *));
+    router->candidates = bt_realloc(router->candidates, n, sizeof(gw_worker *));
+    router->figures = bt_realloc(router->figures, n, sizeof(gw_figures));
+    router->costs = bt_realloc(router->costs, 2 * n, sizeof(double));
+    router->cap_workers = n;
+}
+
+gw_worker *gw_router_up(gw_router *router, const gw_worker *known) {
+    gw_worker *worker = gw_router_worker(router, known->incarnation);
+    if (worker != NULL) {
+        copy_known(worker, known);
+        return worker;
+    }
+    if (router->n_workers == router->cap_workers) reserve(router, router->cap_workers * 2 + 8);
+    worker = bt_calloc(1, sizeof(*worker));
+    copy_known(worker, known);
+    worker->is_incomplete = known->is_incomplete;
+    worker->link = ++router->n_links;
+    worker->column = gw_index_join(router->index);
+    bt_map_put(&router->by_incarnation, key_of(worker->incarnation), router->n_workers);
+    router->workers[router->n_workers++] = worker;
+    return worker;
+}
+
+void gw_router_gone(gw_router *router, uint64_t incarnation) {
+    uint32_t index = bt_map_get(&router->by_incarnation, key_of(incarnation));
+    if (index == BT_MAP_NONE) return;
+    bt_map_remove(&router->by_incarnation, key_of(incarnation));
+    gw_worker *worker = router->workers[index];
+    if (worker->column != GW_INDEX_NONE) gw_index_leave(router->index, worker->column);
+    free(worker);
+    router->n_workers--;
+    for (uint32_t i = index; i < router->n_workers; i++) {
+        router->workers[i] = router->workers[i + 1];
+        bt_map_put(&router->by_incarnation, key_of(router->workers[i]->incarnation), i);
+    }
+}
+
+static void sum_add(gw_sum *sum, const gw_sum *share) {
+    sum->n += share->n;
+    sum->n_blocks += share->n_blocks;
+    sum->n_tokens += share->n_tokens;
+}
+
+static void sum_take(gw_sum *sum, const gw_sum *share) {
+    BT_ASSERT(sum->n >= share->n && sum->n_blocks >= share->n_blocks && sum->n_tokens >= share->n_tokens);
+    sum->n -= share->n;
+    sum->n_blocks -= share->n_blocks;
+    sum->n_tokens -= share->n_tokens;
+}
+
+void gw_router_status(gw_router *router, uint64_t incarnation, const wire_load *load) {
+    gw_worker *worker = gw_router_worker(router, incarnation);
+    if (worker == NULL) return;
+    worker->load = *load;
+    worker->is_draining = load->is_draining != 0;
+    worker->is_incomplete = load->is_incomplete != 0;
+    worker->n_heard++;
+    if (worker->role == WIRE_ROLE_PREFILL) {
+        sum_take(&worker->unseen, &worker->accepted);
+    } else {
+        worker->unseen = (gw_sum){0};
+    }
+    worker->accepted = (gw_sum){0};
+    gw_index_sweep(router->index);
+}
+
+bool gw_router_blocks(gw_router *router, uint64_t incarnation, const wire_blocks *blocks) {
+    const gw_worker *worker = gw_router_worker(router, incarnation);
+    if (worker == NULL || worker->column == GW_INDEX_NONE) return true;
+    gw_index *index = router->index;
+    uint32_t column = worker->column;
+    for (uint32_t i = 0; i < blocks->n_gone; i++) gw_index_remove(index, column, &blocks->gone[i]);
+    for (uint32_t i = 0; i < blocks->n_come; i++) {
+        bool has_room = gw_index_n_blocks(index, column) < worker->load.kv_blocks_total;
+        if (!has_room && !gw_index_has(index, column, &blocks->come[i])) return false;
+        gw_index_put(index, column, &blocks->come[i]);
+    }
+    gw_index_sweep(index);
+    return true;
+}
+
+uint64_t gw_router_model_hash(const gw_router *router) {
+    return router->n_workers > 0 ? router->workers[0]->model_hash : 0;
+}
+
+bool gw_router_has_block(const gw_router *router, const gw_worker *worker, const wire_block_name *name) {
+    return worker->column != GW_INDEX_NONE && gw_index_has(router->index, worker->column, name);
+}
+
+uint32_t gw_router_n_blocks(const gw_router *router, const gw_worker *worker) {
+    return worker->column != GW_INDEX_NONE ? gw_index_n_blocks(router->index, worker->column) : 0;
+}
+
+void gw_router_draining(gw_router *router, uint64_t incarnation) {
+    gw_worker *worker = gw_router_worker(router, incarnation);
+    if (worker != NULL) worker->is_draining = true;
+}
+
+/* ---- shares of load --------------------------------------------------------------------------------------------- */
+
+static gw_sum share_of(const gw_booking *booking) { return (gw_sum){1, booking->n_blocks, booking->n_tokens}; }
+
+/* NULL: nowhere, or what was there ended with its link. */
+static gw_worker *worker_of(const gw_router *router, const gw_booking *booking) {
+    gw_worker *worker = booking->incarnation != 0 ? gw_router_worker(router, booking->incarnation) : NULL;
+    return worker != NULL && worker->link == booking->link ? worker : NULL;
+}
+
+void gw_router_book(gw_router *router, gw_booking *out, gw_worker *worker, uint32_t n_blocks, uint32_t n_tokens) {
+    (void)router;
+    *out = (gw_booking){worker->incarnation, worker->link, n_blocks, n_tokens, false, worker->n_heard};
+    gw_sum share = share_of(out);
+    sum_add(&worker->own, &share);
+    sum_add(&worker->unseen, &share);
+}
+
+void gw_router_accepted(gw_router *router, gw_booking *booking) {
+    gw_worker *worker = worker_of(router, booking);
+    if (worker == NULL || booking->is_accepted || worker->role != WIRE_ROLE_PREFILL) return;
+    booking->is_accepted = true;
+    booking->n_heard = worker->n_heard;
+    gw_sum share = share_of(booking);
+    sum_add(&worker->accepted, &share);
+}
+
+/* Does `load` count it already? */
+static bool is_seen(const gw_worker *worker, const gw_booking *booking) {
+    bool counts = worker->role == WIRE_ROLE_DECODE || booking->is_accepted;
+    return counts && worker->n_heard > booking->n_heard;
+}
+
+void gw_router_unbook(gw_router *router, gw_booking *booking) {
+    gw_worker *worker = worker_of(router, booking);
+    if (worker != NULL) {
+        gw_sum share = share_of(booking);
+        sum_take(&worker->own, &share);
+        if (!is_seen(worker, booking)) {
+            sum_take(&worker->unseen, &share);
+            if (booking->is_accepted) sum_take(&worker->accepted, &share);
+        }
+    }
+    *booking = (gw_booking){0};
+}
+
+/* ---- who is there ----------------------------------------------------------------------------------------------- */
+
+static bool is_usable(const gw_worker *worker, wire_role role) {
+    return worker->role == role && !worker->is_draining && !worker->is_incomplete;
+}
+
+uint32_t gw_router_n_usable(const gw_router *router, wire_role role) {
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < router->n_workers; i++) n += is_usable(router->workers[i], role);
+    return n;
+}
+
+uint32_t gw_router_n_incomplete(const gw_router *router, wire_role role) {
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < router->n_workers; i++)
+        n += router->workers[i]->role == role && router->workers[i]->is_incomplete;
+    return n;
+}
+
+void gw_router_each(const gw_router *router, bool (*fn)(void *context, const gw_worker *worker), void *context) {
+    for (uint32_t i = 0; i < router->n_workers; i++)
+        if (!fn(context, router->workers[i])) return;
+}
+
+/* ---- a worker's figures ------------------------------------------------------------------------------------------ */
+
+static uint32_t add_figures(uint64_t reported, uint32_t unseen, uint32_t at_least) {
+    uint64_t sum = reported + unseen;
+    if (sum < at_least) sum = at_least;
+    return sum > UINT32_MAX ? UINT32_MAX : (uint32_t)sum;
+}
+
+static uint32_t n_requests(const gw_worker *worker) {
+    return add_figures((uint64_t)worker->load.running + worker->load.waiting, worker->unseen.n, worker->own.n);
+}
+
+static uint32_t n_blocks_used(const gw_worker *worker) {
+    return add_figures(worker->load.kv_blocks_used, worker->unseen.n_blocks, worker->own.n_blocks);
+}
+
+static uint32_t n_free_blocks(const gw_worker *worker) {
+    uint32_t used = n_blocks_used(worker), total = worker->load.kv_blocks_total;
+    return used < total ? total - used : 0;
+}
+
+/* Of the prompt that is being placed: tokens in full blocks that the worker knows, from the first on. */
+static uint32_t n_known_tokens(const gw_router *router, const gw_worker *worker) {
+    return worker->column == GW_INDEX_NONE ? 0 : router->lengths[worker->column] * KV_BLOCK_TOKENS;
+}
+
+static uint32_t n_missing_tokens(const gw_router *router, const gw_worker *worker, const gw_route_query *query) {
+    uint32_t n_known = n_known_tokens(router, worker);
+    return n_known < query->n_tokens ? query->n_tokens - n_known : 0;
+}
+
+/* ---- prefill ----------------------------------------------------------------------------------------------------- */
+
+/* Candidates are all that are usable, but for the avoided one if there is another. */
+static uint32_t find_candidates(gw_router *router, const gw_route_query *query) {
+    gw_worker *avoided = NULL;
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < router->n_workers; i++) {
+        gw_worker *worker = router->workers[i];
+        if (!is_usable(worker, WIRE_ROLE_PREFILL)) continue;
+        if (worker->incarnation == query->avoid_prefill) {
+            avoided = worker;
+        } else {
+            router->candidates[n++] = worker;
+        }
+    }
+    if (n == 0 && avoided != NULL) router->candidates[n++] = avoided;
+    return n;
+}
+
+static gw_worker *choose_prefill(gw_router *router, const gw_route_query *query) {
+    uint32_t n = find_candidates(router, query);
+    if (n == 0) return NULL;
+    for (uint32_t i = 0; i < n; i++) {
+        const gw_worker *worker = router->candidates[i];
+        router->figures[i] =
+            (gw_figures){.name_hash = worker->name_hash,
+                         .n_requests = n_requests(worker),
+                         .n_queued_tokens = add_figures(worker->load.waiting_tokens, worker->unseen.n_tokens, 0),
+                         .n_known_tokens = n_known_tokens(router, worker),
+                         .n_blocks_used = n_blocks_used(worker),
+                         .n_blocks_total = worker->load.kv_blocks_total,
+                         .tokens_per_s = worker->load.prefill_tokens_per_s};
+    }
+    gw_scene scene = {.workers = router->figures,
+                      .n_workers = n,
+                      .n_tokens = query->n_tokens,
+                      .session_key = query->session_key,
+                      .session_name = query->session_name,
+                      .saturation_ms = router->options.saturation_ms,
+                      .slo_ttft_ms = router->options.slo_ttft_ms,
+                      .random = gw_random_next(&router->random)};
+    return router->candidates[gw_strategy_choose(query->strategy, &scene, router->costs)];
+}
+
+/* ---- decode ------------------------------------------------------------------------------------------------------ */
+
+enum { N_KEYS = 8 };
+
+/* What decode workers are ranked by, compared from the first to the last; the lowest is best. */
+typedef struct {
+    gw_worker *worker;
+    bool is_local; /* it would compute the prompt itself */
+    uint64_t key[N_KEYS];
+} ranked;
+
+static bool has_room(const gw_worker *worker, const gw_route_query *query) {
+    bool has_reported = worker->load.kv_blocks_total > 0;
+    return !has_reported || n_free_blocks(worker) >= query->n_tokens / KV_BLOCK_TOKENS + 1;
+}
+
+/* Requests of the decode worker with room that has fewest; UINT32_MAX: none has room. */
+static uint32_t n_requests_least(const gw_router *router, const gw_route_query *query) {
+    uint32_t least = UINT32_MAX;
+    for (uint32_t i = 0; i < router->n_workers; i++) {
+        const gw_worker *worker = router->workers[i];
+        if (!is_usable(worker, WIRE_ROLE_DECODE) || !has_room(worker, query)) continue;
+        if (n_requests(worker) < least) least = n_requests(worker);
+    }
+    return least;
+}
+
+/* Not much busier than the one that has least to do. What a prompt's blocks are worth is a short prefill and its
+ * transfer; among more than twice as many others each token takes longer, to the request's end. */
+static bool is_calm(const gw_worker *worker, uint32_t n_least) {
+    enum { N_FEW = 4 }; /* so many more cost next to nothing: a step reads the weights once for all */
+    return n_requests(worker) <= 2 * (uint64_t)n_least + N_FEW;
+}
+
+static ranked rank_decode(gw_router *router, gw_worker *worker, const gw_route_query *query, uint32_t n_least) {
+    bool is_roomy = has_room(worker, query), is_free = is_roomy && is_calm(worker, n_least);
+    uint32_t n_known = n_known_tokens(router, worker), n_missing = n_missing_tokens(router, worker, query);
+    bool is_short = worker->load.local_prefill_tokens > 0 && n_missing <= worker->load.local_prefill_tokens;
+    bool is_local = query->may_be_local && is_free && is_short;
+    bool is_holder = is_free && n_known > query->n_tokens / 2;
+    return (ranked){worker,
+                    is_local,
+                    {worker->incarnation == query->avoid_decode, !is_roomy, !is_local, !is_holder, n_requests(worker),
+                     n_missing, UINT64_MAX - n_free_blocks(worker), gw_random_next(&router->random)}};
+}
+
+static bool is_before(const ranked *x, const ranked *y) {
+    for (int i = 0; i < N_KEYS; i++)
+        if (x->key[i] != y->key[i]) return x->key[i] < y->key[i];
+    return false;
+}
+
+static void choose_decodes(gw_router *router, const gw_route_query *query, gw_route *out) {
+    ranked best[WIRE_MAX_CANDIDATES];
+    uint32_t n = 0, n_least = n_requests_least(router, query);
+    for (uint32_t i = 0; i < router->n_workers; i++) {
+        if (!is_usable(router->workers[i], WIRE_ROLE_DECODE)) continue;
+        ranked one = rank_decode(router, router->workers[i], query, n_least);
+        if (n == WIRE_MAX_CANDIDATES && !is_before(&one, &best[n - 1])) continue;
+        uint32_t at = n < WIRE_MAX_CANDIDATES ? n++ : n - 1;
+        for (; at > 0 && is_before(&one, &best[at - 1]); at--) best[at] = best[at - 1];
+        best[at] = one;
+    }
+    out->n_decodes = n;
+    out->is_local = n > 0 && best[0].is_local;
+    for (uint32_t i = 0; i < n; i++) out->decodes[i] = best[i].worker;
+}
+
+bt_status gw_router_choose(gw_router *router, const gw_route_query *query, gw_route *out, bt_error *err) {
+    gw_route route = {0};
+    gw_index_match(router->index, query->names, query->n_names, router->lengths);
+    choose_decodes(router, query, &route);
+    if (!route.is_local) route.prefill = choose_prefill(router, query);
+    if (!route.is_local && route.prefill == NULL)
+        return bt_fail(err, BT_NO_CAPACITY, "No prefill worker is available.");
+    if (route.n_decodes == 0) return bt_fail(err, BT_NO_CAPACITY, "No decode worker is available.");
+    route.n_missing = n_missing_tokens(router, route.is_local ? route.decodes[0] : route.prefill, query);
+    *out = route;
+    return BT_OK;
+}
