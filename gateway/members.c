@@ -76,6 +76,8 @@ static void tell_core(gw_members *members, const member *m) {
                        .model_hash = m->info.model_hash,
                        .is_draining = m->info.is_draining || m->is_leaving,
                        .is_incomplete = m->info.ep.size > 0 && m->info.ep.state != REG_RANK_FORMED};
+    bt_status status = bt_labels_parse(m->info.labels, &known.labels, NULL);
+    BT_ASSERT(status == BT_OK); /* the registry has checked them */
     snprintf(known.name, sizeof known.name, "%s", m->info.name);
     snprintf(known.address, sizeof known.address, "%s", m->info.control_address);
     snprintf(known.kv_address, sizeof known.kv_address, "%s", m->info.kv_address);

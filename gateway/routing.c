@@ -53,6 +53,19 @@ static bt_status read_strategy(const gw_call *call, gw_strategy *out, gw_error *
     return BT_BAD_REQUEST;
 }
 
+static bt_status read_filter(const gw_call *call, gw_routing *out, gw_error *error) {
+    gw_http_text header = gw_http_header(call->exchange, "external-filter");
+    out->has_filter = header.n_bytes > 0;
+    if (!out->has_filter) return BT_OK;
+    char text[BT_MAX_SELECTOR + 2];
+    snprintf(text, sizeof text, "%.*s", (int)header.n_bytes, header.bytes); /* too long still is */
+    bt_error err;
+    if (bt_selector_parse(text, &out->filter, &err) == BT_OK) return BT_OK;
+    gw_fail(error, 400, "external-filter", "external-filter: %s.", err.text);
+    gw_error_set_header(error, "x-error-routing", "true");
+    return BT_BAD_REQUEST;
+}
+
 static bt_status read_session(const gw_call *call, const gw_request *request, gw_routing *out, gw_error *error) {
     gw_http_text id = gw_http_header(call->exchange, "x-session-id");
     gw_http_text key = gw_http_header(call->exchange, "x-aibrix-session-key");
@@ -69,6 +82,7 @@ static bt_status read_session(const gw_call *call, const gw_request *request, gw
 bt_status gw_routing_read(const gw_call *call, const gw_request *request, gw_routing *out, gw_error *error) {
     *out = (gw_routing){0};
     bt_status status = read_strategy(call, &out->strategy, error);
+    if (status == BT_OK) status = read_filter(call, out, error);
     if (status == BT_OK) status = read_session(call, request, out, error);
     return status;
 }

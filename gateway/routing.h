@@ -1,6 +1,7 @@
 /* What a client says about routing, and what it is told: AIBrix's headers, beside ours.
  *
  *   routing-strategy       a strategy or a mix (gw_strategy.h); none: --routing-strategy
+ *   external-filter        a selector: only workers with such labels, of both roles (common/core/labels.h)
  *   x-session-id           session-affinity: which worker, as an earlier answer's x-session-id said
  *   x-aibrix-session-key,  session-affinity without such an id: any text that names the session, at most 256 bytes; the
  *   body: session_id       header counts first
@@ -16,6 +17,8 @@
 
 typedef struct {
     gw_strategy strategy;
+    bool has_filter;
+    bt_selector filter;
     uint64_t session_key, session_name; /* gw_submit */
 } gw_routing;
 

@@ -75,11 +75,12 @@ static bt_status charge(const gw_call *call, const char *model_name, gw_answer *
     return gw_limiter_admit(call->loop->limiter, &answer->payers, error);
 }
 
-static bt_status fail_no_worker(gw_error *error, const char *text) {
+/* `is_filtered`: there are some, but not of the kind that was asked for. */
+static bt_status fail_no_worker(gw_error *error, const char *text, bool is_filtered) {
     gw_fail(error, 503, "", "%s", text);
     error->retry_after_s = RETRY_NO_WORKER_S;
     error->reason = "no_worker";
-    gw_error_set_header(error, "x-error-no-model-backends", "true");
+    gw_error_set_header(error, is_filtered ? "x-error-routing" : "x-error-no-model-backends", "true");
     return BT_BAD_REQUEST;
 }
 
@@ -251,12 +252,13 @@ static bt_status submit_choice(gw_loop *loop, const gw_request *request, const g
                         .n_stop_token_ids = request->n_stop_token_ids,
                         .cache_salt = request->cache_salt,
                         .strategy = &routing->strategy,
+                        .filter = routing->has_filter ? &routing->filter : NULL,
                         .session_key = routing->session_key,
                         .session_name = routing->session_name,
                         .user = choice};
     bt_error err = {0};
     bt_status status = gw_core_submit(loop->core, &submit, bt_now_ns(), &choice->serial, &err);
-    if (status == BT_NO_CAPACITY) return fail_no_worker(error, err.text);
+    if (status == BT_NO_CAPACITY) return fail_no_worker(error, err.text, routing->has_filter);
     if (status != BT_OK) return gw_fail(error, 400, "", "%s", err.text);
     gw_telemetry_admitted(loop->server->telemetry, choice->n_prompt);
     gw_admission_enter(&loop->admission, &choice->ticket, choice->n_prompt, bt_now_ns());
@@ -320,7 +322,8 @@ static bt_status admit(const gw_call *call, const gw_request *request, gw_error 
         return gw_fail(error, 400, request->n_choices > 1 ? "n" : "prompt",
                        "%u choices are asked for, this gateway runs %u requests at once.", n_requests,
                        loop->server->config.max_concurrent_requests);
-    if (!gw_loop_is_ready(loop)) return fail_no_worker(error, "No worker can take the request now. Please try again.");
+    if (!gw_loop_is_ready(loop))
+        return fail_no_worker(error, "No worker can take the request now. Please try again.", false);
     gw_answer *answer = make_answer(call, request, model_name);
     answer->strategy = routing.strategy;
     status = charge(call, model_name, answer, error);

@@ -70,6 +70,7 @@ static void write_redis(void) {
         .http_address = "10.0.0.7:9100",
         .model_hash = 0x25d2dc6a278dc2dd,
         .served_model = "nano-r1",
+        .labels = "zone=a,gpu=h100",
         .max_model_len = 163840,
         .capacity = 32,
         .ep = {

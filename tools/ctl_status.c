@@ -23,6 +23,7 @@ static void print_worker(const reg_worker *worker) {
     printf("worker=%s role=%s state=%s model=\"%s\" control=%s kv=%s http=%s", worker->name,
            worker->role == WIRE_ROLE_PREFILL ? "prefill" : "decode", worker->is_draining ? "draining" : "serving",
            worker->served_model, worker->control_address, worker->kv_address, worker->http_address);
+    if (worker->labels[0] != 0) printf(" labels=\"%s\"", worker->labels);
     if (worker->ep.size > 0)
         printf(" group=%s rank=%u ranks=%u epoch=%" PRIu64 " group_state=%s", worker->ep.group, worker->ep.rank,
                worker->ep.size, worker->ep.epoch, reg_rank_state_name(worker->ep.state));

@@ -301,8 +301,10 @@ bt_status wrk_node_announce(wrk_node *node, bt_error *err) {
     if (node->options.takes_kv) fits &= put_address(node, kvt_fabric_port(node->fabric), worker->kv_address);
     if (node->http != NULL) fits &= put_address(node, config->metrics_port, worker->http_address);
     if (node->ep != NULL) fits &= put_rank(node, &worker->ep);
+    fits &= snprintf(worker->labels, sizeof(worker->labels), "%s", config->labels) < BT_CAP_LABELS;
     if (!fits)
-        return bt_fail(err, BT_BAD_REQUEST, "--name, --served-model-name, --advertise-host or --ep-group is too long");
+        return bt_fail(err, BT_BAD_REQUEST,
+                       "--name, --served-model-name, --labels, --advertise-host or --ep-group is too long");
     if (node->ep != NULL) wrk_ep_join(node->ep, worker);
     reg_announcer_config announcer = {
         .redis = config->redis,

@@ -62,7 +62,9 @@ bt_status reg_worker_check(const reg_worker *worker, bt_error *err) {
             return bt_fail(err, BT_BAD_REQUEST, "served_model has a control character");
     if (worker->max_model_len == 0) return bt_fail(err, BT_BAD_REQUEST, "max_model_len is 0");
     if (worker->capacity == 0) return bt_fail(err, BT_BAD_REQUEST, "capacity is 0");
-    return rank_check(&worker->ep, err);
+    bt_labels labels;
+    status = bt_labels_parse(worker->labels, &labels, err);
+    return status == BT_OK ? rank_check(&worker->ep, err) : status;
 }
 
 static bool rank_equal(const reg_rank *a, const reg_rank *b) {
@@ -74,8 +76,9 @@ bool reg_worker_equal(const reg_worker *a, const reg_worker *b) {
     return strcmp(a->name, b->name) == 0 && a->role == b->role && a->incarnation == b->incarnation &&
            strcmp(a->control_address, b->control_address) == 0 && strcmp(a->kv_address, b->kv_address) == 0 &&
            strcmp(a->http_address, b->http_address) == 0 && a->model_hash == b->model_hash &&
-           strcmp(a->served_model, b->served_model) == 0 && a->max_model_len == b->max_model_len &&
-           a->capacity == b->capacity && a->is_draining == b->is_draining && rank_equal(&a->ep, &b->ep);
+           strcmp(a->served_model, b->served_model) == 0 && strcmp(a->labels, b->labels) == 0 &&
+           a->max_model_len == b->max_model_len && a->capacity == b->capacity && a->is_draining == b->is_draining &&
+           rank_equal(&a->ep, &b->ep);
 }
 
 static void rank_write(const reg_rank *ep, cJSON *root) {
@@ -106,6 +109,7 @@ void reg_worker_write(const reg_worker *worker, bt_buf *out) {
     cJSON_AddStringToObject(root, "served_model", worker->served_model);
     cJSON_AddNumberToObject(root, "max_model_len", worker->max_model_len);
     cJSON_AddNumberToObject(root, "capacity", worker->capacity);
+    if (worker->labels[0] != 0) cJSON_AddStringToObject(root, "labels", worker->labels);
     cJSON_AddBoolToObject(root, "is_draining", worker->is_draining);
     rank_write(&worker->ep, root);
     char *text = cJSON_PrintUnformatted(root);
@@ -178,6 +182,8 @@ static bt_status worker_from_json(const cJSON *root, reg_worker *out, bt_error *
     if (status == BT_OK) status = get_text(root, "served_model", out->served_model, sizeof(out->served_model), err);
     if (status == BT_OK) status = get_u32(root, "max_model_len", &out->max_model_len, err);
     if (status == BT_OK) status = get_u32(root, "capacity", &out->capacity, err);
+    if (status == BT_OK && cJSON_GetObjectItemCaseSensitive(root, "labels") != NULL)
+        status = get_text(root, "labels", out->labels, sizeof(out->labels), err);
     if (status == BT_OK) status = get_rank(root, &out->ep, err);
     if (status != BT_OK) return status;
     const cJSON *is_draining = cJSON_GetObjectItemCaseSensitive(root, "is_draining");

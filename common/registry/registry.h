@@ -13,6 +13,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "common/core/labels.h"
 #include "common/core/status.h"
 #include "common/wire/wire.h"
 
@@ -45,6 +46,7 @@ typedef struct {
     char served_model[REG_CAP_MODEL];      /* --served-model-name; printable, no control characters */
     uint32_t max_model_len;                /* tokens, >= 1 */
     uint32_t capacity;                     /* sequences it works on at once, >= 1 */
+    char labels[BT_CAP_LABELS];            /* what selectors choose by: common/core/labels.h */
     bool is_draining;                      /* finishes what it has, takes nothing new */
     reg_rank ep;
 } reg_worker;

@@ -113,6 +113,7 @@ static reg_worker some_worker(const char *name, wire_role role) {
                          .http_address = "127.0.0.1:7004",
                          .model_hash = 0xfedcba9876543210,
                          .served_model = "nano \"r1\" \\ é",
+                         .labels = "zone=a,example.com/gpu=h100",
                          .max_model_len = 4294967295,
                          .capacity = 64};
     snprintf(worker.name, sizeof(worker.name), "%s", name);
@@ -169,6 +170,9 @@ static void test_an_announcement_survives_json_and_bad_ones_are_refused(void) {
         {"\"capacity\":64", "\"capacity\":\"64\""},
         {"\"is_draining\":false", "\"is_draining\":0"},
         {"nano", "na\\u0007no"},
+        {"\"zone=a,", "\"zone,"},
+        {"\"zone=a,", "\"zone=a,zone=b,"},
+        {"\"labels\":", "\"labels\":7,\"x\":"},
         {"\"ep\":{", "\"ep\":7,\"x\":{"},
         {"\"group\":\"g\"", "\"group\":\"\""},
         {"\"rank\":1", "\"rank\":2"},

@@ -83,6 +83,7 @@ bt_status gw_attempt_start(gw_core *core, gw_slot *slot, int64_t now_ns, bt_erro
     gw_route route;
     uint32_t n_tokens = slot->info.n_prompt + slot->info.n_output, n_names = name_blocks(core, slot);
     gw_route_query query = {.strategy = &slot->strategy,
+                            .filter = slot->filter,
                             .n_tokens = n_tokens,
                             .names = slot->names,
                             .n_names = n_names,

@@ -162,6 +162,10 @@ static void reserve_tokens(gw_slot *slot, uint32_t n_tokens) {
     slot->cap_tokens = (uint32_t)cap;
 }
 
+static const bt_selector *copy_filter(const bt_selector *filter, bt_arena *arena) {
+    return filter == NULL ? NULL : memcpy(bt_arena_alloc(arena, sizeof *filter), filter, sizeof *filter);
+}
+
 static void fill_slot(gw_core *core, gw_slot *slot, const gw_submit *submit, int64_t now_ns) {
     slot->is_used = true;
     slot->serial = ++core->last_serial;
@@ -174,6 +178,7 @@ static void fill_slot(gw_core *core, gw_slot *slot, const gw_submit *submit, int
         memcpy(slot->stop_token_ids, submit->stop_token_ids, submit->n_stop_token_ids * sizeof(uint32_t));
     snprintf(slot->cache_salt, sizeof(slot->cache_salt), "%s", submit->cache_salt);
     slot->strategy = *submit->strategy;
+    slot->filter = copy_filter(submit->filter, &slot->arena);
     slot->session_key = submit->session_key;
     slot->session_name = submit->session_name;
     slot->info = (gw_info){.strategy = &slot->strategy, .n_prompt = submit->n_tokens, .submit_ns = now_ns};

@@ -70,6 +70,7 @@ typedef struct {
     uint32_t n_stop_token_ids;
     const char *cache_salt;             /* "" or the client's; copied; at most WIRE_MAX_NAME bytes */
     const gw_strategy *strategy;        /* copied */
+    const bt_selector *filter;          /* copied; NULL: every worker will do */
     uint64_t session_key, session_name; /* gw_strategy.h; 0: none */
     void *user;                         /* comes back in the actions */
 } gw_submit;

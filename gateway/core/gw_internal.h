@@ -25,6 +25,7 @@ typedef struct {
     uint32_t stop_token_ids[WIRE_MAX_STOP_IDS], n_stop_token_ids;
     char cache_salt[WIRE_MAX_NAME + 1];
     gw_strategy strategy;
+    const bt_selector *filter; /* in arena, or NULL */
     uint64_t session_key, session_name;
     gw_info info;           /* phase, attempt, n_prompt, n_output (delivered), times */
     wire_block_name *names; /* [n_prompt / KV_BLOCK_TOKENS] owned: of the prompt's full blocks, */

@@ -64,6 +64,7 @@ static void copy_known(gw_worker *worker, const gw_worker *known) {
     snprintf(worker->kv_address, sizeof(worker->kv_address), "%s", known->kv_address);
     worker->incarnation = known->incarnation;
     worker->model_hash = known->model_hash;
+    worker->labels = known->labels;
     worker->is_draining = known->is_draining;
 }
 
@@ -268,15 +269,21 @@ static uint32_t n_missing_tokens(const gw_router *router, const gw_worker *worke
     return n_known < query->n_tokens ? query->n_tokens - n_known : 0;
 }
 
+/* May it get the request that is being placed? */
+static bool is_allowed(const gw_worker *worker, wire_role role, const gw_route_query *query) {
+    if (!is_usable(worker, role)) return false;
+    return query->filter == NULL || bt_selector_matches(query->filter, &worker->labels);
+}
+
 /* ---- prefill ----------------------------------------------------------------------------------------------------- */
 
-/* Candidates are all that are usable, but for the avoided one if there is another. */
+/* Candidates are all that are allowed, but for the avoided one if there is another. */
 static uint32_t find_candidates(gw_router *router, const gw_route_query *query) {
     gw_worker *avoided = NULL;
     uint32_t n = 0;
     for (uint32_t i = 0; i < router->n_workers; i++) {
         gw_worker *worker = router->workers[i];
-        if (!is_usable(worker, WIRE_ROLE_PREFILL)) continue;
+        if (!is_allowed(worker, WIRE_ROLE_PREFILL, query)) continue;
         if (worker->incarnation == query->avoid_prefill) {
             avoided = worker;
         } else {
@@ -333,7 +340,7 @@ static uint32_t n_requests_least(const gw_router *router, const gw_route_query *
     uint32_t least = UINT32_MAX;
     for (uint32_t i = 0; i < router->n_workers; i++) {
         const gw_worker *worker = router->workers[i];
-        if (!is_usable(worker, WIRE_ROLE_DECODE) || !has_room(worker, query)) continue;
+        if (!is_allowed(worker, WIRE_ROLE_DECODE, query) || !has_room(worker, query)) continue;
         if (n_requests(worker) < least) least = n_requests(worker);
     }
     return least;
@@ -368,7 +375,7 @@ static void choose_decodes(gw_router *router, const gw_route_query *query, gw_ro
     ranked best[WIRE_MAX_CANDIDATES];
     uint32_t n = 0, n_least = n_requests_least(router, query);
     for (uint32_t i = 0; i < router->n_workers; i++) {
-        if (!is_usable(router->workers[i], WIRE_ROLE_DECODE)) continue;
+        if (!is_allowed(router->workers[i], WIRE_ROLE_DECODE, query)) continue;
         ranked one = rank_decode(router, router->workers[i], query, n_least);
         if (n == WIRE_MAX_CANDIDATES && !is_before(&one, &best[n - 1])) continue;
         uint32_t at = n < WIRE_MAX_CANDIDATES ? n++ : n - 1;
@@ -380,14 +387,18 @@ static void choose_decodes(gw_router *router, const gw_route_query *query, gw_ro
     for (uint32_t i = 0; i < n; i++) out->decodes[i] = best[i].worker;
 }
 
+static bt_status fail_none(const gw_route_query *query, const char *role, bt_error *err) {
+    return bt_fail(err, BT_NO_CAPACITY, "No %s worker is available%s.", role,
+                   query->filter != NULL ? " among those that the filter asks for" : "");
+}
+
 bt_status gw_router_choose(gw_router *router, const gw_route_query *query, gw_route *out, bt_error *err) {
     gw_route route = {0};
     gw_index_match(router->index, query->names, query->n_names, router->lengths);
     choose_decodes(router, query, &route);
     if (!route.is_local) route.prefill = choose_prefill(router, query);
-    if (!route.is_local && route.prefill == NULL)
-        return bt_fail(err, BT_NO_CAPACITY, "No prefill worker is available.");
-    if (route.n_decodes == 0) return bt_fail(err, BT_NO_CAPACITY, "No decode worker is available.");
+    if (!route.is_local && route.prefill == NULL) return fail_none(query, "prefill", err);
+    if (route.n_decodes == 0) return fail_none(query, "decode", err);
     route.n_missing = n_missing_tokens(router, route.is_local ? route.decodes[0] : route.prefill, query);
     *out = route;
     return BT_OK;

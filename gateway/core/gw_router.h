@@ -7,13 +7,14 @@
  * they hold most of it already, then fewest sequences, then fewest blocks to be sent, then most free blocks. A worker
  * is preferred for what it knows of the prompt only while it has at most twice as many requests as the least busy one,
  * and four: a known beginning draws no crowd. Workers that drain, or whose expert-parallel group lacks a rank, are not
- * chosen. */
+ * chosen, nor are those that a request's filter leaves out, of either role. */
 #ifndef BATON_GATEWAY_CORE_GW_ROUTER_H
 #define BATON_GATEWAY_CORE_GW_ROUTER_H
 
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "common/core/labels.h"
 #include "common/wire/wire.h"
 #include "gateway/core/gw_index.h"
 #include "gateway/core/gw_strategy.h"
@@ -30,6 +31,7 @@ typedef struct gw_worker {
     uint64_t incarnation;
     uint64_t model_hash; /* part of its blocks' names */
     bool is_draining;
+    bt_labels labels;
     bool is_incomplete; /* lacks ranks of its expert-parallel group; after gw_router_up() its STATUS says */
 
     /* Kept by the router. */
@@ -63,8 +65,8 @@ typedef struct {
 gw_router *gw_router_open(const gw_router_options *options);
 void gw_router_close(gw_router *router); /* NULL is accepted */
 
-/* Takes what the caller knows (role, name, address, kv_address, incarnation, model_hash, is_draining, is_incomplete);
- * an incarnation that is there already is updated, but keeps its link and is_incomplete. */
+/* Takes what the caller knows (role, name, address, kv_address, incarnation, model_hash, labels, is_draining,
+ * is_incomplete); an incarnation that is there already is updated, but keeps its link and is_incomplete. */
 gw_worker *gw_router_up(gw_router *router, const gw_worker *known);
 void gw_router_gone(gw_router *router, uint64_t incarnation);
 gw_worker *gw_router_worker(const gw_router *router, uint64_t incarnation); /* NULL: not up */
@@ -97,6 +99,7 @@ void gw_router_each(const gw_router *router, bool (*fn)(void *context, const gw_
 
 typedef struct {
     const gw_strategy *strategy;
+    const bt_selector *filter;            /* NULL: every worker will do */
     uint32_t n_tokens;                    /* of the prompt, and of what is replayed */
     uint64_t avoid_prefill, avoid_decode; /* incarnations to be chosen only if there is no other; 0: none */
     bool may_be_local;                    /* a decode worker may be asked to compute the prompt */
@@ -113,7 +116,7 @@ typedef struct {
     uint32_t n_missing; /* tokens that whoever computes the prompt does not know */
 } gw_route;
 
-/* BT_NO_CAPACITY: no usable worker of a role; the sentence says which. */
+/* BT_NO_CAPACITY: no usable worker of a role, or none that the filter lets through; the sentence says which. */
 bt_status gw_router_choose(gw_router *router, const gw_route_query *query, gw_route *out, bt_error *err);
 
 #endif

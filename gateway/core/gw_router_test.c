@@ -92,6 +92,41 @@ static void test_draining_is_not_chosen_and_avoided_only_if_there_is_another(voi
     gw_router_close(router);
 }
 
+static void test_a_filter_leaves_workers_of_both_roles_out(void) {
+    gw_router *router = open_router(0, 0);
+    static const char *const labels[] = {"zone=a", "zone=b", "zone=b,spot=1"};
+    for (uint32_t i = 0; i < 6; i++) {
+        gw_worker known = {.role = i < 3 ? WIRE_ROLE_PREFILL : WIRE_ROLE_DECODE,
+                           .incarnation = i < 3 ? 100 + i : 197 + i};
+        CHECK(bt_labels_parse(labels[i % 3], &known.labels, NULL) == BT_OK, "labels");
+        gw_router_up(router, &known);
+    }
+    static const struct {
+        const char *filter;
+        uint32_t n; /* of each role */
+    } rows[] = {{"zone", 3}, {"zone=b", 2}, {"zone=b,!spot", 1}, {"zone=c", 0}, {"zone!=c", 3}};
+    for (size_t r = 0; r < sizeof rows / sizeof rows[0]; r++) {
+        gw_strategy strategy;
+        bt_selector filter;
+        gw_route_query query = {.strategy = &strategy, .filter = &filter, .n_tokens = 100};
+        gw_route route = {0};
+        bt_error err = {0};
+        CHECK(bt_selector_parse(rows[r].filter, &filter, NULL) == BT_OK, "%s", rows[r].filter);
+        CHECK(gw_strategy_parse("random", &strategy, NULL) == BT_OK, "random");
+        bool is_chosen[3] = {false};
+        for (int i = 0; i < 60; i++) {
+            bt_status status = gw_router_choose(router, &query, &route, &err);
+            CHECK(status == (rows[r].n > 0 ? BT_OK : BT_NO_CAPACITY), "%s", rows[r].filter);
+            if (status == BT_OK) is_chosen[route.prefill->incarnation - 100] = true;
+        }
+        uint32_t n_chosen = (uint32_t)is_chosen[0] + is_chosen[1] + is_chosen[2];
+        CHECK(n_chosen == rows[r].n && route.n_decodes == rows[r].n, "%s: %u and %u", rows[r].filter, n_chosen,
+              route.n_decodes);
+        if (rows[r].n == 0) CHECK(strstr(err.text, "filter") != NULL, "%s", err.text);
+    }
+    gw_router_close(router);
+}
+
 static void test_an_incomplete_worker_is_not_chosen_until_its_status_says_otherwise(void) {
     gw_router *router = open_router(1, 2);
     gw_worker known = {.role = WIRE_ROLE_DECODE, .incarnation = 300, .is_incomplete = true};
@@ -335,6 +370,7 @@ int main(void) {
     test_random_reaches_all_and_is_the_same_again();
     test_least_request_fills_evenly_and_counts_what_was_just_sent();
     test_draining_is_not_chosen_and_avoided_only_if_there_is_another();
+    test_a_filter_leaves_workers_of_both_roles_out();
     test_an_incomplete_worker_is_not_chosen_until_its_status_says_otherwise();
     test_decode_workers_are_ranked_by_room_then_sequences_then_blocks();
     test_who_would_compute_the_prompt_itself_is_ranked_first();

@@ -62,7 +62,8 @@ def shared_cluster(start_cluster):
 
 @pytest.fixture(scope="session")
 def shared_pair(start_cluster):
-    return start_cluster(n_prefill=2, n_decode=2, decode_ep=1, gateway="--enable-tokenizer-info-endpoint")
+    return start_cluster(n_prefill=2, n_decode=2, decode_ep=1, gateway="--enable-tokenizer-info-endpoint",
+                         prefill="--labels zone=a,gpu=none", decode="--labels zone=a")
 
 
 def lend(one):

@@ -50,6 +50,20 @@ def test_what_is_no_strategy_is_refused_before_anything_is_computed(cluster, str
     assert cluster.metrics("prefill-0").value("baton_prefill_tokens_total") == before
 
 
+def test_a_filter_chooses_workers_by_their_labels(pair):
+    client = client_of(pair)
+    for selector in ("zone=a", "zone in (a, b),!spot", "zone!=b", "gpu!=h100"):
+        assert complete(client, "hi", {"external-filter": selector})["target-pod"]
+    for selector in ("zone=b", "gpu=none"):  # nobody has the first, no decode worker the second
+        with pytest.raises(openai.InternalServerError, match="filter") as failure:
+            complete(client, "hi", {"external-filter": selector})
+        headers = failure.value.response.headers
+        assert failure.value.status_code == 503 and headers["retry-after"] and headers["x-error-routing"] == "true"
+    with pytest.raises(openai.BadRequestError, match='external-filter: the selector "zone >> a"') as failure:
+        complete(client, "hi", {"external-filter": "zone >> a"})
+    assert failure.value.param == "external-filter"
+
+
 def test_a_session_stays_where_its_id_or_its_key_says(pair):
     client, by_session = client_of(pair), {"routing-strategy": "session-affinity"}
     first = complete(client, "hi", by_session)
