@@ -114,6 +114,13 @@ static void send_change(gw_limiter *limiter, change *one) {
     gw_limits_settle(limiter->limits, &one->delta, NULL);
 }
 
+static void send_expiry(gw_limiter *limiter, int64_t window) {
+    char key[CAP_KEY];
+    key_of_window(window, key);
+    const char *args[] = {"EXPIRE", key, "120"}; /* clocks of gateways may differ by a minute */
+    (void)redis_conn_command(limiter->commands, NULL, NULL, 3, args);
+}
+
 static void flush(gw_limiter *limiter) {
     if (limiter->n_due > 0 || !redis_conn_is_up(limiter->commands)) return;
     limiter->n_batch = 0;
@@ -124,11 +131,9 @@ static void flush(gw_limiter *limiter) {
         limiter->n_batch++;
         send_change(limiter, one);
     }
-    if (limiter->n_due == 0) return;
-    char key[CAP_KEY];
-    key_of_window(limiter->batch[0].delta.window, key);
-    const char *args[] = {"EXPIRE", key, "120"}; /* clocks of gateways may differ by a minute */
-    (void)redis_conn_command(limiter->commands, NULL, NULL, 3, args);
+    for (uint32_t i = 0; i < limiter->n_batch; i++)
+        if (i == 0 || limiter->batch[i].delta.window != limiter->batch[i - 1].delta.window)
+            send_expiry(limiter, limiter->batch[i].delta.window);
 }
 
 /* ---- from Redis -----------------------------------------------------------------------------------------------------

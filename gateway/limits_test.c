@@ -53,7 +53,9 @@ static long long redis_ask(const char *format, ...) {
     return value;
 }
 
-static int64_t wall_s(void) { return NOON; }
+static int64_t now_s = NOON;
+
+static int64_t wall_s(void) { return now_s; }
 
 static void run_once(void) {
     reg_poll_run_once(poll_loop, 10);
@@ -148,6 +150,16 @@ static void test_strange_bytes_in_redis_harm_nobody(void) {
     CHECK(n_admitted(0, "carol", 11) == 9, "it counts alone");
 }
 
+static void test_a_minute_is_counted_to_its_end_and_then_forgotten(void) {
+    gw_error error;
+    long long minute = NOON / GW_LIMIT_WINDOW_S;
+    for (int i = 0; i < 3; i++) CHECK(ask(0, "erin", &error), "%s", error.message); /* one is sent, two wait for it */
+    now_s += GW_LIMIT_WINDOW_S;
+    CHECK(ask(0, "erin", &error) && await_used("erin", 1), "Redis has %lld", used("erin"));
+    CHECK(redis_ask("hget baton:1:usage:%lld 'requests user erin'", minute) == 3, "of the minute before");
+    for (int i = 0; i < 2; i++) CHECK(redis_ask("ttl baton:1:usage:%lld", minute + i) > 0, "minute %d is kept", i);
+}
+
 static void test_a_file_is_read_again_when_it_changes(void) {
     gw_error error;
     CHECK(ask(0, "dave", &error) && ask(0, "dave", &error), "%s", error.message);
@@ -182,6 +194,7 @@ int main(void) {
     test_two_count_together_and_one_that_starts_reads();
     test_a_redis_that_comes_back_empty_is_filled_again();
     test_strange_bytes_in_redis_harm_nobody();
+    test_a_minute_is_counted_to_its_end_and_then_forgotten();
     test_a_file_is_read_again_when_it_changes();
     for (int i = 0; i < N; i++) gw_limiter_close(limiters[i]);
     reg_poll_close(poll_loop);

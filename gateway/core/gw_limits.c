@@ -1,5 +1,6 @@
-/* Rules and accounts, each a table with a hash map over it. Accounts are made when they are first named in a minute and
- * all dropped when it ends: what is unsettled then matters to nobody any more. */
+/* Rules and accounts, each a table with a hash map over it. Accounts are made when they are first named in a minute.
+ * When it ends they decide nothing any more, but are kept for another minute: until Redis is told what it does not know
+ * of them, so that it has counted all. */
 #include "gateway/core/gw_limits.h"
 
 #include <stdio.h>
@@ -45,16 +46,21 @@ typedef struct {
     counter counters[GW_N_UNITS];
 } account;
 
+/* A minute's accounts. */
+typedef struct {
+    int64_t window;
+    account *accounts; /* owned, [cap_accounts] */
+    uint32_t n_accounts, cap_accounts;
+    uint32_t *dirty; /* owned, [cap_accounts]: accounts of which something waits */
+    uint32_t n_dirty;
+} ledger;
+
 struct gw_limits {
     uint64_t seed;
     rule_table rules;
-    int64_t window;
-    uint64_t book;     /* counts how often the accounts were dropped: a clock may go back to an earlier minute */
-    account *accounts; /* owned, [cap_accounts] */
-    uint32_t n_accounts, cap_accounts;
-    bt_map by_name;
-    uint32_t *dirty; /* owned, [cap_accounts]: accounts of which something waits */
-    uint32_t n_dirty;
+    ledger now, last;
+    uint64_t book;       /* counts the ledgers: a clock may go back to an earlier minute */
+    bt_map by_name;      /* of `now` */
     uint64_t connection; /* counts them */
 };
 
@@ -163,7 +169,7 @@ bt_status gw_limits_load(gw_limits *limits, const char *text, size_t n_bytes, bt
     }
     rules_fini(&limits->rules);
     limits->rules = table;
-    for (uint32_t i = 0; i < limits->n_accounts; i++) apply_rule(limits, &limits->accounts[i]);
+    for (uint32_t i = 0; i < limits->now.n_accounts; i++) apply_rule(limits, &limits->now.accounts[i]);
     return BT_OK;
 }
 
@@ -174,10 +180,13 @@ bool gw_limits_has_rules(const gw_limits *limits) { return limits->rules.n_rules
 
 int64_t gw_limits_window(gw_limits *limits, int64_t wall_s) {
     int64_t window = wall_s / GW_LIMIT_WINDOW_S;
-    if (window == limits->window) return window;
-    limits->window = window;
+    if (window == limits->now.window) return window;
+    ledger emptied = limits->last;
+    emptied.window = window;
+    emptied.n_accounts = emptied.n_dirty = 0;
+    limits->last = limits->now;
+    limits->now = emptied;
     limits->book++;
-    limits->n_accounts = limits->n_dirty = 0;
     bt_map_fini(&limits->by_name);
     return window;
 }
@@ -187,21 +196,22 @@ static account *find_account(gw_limits *limits, gw_payer payer, const char *name
     if (!is_name(name, n_bytes)) return find_account(limits, payer, "*", 1);
     bt_key key = key_of(limits, payer, name, n_bytes);
     uint32_t at = bt_map_get(&limits->by_name, key);
-    if (at != BT_MAP_NONE) return &limits->accounts[at];
+    ledger *now = &limits->now;
+    if (at != BT_MAP_NONE) return &now->accounts[at];
     if (find_rule(limits, payer, name, n_bytes) == NULL) return NULL;
     bool is_any = n_bytes == 1 && name[0] == '*';
     uint32_t cap = is_any ? GW_CAP_ACCOUNTS + GW_N_PAYERS : GW_CAP_ACCOUNTS; /* there is always room for "*" */
-    if (limits->n_accounts >= cap) return is_any ? NULL : find_account(limits, payer, "*", 1);
-    if (limits->n_accounts == limits->cap_accounts) {
-        limits->cap_accounts = limits->cap_accounts == 0 ? 64 : limits->cap_accounts * 2;
-        limits->accounts = bt_realloc(limits->accounts, limits->cap_accounts, sizeof *limits->accounts);
-        limits->dirty = bt_realloc(limits->dirty, limits->cap_accounts, sizeof *limits->dirty);
+    if (now->n_accounts >= cap) return is_any ? NULL : find_account(limits, payer, "*", 1);
+    if (now->n_accounts == now->cap_accounts) {
+        now->cap_accounts = now->cap_accounts == 0 ? 64 : now->cap_accounts * 2;
+        now->accounts = bt_realloc(now->accounts, now->cap_accounts, sizeof *now->accounts);
+        now->dirty = bt_realloc(now->dirty, now->cap_accounts, sizeof *now->dirty);
     }
-    account *a = &limits->accounts[limits->n_accounts];
+    account *a = &now->accounts[now->n_accounts];
     *a = (account){.payer = payer};
     memcpy(a->name, name, n_bytes);
     apply_rule(limits, a);
-    bt_map_put(&limits->by_name, key, limits->n_accounts++);
+    bt_map_put(&limits->by_name, key, now->n_accounts++);
     return a;
 }
 
@@ -218,7 +228,7 @@ static void add(gw_limits *limits, account *a, gw_unit unit, uint64_t amount) {
     c->waiting += amount;
     if (a->is_dirty) return;
     a->is_dirty = true;
-    limits->dirty[limits->n_dirty++] = (uint32_t)(a - limits->accounts);
+    limits->now.dirty[limits->now.n_dirty++] = (uint32_t)(a - limits->now.accounts);
 }
 
 bool gw_limits_admit(gw_limits *limits, const gw_payers *payers, int64_t wall_s, gw_limit_hit *hit) {
@@ -254,19 +264,19 @@ void gw_limits_spend(gw_limits *limits, const gw_payers *payers, uint32_t n_toke
 /* ---- Redis ---------------------------------------------------------------------------------------------------------
  */
 
-bool gw_limits_take(gw_limits *limits, gw_delta *out) {
-    while (limits->n_dirty > 0) {
-        uint32_t at = limits->dirty[limits->n_dirty - 1];
-        account *a = &limits->accounts[at];
+static bool take_from(gw_limits *limits, ledger *from, uint64_t book, gw_delta *out) {
+    while (from->n_dirty > 0) {
+        uint32_t at = from->dirty[from->n_dirty - 1];
+        account *a = &from->accounts[at];
         for (int unit = 0; unit < GW_N_UNITS; unit++) {
             counter *c = &a->counters[unit];
             if (c->waiting == 0) continue;
-            *out = (gw_delta){.window = limits->window,
+            *out = (gw_delta){.window = from->window,
                               .unit = (gw_unit)unit,
                               .amount = c->waiting,
                               .is_first = c->told_on != limits->connection,
                               .known = c->total,
-                              .book = limits->book,
+                              .book = book,
                               .account = at};
             snprintf(out->id, sizeof out->id, "%s %s %s", unit_names[unit], payer_names[a->payer], a->name);
             c->sent += c->waiting;
@@ -275,9 +285,14 @@ bool gw_limits_take(gw_limits *limits, gw_delta *out) {
             return true;
         }
         a->is_dirty = false;
-        limits->n_dirty--;
+        from->n_dirty--;
     }
     return false;
+}
+
+bool gw_limits_take(gw_limits *limits, gw_delta *out) {
+    return take_from(limits, &limits->last, limits->book - 1, out) ||
+           take_from(limits, &limits->now, limits->book, out);
 }
 
 static void raise_total(counter *c, uint64_t total) {
@@ -286,7 +301,7 @@ static void raise_total(counter *c, uint64_t total) {
 
 void gw_limits_settle(gw_limits *limits, const gw_delta *delta, const uint64_t *total) {
     if (delta->book != limits->book) return; /* of a minute that is over */
-    counter *c = &limits->accounts[delta->account].counters[delta->unit];
+    counter *c = &limits->now.accounts[delta->account].counters[delta->unit];
     c->sent -= delta->amount;
     if (total != NULL)
         raise_total(c, *total);
@@ -295,7 +310,7 @@ void gw_limits_settle(gw_limits *limits, const gw_delta *delta, const uint64_t *
 }
 
 void gw_limits_heard(gw_limits *limits, int64_t window, const char *id, size_t n_bytes, uint64_t total) {
-    if (window != limits->window) return;
+    if (window != limits->now.window) return;
     const char *payer_word = memchr(id, ' ', n_bytes);
     if (payer_word == NULL) return;
     uint32_t unit = find_word(unit_names, GW_N_UNITS, id, (size_t)(payer_word - id));
@@ -314,6 +329,11 @@ void gw_limits_reconnected(gw_limits *limits) { limits->connection++; }
 /* ---- life -----------------------------------------------------------------------------------------------------------
  */
 
+static void ledger_fini(ledger *minute) {
+    free(minute->accounts);
+    free(minute->dirty);
+}
+
 gw_limits *gw_limits_open(uint64_t seed) {
     gw_limits *limits = bt_calloc(1, sizeof *limits);
     limits->seed = seed;
@@ -325,7 +345,7 @@ void gw_limits_close(gw_limits *limits) {
     if (limits == NULL) return;
     rules_fini(&limits->rules);
     bt_map_fini(&limits->by_name);
-    free(limits->accounts);
-    free(limits->dirty);
+    ledger_fini(&limits->now);
+    ledger_fini(&limits->last);
     free(limits);
 }

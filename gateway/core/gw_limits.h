@@ -82,7 +82,7 @@ typedef struct {
     uint32_t account;
 } gw_delta;
 
-/* The next counter of which Redis does not know everything. false: it knows. */
+/* The next counter of which Redis does not know everything, those of the minute before first. false: it knows. */
 bool gw_limits_take(gw_limits *limits, gw_delta *out);
 
 /* Redis has answered: the counter's total, which includes the amount. NULL: it will not answer any more. */

@@ -251,6 +251,27 @@ static void test_an_answer_of_another_minute_touches_nothing(void) {
     cluster_close();
 }
 
+static void test_what_waits_when_a_minute_ends_is_counted_in_it(void) {
+    cluster_open("user alice 2 100\n");
+    gw_limits *limits = gateways[0];
+    gw_delta delta;
+    CHECK(admit(limits, "alice", NOON) && admit(limits, "alice", NOON), "-");
+    spend(limits, "alice", 70, NOON + 59);
+    CHECK(admit(limits, "alice", NOON + 60), "the next minute has all of it");
+    uint64_t want[][2] = {{NOON / 60, 2}, {NOON / 60, 70}, {NOON / 60 + 1, 1}}, total = 1000;
+    for (size_t i = 0; i < sizeof want / sizeof *want; i++) {
+        CHECK(gw_limits_take(limits, &delta) && (uint64_t)delta.window == want[i][0] && delta.amount == want[i][1],
+              "%zu: %llu of minute %lld", i, (unsigned long long)delta.amount, (long long)delta.window);
+        if (i < 2) gw_limits_settle(limits, &delta, &total);
+    }
+    CHECK(!gw_limits_take(limits, &delta), "that is all");
+    CHECK(admit(limits, "alice", NOON + 60) && !admit(limits, "alice", NOON + 60), "what was told then is not of now");
+    gw_limits_window(limits, NOON + 120);
+    gw_limits_window(limits, NOON + 180);
+    CHECK(!gw_limits_take(limits, &delta), "a minute later it is of no use");
+    cluster_close();
+}
+
 static void test_strange_totals_are_ignored(void) {
     static const char *const strange[] = {"",
                                           " ",
@@ -285,6 +306,7 @@ int main(void) {
     test_an_answer_that_never_comes_is_counted_here();
     test_a_redis_that_forgot_is_told_by_whoever_counts_first();
     test_an_answer_of_another_minute_touches_nothing();
+    test_what_waits_when_a_minute_ends_is_counted_in_it();
     test_strange_totals_are_ignored();
     TEST_END();
 }
