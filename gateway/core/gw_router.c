@@ -306,6 +306,7 @@ static gw_worker *choose_prefill(gw_router *router, const gw_route_query *query)
                          .n_known_tokens = n_known_tokens(router, worker),
                          .n_blocks_used = n_blocks_used(worker),
                          .n_blocks_total = worker->load.kv_blocks_total,
+                         .n_blocks_kept = gw_router_n_blocks(router, worker),
                          .tokens_per_s = worker->load.prefill_tokens_per_s};
     }
     gw_scene scene = {.workers = router->figures,

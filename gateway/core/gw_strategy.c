@@ -67,13 +67,18 @@ static double greatest(const double *costs, uint32_t n) {
     return most;
 }
 
-/* Two tiers, [0, 1) and [1, 2): by wait within each, and neither outweighs the other's strategies in a mix. */
+/* Two tiers, [0, 1) and [1, 2): by queue within each, and neither outweighs the other's strategies in a mix. Blocks
+ * that are kept are worth less than a token. */
 static void cost_prefix_cache(const gw_scene *scene, double *costs) {
     uint32_t longest = 0;
     for (uint32_t i = 0; i < scene->n_workers; i++)
         if (scene->workers[i].n_known_tokens > longest) longest = scene->workers[i].n_known_tokens;
     bool is_worth_it = longest > 0 && longest >= scene->n_tokens / 2;
-    cost_least_latency(scene, costs);
+    for (uint32_t i = 0; i < scene->n_workers; i++) {
+        const gw_figures *worker = &scene->workers[i];
+        double n_tokens = (double)worker->n_queued_tokens + n_missing(scene, worker);
+        costs[i] = n_tokens + worker->n_blocks_kept * 0x1p-24;
+    }
     double mean = mean_speed(scene), most = greatest(costs, scene->n_workers) + 1;
     for (uint32_t i = 0; i < scene->n_workers; i++) {
         const gw_figures *worker = &scene->workers[i];

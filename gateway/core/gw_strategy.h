@@ -5,8 +5,11 @@
  *
  * prefix-cache: sticky until saturated (llm-d, 2026-08: affinity until the queue of uncached tokens is worth too many
  * milliseconds). Of the workers that know the longest beginning of the prompt, if that is at least half of it (SGLang's
- * cache_threshold, Preble), the one with the shortest wait, unless its queue is above `saturation_ms`; otherwise
- * whoever has the shortest wait. `pd` is another name.
+ * cache_threshold, Preble), the one with the shortest queue, unless it is worth more than `saturation_ms`; otherwise
+ * whoever has the shortest queue, this prompt's share included. Of equals, whoever keeps fewest blocks (SGLang: the
+ * smallest tree), so that idle workers get as many beginnings each. Queues are compared in tokens: how fast a worker
+ * was lately follows from the prompts that it got, and to prefer the fastest would send it all that are new. `pd` is
+ * another name.
  *
  * least-latency: the wait, time until the first token. (queued tokens + tokens of this prompt that are not known there)
  * / tokens per second of that worker. AIBrix adds up histograms of the past instead.
@@ -66,7 +69,8 @@ typedef struct {
     uint32_t n_queued_tokens; /* likewise: prompt tokens that it has to compute */
     uint32_t n_known_tokens;  /* of this prompt, in its prefix cache */
     uint32_t n_blocks_used, n_blocks_total;
-    uint32_t tokens_per_s; /* measured speed of prefill; 0: not measured yet, taken for the others' mean */
+    uint32_t n_blocks_kept; /* in its prefix cache */
+    uint32_t tokens_per_s;  /* measured speed of prefill; 0: not measured yet, taken for the others' mean */
 } gw_figures;
 
 typedef struct {

@@ -93,11 +93,17 @@ static void test_prefix_cache_is_sticky_until_saturated(void) {
         {{.n_queued_tokens = 2001, .n_known_tokens = 960}, {0}, 1, "above the bound the other waits less"},
         {{.n_queued_tokens = 2001, .n_known_tokens = 960}, {.n_queued_tokens = 2000}, 0, "but not always"},
         {{.n_queued_tokens = 2001, .n_known_tokens = 960, .tokens_per_s = 2000}, {0}, 0, "a fast one has more time"},
-        {{.n_queued_tokens = 500, .n_known_tokens = 448}, {0}, 1, "less than half is known: the wait decides"},
+        {{.n_queued_tokens = 500, .n_known_tokens = 448}, {0}, 1, "less than half is known: the queue decides"},
         {{.n_queued_tokens = 400, .n_known_tokens = 448}, {0}, 0, "likewise"},
         {{.n_queued_tokens = 900, .n_known_tokens = 960}, {.n_known_tokens = 896}, 0, "the longest beginning"},
-        {{.n_queued_tokens = 900, .n_known_tokens = 960}, {.n_known_tokens = 960}, 1, "of equals the shortest wait"},
+        {{.n_queued_tokens = 900, .n_known_tokens = 960}, {.n_known_tokens = 960}, 1, "of equals the shortest queue"},
         {{.n_queued_tokens = 2001, .n_known_tokens = 960}, {.n_queued_tokens = 2001}, 0, "all are saturated"},
+        {{.tokens_per_s = 9000, .n_blocks_kept = 8},
+         {.n_blocks_kept = 7},
+         1,
+         "new to idle ones: who keeps fewest blocks"},
+        {{.tokens_per_s = 9000, .n_queued_tokens = 1}, {.n_blocks_kept = 999}, 1, "new: the shortest queue, not speed"},
+        {{.n_known_tokens = 960, .n_blocks_kept = 99}, {.n_known_tokens = 896}, 0, "nor do blocks outweigh tokens"},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         const gw_figures two[] = {rows[i].home, rows[i].other};
