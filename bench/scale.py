@@ -2,16 +2,23 @@
 """A cluster of simulated workers under many requests: is the load even, and do all books agree? Needs a build.
 
     bench/scale.py --requests 20000 --gateways 2 --prefill 4 --decode 4
+    bench/scale.py --strategy prefix-cache --groups 400
 
 Starts the cluster with deploy/local/up (workers with --backend sim, so no GPU and little CPU is needed), streams
 completions through all gateways at once, stops it. Prompts are token ids: one of --groups common beginnings of --shared
-tokens, then some of their own; every tenth prompt was asked before, and must be answered alike. Prints what it found,
-and "wrong: ..." for each thing that does not add up: exit status 1 then. It must hold that
+tokens, then some of their own; every tenth prompt was asked before, and must be answered alike. Each request names the
+strategy and one of a few users, whose requests and tokens the gateways count in Redis (--limits-file). Prints what it
+found, and "wrong: ..." for each thing that does not add up: exit status 1 then. It must hold that
 
   - every stream is whole: status 200, a finish_reason, usage, [DONE]; nothing was refused, replayed or cancelled;
   - gateways, workers and client count the same requests, prompt tokens, output tokens and cached tokens;
   - what prefill workers' prefix caches found is what the gateways say, to each client and in their own figures;
-  - workers of a role have even loads: the busiest at most --even times the idlest;
+  - Redis counted each user's and the model's requests and tokens as the clients did;
+  - workers of a role have even loads: the busiest at most --even times the idlest. Where beginnings stay with the
+    worker that knows them (prefix-cache) it is these that are dealt out, once, so there must be many more of them than
+    workers for the loads to be even;
+  - with prefix-cache, whichever gateway is asked, nearly all that one cache for all could find is found (--found): a
+    beginning is computed once, and again only for who asks while it is computed or while its worker is saturated;
   - Redis names the workers that were started, every gateway sees them, and neither knows others;
   - at the end no worker holds a request, a block or a lease.
 
@@ -40,16 +47,26 @@ PREFILL_US = 500, 5  # of a step, and of each row: 2 ms for a prompt of 300 toke
 DECODE_US = 2000, 50  # 5 ms with 64 sequences
 ROLES = "prefill", "decode"
 MAX_TOKENS = 24  # of an answer: some end by themselves, some are cut
+BLOCK = 64  # tokens
+USERS = "ann", "bob", "eve"
+LIMITS = "user * 1000000000 1000000000000\nmodel nano-r1 1000000000 1000000000000\n"  # counted, never reached
 
-Answer = collections.namedtuple("Answer", "prefill cached_header prompt output cached reason text")
+Answer = collections.namedtuple("Answer", "prefill cached_header prompt output cached reason text user")
 
 
-def cluster_args(n_gateways=2, n_prefill=4, n_decode=4, strategy="least-request"):
+def cluster_args(n_gateways=2, n_prefill=4, n_decode=4):
     """For Cluster()."""
     return {"n_gateways": n_gateways, "n_prefill": n_prefill, "n_decode": n_decode, "decode_ep": 1,
             "prefill": SIM + "--sim-step-us %d --sim-prefill-us-per-token %d" % PREFILL_US,
             "decode": SIM + "--max-num-seqs 64 --sim-step-us %d --sim-row-us %d" % DECODE_US,
-            "gateway": f"--log-level warn --routing-strategy {strategy}"}
+            "gateway": "--log-level warn"}
+
+
+def counting_args(folder, *counts):
+    """As cluster_args(); the gateways count in Redis what users use."""
+    limits, args = Path(folder) / "limits", cluster_args(*counts)
+    limits.write_text(LIMITS)
+    return args | {"gateway": f"{args['gateway']} --limits-file {limits}"}
 
 
 # ---- the load
@@ -66,6 +83,17 @@ def make_prompts(rng, n_requests, n_groups, n_shared):
     return prompts
 
 
+def findable_tokens(prompts):
+    """What one cache, large enough, would find if the prompts came one after another."""
+    known, n_found = set(), 0
+    for prompt in prompts:
+        names = [hash(tuple(prompt[:end])) for end in range(BLOCK, len(prompt) + 1, BLOCK)]
+        usable = names[: (len(prompt) - 1) // BLOCK]  # the last token is always computed
+        n_found += BLOCK * next((i for i, name in enumerate(usable) if name not in known), len(usable))
+        known.update(names)
+    return n_found
+
+
 async def read_stream(reader):
     """(headers, events); leaves the connection at the next answer's beginning."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
@@ -78,11 +106,11 @@ async def read_stream(reader):
     return headers, events.decode().split("\n\n")
 
 
-async def ask(reader, writer, prompt):
+async def ask(reader, writer, prompt, user, strategy):
     payload = json.dumps({"model": "nano-r1", "prompt": prompt, "max_tokens": MAX_TOKENS, "temperature": 0,
                           "stream": True, "stream_options": {"include_usage": True}}).encode()
-    writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: scale\r\nContent-Type: application/json\r\n"
-                 b"Content-Length: %d\r\n\r\n" % len(payload) + payload)
+    writer.write(f"POST /v1/completions HTTP/1.1\r\nHost: scale\r\nContent-Type: application/json\r\nuser: {user}\r\n"
+                 f"routing-strategy: {strategy}\r\nContent-Length: {len(payload)}\r\n\r\n".encode() + payload)
     headers, events = await read_stream(reader)
     assert events[-2:] == ["data: [DONE]", ""], f"the stream ends with {events[-2:]}"
     chunks = [json.loads(event.removeprefix("data: ")) for event in events[:-2] if event.startswith("data: ")]
@@ -90,10 +118,10 @@ async def ask(reader, writer, prompt):
     usage = chunks[-1]["usage"]
     return Answer(headers["x-baton-prefill"], int(headers["x-baton-cached-tokens"]), usage["prompt_tokens"],
                   usage["completion_tokens"], usage["prompt_tokens_details"]["cached_tokens"],
-                  choices[-1]["finish_reason"], "".join(choice["text"] for choice in choices))
+                  choices[-1]["finish_reason"], "".join(choice["text"] for choice in choices), user)
 
 
-async def drive(urls, prompts, concurrency):
+async def drive(urls, prompts, concurrency, strategy):
     """(answers by prompt number, None where there was none; complaints). Every client keeps its connection."""
     answers, todo, complaints = [None] * len(prompts), iter(range(len(prompts))), []
 
@@ -104,7 +132,7 @@ async def drive(urls, prompts, concurrency):
             try:
                 if writer is None:
                     reader, writer = await asyncio.open_connection(target.hostname, target.port)
-                answers[i] = await ask(reader, writer, prompts[i])
+                answers[i] = await ask(reader, writer, prompts[i], USERS[i % len(USERS)], strategy)
             except Exception as error:  # whatever it is, the answer was not whole
                 complaints.append(f"request {i}: {type(error).__name__} {error}")
                 if writer is not None:
@@ -121,13 +149,16 @@ async def drive(urls, prompts, concurrency):
 
 
 class Books:
-    """What all processes of a new cluster counted."""
+    """What all processes of a cluster counted; since the other books, if there are any."""
 
-    def __init__(self, cluster):
+    def __init__(self, cluster, since=None):
         self.scrapes = {name: cluster.metrics(name) for name in cluster.gateways + cluster.workers}
+        self.since = since
 
     def each(self, role, metric, **labels):
-        return {name: m.value(metric, **labels) for name, m in self.scrapes.items() if name.startswith(role)}
+        then = self.since.each(role, metric, **labels) if self.since else {}
+        return {name: m.value(metric, **labels) - then.get(name, 0) for name, m in self.scrapes.items()
+                if name.startswith(role)}
 
     def sum(self, role, metric, **labels):
         return sum(self.each(role, metric, **labels).values())
@@ -136,6 +167,33 @@ class Books:
         """How much longer steps were than they were told to be: what the machine, if it is too small, adds."""
         told_us = step_us * self.sum(role, "baton_steps_total") + row_us * self.sum(role, "baton_step_rows_sum")
         return 1e6 * self.sum(role, "baton_step_seconds_sum") / max(told_us, 1)
+
+
+class Ledger:
+    """The counters of limits in Redis, added up over minutes, each of which is forgotten two minutes later. They only
+    grow, so the last look at a minute is the truth."""
+
+    def __init__(self, cluster):
+        self.cluster, self.minutes = cluster, {}
+        self.look()
+        self.begin = self.sum()
+
+    def look(self):
+        for key in self.cluster.redis("--scan", "--pattern", "baton:1:usage:*"):
+            fields = self.cluster.redis("hgetall", key)
+            self.minutes[key] = collections.Counter(dict(zip(fields[::2], map(int, fields[1::2]))))
+
+    def sum(self):
+        return sum(self.minutes.values(), collections.Counter())
+
+    def used(self):
+        self.look()
+        return self.sum() - self.begin
+
+    async def keep_looking(self):
+        while True:
+            await asyncio.sleep(20)
+            await asyncio.to_thread(self.look)
 
 
 class Findings:
@@ -187,14 +245,38 @@ def audit_tokens(found, books, prompts, answers):
                 received=books.sum("decode", "baton_kv_transfer_bytes_total"))
 
 
+def audit_redis(found, ledger, answers):
+    """Gateways tell Redis within 50 ms, or when it has answered what they told it before."""
+    want = collections.Counter()
+    for answer in answers:
+        for payer in (f"user {answer.user}", "model nano-r1"):
+            want[f"requests {payer}"] += 1
+            want[f"tokens {payer}"] += answer.prompt + answer.output
+    deadline = time.monotonic() + 5
+    while ledger.used() != want and time.monotonic() < deadline:
+        time.sleep(0.02)
+    used = ledger.used()
+    for field in sorted(want.keys() | used.keys()):
+        found.agree(field, client=want[field], redis=used[field])
+
+
 def audit_loads(found, books, answers, limit):
     requests = books.each("prefill", "baton_sampled_tokens_total")
-    by_header = collections.Counter(a.prefill for a in answers)
+    hits = books.each("prefill", "baton_prefix_cache_hits_total")
     for name, n in requests.items():
-        found.agree(f"requests of {name}", worker=n, headers=by_header[name],
+        own = [a for a in answers if a.prefill == name]
+        found.agree(f"requests of {name}", worker=n, headers=len(own),
                     gateways=books.sum("gateway", "baton_selected_total", worker=name))
+        found.agree(f"cached tokens of {name}", worker=hits[name], clients=sum(a.cached for a in own))
     found.even("requests of prefill workers", requests, limit)
     found.even("tokens of decode workers", books.each("decode", "baton_sampled_tokens_total"), limit)
+
+
+def audit_affinity(found, prompts, answers, strategy, wanted):
+    share = sum(a.cached for a in answers) / max(findable_tokens(prompts), 1)
+    found.facts.append(f"cached tokens, of those that one cache for all could find: {100 * share:.1f} %")
+    if strategy == "prefix-cache" and share < wanted:
+        found.wrong.append(f"only {share:.3f} of what could be found was, not {wanted}")
 
 
 def audit_answers(found, prompts, answers):
@@ -217,18 +299,29 @@ def audit_cluster(found, cluster):
     found.wrong += [f"{name} still holds {held}" for name, held in cluster.holders().items()]
 
 
-def measure(cluster, n_requests, n_groups=40, n_shared=256, concurrency=64, even=1.25, seed=1):
-    """Drives a new cluster and audits it. Returns the findings."""
+async def drive_and_look(ledger, *load):
+    looking = asyncio.create_task(ledger.keep_looking())
+    result = await drive(*load)
+    looking.cancel()
+    return result
+
+
+def measure(cluster, n_requests, strategy, n_groups=40, n_shared=256, concurrency=64, even=1.25, near=0.95, seed=1):
+    """Drives an idle cluster (of counting_args(); the seed is new to it) and audits it. Returns the findings."""
     found, prompts = Findings(), make_prompts(random.Random(seed), n_requests, n_groups, n_shared)
+    before, ledger = Books(cluster), Ledger(cluster)
+    urls = [cluster.url(name) for name in cluster.gateways]
     begin = time.perf_counter()
-    answers, failed = asyncio.run(drive([cluster.url(name) for name in cluster.gateways], prompts, concurrency))
+    answers, failed = asyncio.run(drive_and_look(ledger, urls, prompts, concurrency, strategy))
     seconds = time.perf_counter() - begin
     cluster.wait_idle()
-    whole, books = [answer for answer in answers if answer is not None], Books(cluster)
+    whole, books = [answer for answer in answers if answer is not None], Books(cluster, before)
     found.wrong += failed[:5]
     audit_requests(found, books, len(prompts), whole)
     audit_tokens(found, books, prompts, whole)
+    audit_redis(found, ledger, whole)
     audit_loads(found, books, whole, even)
+    audit_affinity(found, prompts, whole, strategy, near)
     audit_answers(found, prompts, answers)
     audit_cluster(found, cluster)
     found.facts.append(f"steps took {books.pace('prefill', *PREFILL_US):.2f} (prefill) and "
@@ -246,18 +339,20 @@ def main():
                               ("groups", 40, "common beginnings"), ("shared", 256, "tokens of one"),
                               ("seed", 1, "of the prompts")):
         parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} [{value}]".strip())
-    parser.add_argument("--strategy", default="least-request", help="the gateways' routing strategy [least-request]")
+    parser.add_argument("--strategy", default="least-request", help="what every request asks for [least-request]")
     parser.add_argument("--even", type=float, default=1.25, help="busiest worker / idlest one, at most [1.25]")
+    parser.add_argument("--found", type=float, default=0.95, help="share of what one cache would find, at least [0.95]")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="baton-scale-") as run:
-        cluster = Cluster(run, **cluster_args(args.gateways, args.prefill, args.decode, args.strategy))
+        cluster = Cluster(run, **counting_args(run, args.gateways, args.prefill, args.decode))
         try:
-            found = measure(cluster, args.requests, args.groups, args.shared, args.concurrency, args.even, args.seed)
+            found = measure(cluster, args.requests, args.strategy, args.groups, args.shared, args.concurrency, args.even,
+                            args.found, args.seed)
         finally:
             cluster.down()
     commit = subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout
     print(f"commit {commit.strip()}; {args.gateways} gateways, {args.prefill} prefill and {args.decode} decode "
-          f"workers, {args.strategy}; {os.cpu_count()} processors")
+          f"workers, {args.strategy}, {args.groups} beginnings; {os.cpu_count()} processors")
     print("\n".join(found.facts))
     print("\n".join(f"wrong: {what}" for what in found.wrong) or "all books agree")
     return 1 if found.wrong else 0

@@ -95,6 +95,12 @@ class Cluster:
         assert done.returncode == code, f"{verb} exited {done.returncode}:\n{done.stdout}{done.stderr}"
         return done.stdout + done.stderr
 
+    def redis(self, *command):
+        """Runs redis-cli; the lines that it prints."""
+        socket = (self.run / "redis.socket").read_text().strip()
+        return subprocess.run(["redis-cli", "-s", socket, *command], check=True, capture_output=True, text=True,
+                              timeout=10 * SLOW).stdout.splitlines()
+
     def down(self):
         if (self.run / "redis.socket").exists():
             self.script("down")
