@@ -3,7 +3,9 @@
  * Timed, in processor time: gw_router_choose() and the booking of what it chose; each decision for itself. Not timed:
  * naming the prompt's blocks, which is hashing the prompt, and BLOCKS and STATUS, of which the table is full before. A
  * quarter of the workers decode. Each block is held by one worker of each role, but for a beginning that all prompts
- * share and all workers hold. Each decision is about another conversation at random, so its names are in no cache. */
+ * share and all workers hold. Before the clock starts as many blocks have left as there are, in groups of conversations
+ * whose pieces are computed by turns, so that the index is as scattered as one in use. Each decision is about another
+ * conversation at random, so its names are in no cache. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
@@ -21,20 +23,34 @@
     F(u32, decisions, "20000", "per strategy and length")
 CFG_OWN(FLAGS)
 
-enum { N_SHARED = 8, MAX_TOKENS = 1 << 17, MAX_BLOCKS = 16000000, MAX_DECISIONS = 10000000 };
+enum {
+    N_SHARED = 8,
+    N_GROUP = 16,
+    N_PIECE = 32,
+    MAX_TOKENS = 1 << 17,
+    MAX_BLOCKS = 16000000,
+    MAX_DECISIONS = 10000000
+};
+
+typedef struct {
+    uint32_t generation; /* its blocks are others than the last one's */
+    uint64_t prefill, decode;
+} chat;
 
 typedef struct {
     const cfg_own *config;
     gw_router *router;
     uint32_t n_chain; /* blocks of a conversation */
     uint32_t n_chats;
+    chat *chats;            /* [n_chats] */
     wire_block_name *names; /* [n_chain] scratch */
     uint64_t random;
 } bench;
 
-static void name_chat(bench *b, uint32_t chat) {
+static void name_chat(bench *b, uint32_t number) {
     for (uint32_t i = 0; i < b->n_chain; i++) {
-        uint64_t seed = i < N_SHARED ? i : (uint64_t)(chat + 1) << 32 | i;
+        uint64_t seed =
+            i < N_SHARED ? i : (uint64_t)b->chats[number].generation << 52 | (uint64_t)(number + 1) << 20 | i;
         b->names[i].low = gw_random_next(&seed);
         b->names[i].high = gw_random_next(&seed);
     }
@@ -48,11 +64,12 @@ static void tell(bench *b, uint64_t worker, uint32_t first, uint32_t n) {
     }
 }
 
-static void fill(bench *b) {
-    uint32_t n = b->config->workers, n_decodes = n / 4, n_prefills = n - n_decodes;
+static uint32_t n_prefills(const bench *b) { return b->config->workers - b->config->workers / 4; }
+
+static void fill_workers(bench *b) {
     name_chat(b, 0);
-    for (uint32_t i = 0; i < n; i++) {
-        gw_worker known = {.role = i < n_prefills ? WIRE_ROLE_PREFILL : WIRE_ROLE_DECODE, .incarnation = i + 1};
+    for (uint32_t i = 0; i < b->config->workers; i++) {
+        gw_worker known = {.role = i < n_prefills(b) ? WIRE_ROLE_PREFILL : WIRE_ROLE_DECODE, .incarnation = i + 1};
         snprintf(known.name, sizeof(known.name), "worker-%u", i);
         gw_router_up(b->router, &known);
         wire_load load = {.running = (uint32_t)(gw_random_next(&b->random) % 8),
@@ -62,10 +79,50 @@ static void fill(bench *b) {
         gw_router_status(b->router, known.incarnation, &load);
         tell(b, known.incarnation, 0, N_SHARED);
     }
-    for (uint32_t chat = 0; chat < b->n_chats; chat++) {
-        name_chat(b, chat);
-        tell(b, 1 + gw_random_next(&b->random) % n_prefills, N_SHARED, b->n_chain - N_SHARED);
-        tell(b, 1 + n_prefills + gw_random_next(&b->random) % n_decodes, N_SHARED, b->n_chain - N_SHARED);
+}
+
+/* Evicted, the end before the beginning. */
+static void leave(bench *b, uint32_t number) {
+    name_chat(b, number);
+    for (uint32_t i = b->n_chain; i-- > N_SHARED;) {
+        wire_blocks gone = {.gone = &b->names[i], .n_gone = 1};
+        gw_router_blocks(b->router, b->chats[number].prefill, &gone);
+        gw_router_blocks(b->router, b->chats[number].decode, &gone);
+    }
+    b->chats[number].generation++;
+}
+
+/* Computed by turns, a piece of each at a time, and then decoded. */
+static void come(bench *b, const uint32_t *numbers, uint32_t n) {
+    for (uint32_t i = 0; i < n; i++) {
+        chat *new = &b->chats[numbers[i]];
+        new->prefill = 1 + gw_random_next(&b->random) % n_prefills(b);
+        new->decode = 1 + n_prefills(b) + gw_random_next(&b->random) % (b->config->workers / 4);
+    }
+    for (uint32_t first = N_SHARED; first < b->n_chain; first += N_PIECE) {
+        for (uint32_t i = 0; i < n; i++) {
+            name_chat(b, numbers[i]);
+            tell(b, b->chats[numbers[i]].prefill, first, first + N_PIECE < b->n_chain ? N_PIECE : b->n_chain - first);
+        }
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        name_chat(b, numbers[i]);
+        tell(b, b->chats[numbers[i]].decode, N_SHARED, b->n_chain - N_SHARED);
+    }
+}
+
+static void fill(bench *b) {
+    fill_workers(b);
+    for (uint32_t first = 0; first < b->n_chats; first += N_GROUP) {
+        uint32_t group[N_GROUP], n = 0;
+        for (; n < N_GROUP && first + n < b->n_chats; n++) group[n] = first + n;
+        come(b, group, n);
+    }
+    for (uint32_t first = 0; first < b->n_chats; first += N_GROUP) {
+        uint32_t group[N_GROUP], n = 0, stride = b->n_chats / N_GROUP + 1, at = first / N_GROUP;
+        for (; n < N_GROUP && at < b->n_chats; at += stride) group[n++] = at;
+        for (uint32_t i = 0; i < n; i++) leave(b, group[i]);
+        come(b, group, n);
     }
 }
 
@@ -122,6 +179,7 @@ static bt_status run(const void *own, bt_error *err) {
                    config->decisions <= MAX_DECISIONS;
     if (!is_sane) return bt_fail(err, BT_BAD_REQUEST, "--workers, --blocks, --tokens or --decisions is out of range");
     b.n_chats = config->blocks / (b.n_chain - N_SHARED);
+    b.chats = bt_calloc(b.n_chats, sizeof(*b.chats));
     b.names = bt_calloc(b.n_chain, sizeof(*b.names));
     b.router = gw_router_open(&(gw_router_options){.seed = 1});
     fill(&b);
@@ -132,6 +190,7 @@ static bt_status run(const void *own, bt_error *err) {
             measure(&b, names[k], tokens.values[i], us);
     free(us);
     free(b.names);
+    free(b.chats);
     gw_router_close(b.router);
     return BT_OK;
 }

@@ -16,9 +16,11 @@ enum {
     N_WORDS = GW_INDEX_MAX_WORKERS / 64,
     SWEEP_ENTRIES = 1024,  /* in one call: some 60 KB of memory, read in order */
     AHEAD = 12,            /* names that are fetched at once: a lookup is two cache misses */
+    STRIDE = 16,           /* entries that are fetched ahead where they lie in the prompt's order */
     BUCKETS_PER_ENTRY = 4, /* so that nearly always it is no third */
 };
-#define NO_ENTRY UINT32_MAX
+#define NO_ENTRY   UINT32_MAX
+#define PAGE_BYTES ((size_t)2 << 20) /* a huge one */
 
 typedef struct {
     uint64_t words[N_WORDS];
@@ -32,6 +34,7 @@ typedef struct {
 
 struct gw_index {
     uint64_t seed;
+    uint32_t max_blocks;
     uint32_t *buckets; /* [cap_buckets] owned: the first entry's number */
     uint32_t n_buckets, cap_buckets;
     entry *entries; /* [cap_entries] owned; those from n_entries on were never used */
@@ -82,13 +85,26 @@ static bool name_equal(const wire_block_name *x, const wire_block_name *y) {
     return x->low == y->low && x->high == y->high;
 }
 
-/* A larger array. Lookups are at random, so where it is large it should be of few pages. */
-static void *grow(void *array, uint32_t n, size_t item_bytes) {
-    const size_t huge_bytes = 2 << 20;
-    uint8_t *bytes = bt_realloc(array, n, item_bytes);
-    size_t n_bytes = n * item_bytes, skip = -(uintptr_t)bytes & (huge_bytes - 1);
-    if (n_bytes > 2 * huge_bytes) (void)madvise(bytes + skip, (n_bytes - skip) & ~(huge_bytes - 1), MADV_HUGEPAGE);
-    return bytes;
+static size_t in_pages(size_t n_bytes) { return (n_bytes + PAGE_BYTES - 1) & ~(PAGE_BYTES - 1); }
+
+/* Address space for an array that grows where it is, in huge pages: lookups are at random. */
+static void *reserve(size_t n_bytes) {
+    size_t n_room = in_pages(n_bytes) + PAGE_BYTES;
+    uint8_t *room = mmap(NULL, n_room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    BT_ASSERT(room != MAP_FAILED);
+    size_t before = -(uintptr_t)room & (PAGE_BYTES - 1);
+    if (before > 0) munmap(room, before);
+    munmap(room + n_room - (PAGE_BYTES - before), PAGE_BYTES - before);
+    return room + before;
+}
+
+/* One page more of it, zeroed: how many items there is room for now. `cap`: before. */
+static uint32_t take_page(void *array, uint32_t cap, size_t item_bytes) {
+    size_t n_taken = in_pages(cap * item_bytes);
+    int refused = mprotect((uint8_t *)array + n_taken, PAGE_BYTES, PROT_READ | PROT_WRITE);
+    BT_ASSERT(refused == 0);
+    (void)madvise((uint8_t *)array + n_taken, PAGE_BYTES, MADV_HUGEPAGE);
+    return (uint32_t)((n_taken + PAGE_BYTES) / item_bytes);
 }
 
 /* The link that leads to the name's entry, or the one at its chain's end. */
@@ -100,10 +116,8 @@ static uint32_t *find_link(const gw_index *index, const wire_block_name *name) {
 
 /* A new last bucket takes its share of the one whose number is the same but for the highest bit. */
 static void split_bucket(gw_index *index) {
-    if (index->n_buckets == index->cap_buckets) {
-        index->cap_buckets *= 2; /* large arrays are moved by remapping, not copied */
-        index->buckets = grow(index->buckets, index->cap_buckets, sizeof(*index->buckets));
-    }
+    if (index->n_buckets == index->cap_buckets)
+        index->cap_buckets = take_page(index->buckets, index->cap_buckets, sizeof(*index->buckets));
     uint32_t added = index->n_buckets++;
     uint32_t *to = &index->buckets[added], *link = &index->buckets[added - highest_bit(added)];
     *to = NO_ENTRY;
@@ -126,10 +140,9 @@ static uint32_t take_entry(gw_index *index) {
         index->first_free = index->entries[taken].next;
         return taken;
     }
-    if (index->n_entries == index->cap_entries) {
-        index->cap_entries *= 2;
-        index->entries = grow(index->entries, index->cap_entries, sizeof(*index->entries));
-    }
+    if (index->n_entries == index->max_blocks) return NO_ENTRY;
+    if (index->n_entries == index->cap_entries)
+        index->cap_entries = take_page(index->entries, index->cap_entries, sizeof(*index->entries));
     return index->n_entries++;
 }
 
@@ -144,12 +157,13 @@ static void drop_entry(gw_index *index, uint32_t *link) {
 
 /* ---- open, columns ---------------------------------------------------------------------------------------------- */
 
-gw_index *gw_index_open(uint64_t seed) {
+gw_index *gw_index_open(uint32_t max_blocks, uint64_t seed) {
     gw_index *index = bt_calloc(1, sizeof(*index));
     index->seed = seed;
-    index->cap_buckets = index->cap_entries = 64;
-    index->buckets = bt_calloc(index->cap_buckets, sizeof(*index->buckets));
-    index->entries = bt_calloc(index->cap_entries, sizeof(*index->entries));
+    index->max_blocks = max_blocks;
+    index->buckets = reserve(BUCKETS_PER_ENTRY * (size_t)max_blocks * sizeof(*index->buckets));
+    index->entries = reserve(max_blocks * sizeof(*index->entries));
+    index->cap_buckets = take_page(index->buckets, 0, sizeof(*index->buckets));
     index->n_buckets = 1;
     index->buckets[0] = index->first_free = NO_ENTRY;
     return index;
@@ -157,8 +171,8 @@ gw_index *gw_index_open(uint64_t seed) {
 
 void gw_index_close(gw_index *index) {
     if (index == NULL) return;
-    free(index->buckets);
-    free(index->entries);
+    munmap(index->buckets, in_pages(BUCKETS_PER_ENTRY * (size_t)index->max_blocks * sizeof(*index->buckets)));
+    munmap(index->entries, in_pages(index->max_blocks * sizeof(*index->entries)));
     free(index);
 }
 
@@ -212,7 +226,7 @@ bool gw_index_put(gw_index *index, uint32_t column, const wire_block_name *name)
     uint32_t *link = find_link(index, name);
     if (*link == NO_ENTRY) {
         uint32_t taken = take_entry(index);
-        link = find_link(index, name); /* entries may have moved */
+        if (taken == NO_ENTRY) return false;
         index->entries[taken] = (entry){.name = *name, .next = NO_ENTRY};
         *link = taken;
         set_add(&index->entries[taken].holders, column);
@@ -257,6 +271,32 @@ static void prefetch(const gw_index *index, const wire_block_name *names, uint32
     __builtin_prefetch(&index->entries[first].next);
 }
 
+/* A walk over a prompt's names. Workers tell of a prompt's blocks in their order, so that mostly a name's entry lies
+ * behind the last one's, and memory is read as it comes. Where it does not, names are looked up for a while by hash. */
+typedef struct {
+    const gw_index *index;
+    const wire_block_name *names;
+    uint32_t n_names;
+    uint32_t behind; /* where the next one's entry would lie */
+    uint32_t asked;  /* the names before this one were prefetched by hash */
+} walk;
+
+/* The entry of names[n]; NULL: nobody holds it. To be asked for one after the other. */
+static const entry *walk_to(walk *w, uint32_t n) {
+    const gw_index *index = w->index;
+    bool is_behind = w->behind < index->n_entries && name_equal(&index->entries[w->behind].name, &w->names[n]);
+    uint32_t found = w->behind;
+    if (is_behind) {
+        if (found + STRIDE < index->n_entries) __builtin_prefetch(&index->entries[found + STRIDE]);
+    } else {
+        if (w->asked < n) w->asked = n;
+        for (; w->asked <= n + 2 * AHEAD; w->asked++) prefetch(index, w->names, w->n_names, w->asked);
+        found = *find_link(index, &w->names[n]);
+    }
+    w->behind = found + 1; /* NO_ENTRY + 1 is 0 */
+    return found != NO_ENTRY ? &index->entries[found] : NULL;
+}
+
 /* lengths[] of the columns in `set` becomes n. */
 static void set_lengths(const column_set *set, uint32_t n, uint32_t *lengths) {
     for (uint32_t i = 0; i < N_WORDS; i++)
@@ -265,17 +305,15 @@ static void set_lengths(const column_set *set, uint32_t n, uint32_t *lengths) {
 }
 
 void gw_index_match(const gw_index *index, const wire_block_name *names, uint32_t n_names, uint32_t *lengths) {
+    walk walk = {.index = index, .names = names, .n_names = n_names, .behind = NO_ENTRY};
     column_set holders = index->live;
     memset(lengths, 0, GW_INDEX_MAX_WORKERS * sizeof(*lengths));
-    for (uint32_t i = 0; i < 2 * AHEAD; i++) prefetch(index, names, n_names, i);
     for (uint32_t n = 0; n < n_names && !set_is_empty(&holders); n++) {
-        prefetch(index, names, n_names, n + 2 * AHEAD);
-        uint32_t found = *find_link(index, &names[n]);
-        column_set here = {0};
-        if (found != NO_ENTRY) here = set_and(&holders, &index->entries[found].holders);
-        column_set lost;
+        const entry *found = walk_to(&walk, n);
+        column_set here = {0}, lost;
+        if (found != NULL) here = set_and(&holders, &found->holders);
         for (int i = 0; i < N_WORDS; i++) lost.words[i] = holders.words[i] & ~here.words[i];
-        if (n > 0) set_lengths(&lost, n, lengths);
+        if (n > 0 && !set_is_empty(&lost)) set_lengths(&lost, n, lengths);
         holders = here;
     }
     if (n_names > 0) set_lengths(&holders, n_names, lengths);

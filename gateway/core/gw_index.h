@@ -5,7 +5,8 @@
  * was told over the old one is believed any more. One walk over a prompt's names finds how much of it each worker
  * holds.
  *
- * No operation's cost depends on how many blocks are known: the map grows by one bucket at a time, and what a worker
+ * No operation's cost depends on how many blocks are known: the map grows by one bucket at a time, in memory that does
+ * not move, and what a worker
  * that left has told is forgotten piece by piece, with gw_index_sweep(); meanwhile nobody sees it. No I/O, no clock.
  * One thread. 72 bytes per block that somebody holds. */
 #ifndef BATON_GATEWAY_CORE_GW_INDEX_H
@@ -21,15 +22,17 @@ typedef struct gw_index gw_index;
 enum { GW_INDEX_MAX_WORKERS = 256 };
 #define GW_INDEX_NONE UINT32_MAX
 
-/* `seed` keeps names that a worker made up from falling into one bucket. */
-gw_index *gw_index_open(uint64_t seed);
+/* Of different blocks max_blocks are known at most; what is told then is left out until others go. Memory is taken as
+ * it is needed, 2 MiB at a time, address space at once. `seed` keeps names that a worker made up from falling into one
+ * bucket. */
+gw_index *gw_index_open(uint32_t max_blocks, uint64_t seed);
 void gw_index_close(gw_index *index); /* NULL is accepted */
 
 /* A column for a worker that is new; GW_INDEX_NONE: all are taken. */
 uint32_t gw_index_join(gw_index *index);
 void gw_index_leave(gw_index *index, uint32_t column);
 
-bool gw_index_put(gw_index *index, uint32_t column, const wire_block_name *name);    /* false: it was there */
+bool gw_index_put(gw_index *index, uint32_t column, const wire_block_name *name);    /* false: it was there, or full */
 bool gw_index_remove(gw_index *index, uint32_t column, const wire_block_name *name); /* false: it was not there */
 bool gw_index_has(const gw_index *index, uint32_t column, const wire_block_name *name);
 uint32_t gw_index_n_blocks(const gw_index *index, uint32_t column); /* that the worker holds */

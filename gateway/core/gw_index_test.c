@@ -38,7 +38,7 @@ static void test_it_says_what_a_naive_model_says(void) {
         state = seed * 0x9e3779b97f4a7c15u;
         memset(is_live, 0, sizeof(is_live));
         memset(holds, 0, sizeof(holds));
-        gw_index *index = gw_index_open(seed);
+        gw_index *index = gw_index_open(4096, seed);
         uint32_t n_workers = 1 + below(40), columns[40], n_columns = 0;
         for (int event = 0; event < 6000; event++) {
             uint32_t kind = below(1000), which = n_columns > 0 ? below(n_columns) : 0;
@@ -80,7 +80,7 @@ static void test_it_says_what_a_naive_model_says(void) {
 }
 
 static void test_there_are_as_many_columns_as_workers_may_be(void) {
-    gw_index *index = gw_index_open(7);
+    gw_index *index = gw_index_open(1 << 22, 7);
     wire_block_name name = {1, 2};
     for (uint32_t i = 0; i < MAX_COLUMNS; i++) {
         uint32_t column = gw_index_join(index);
@@ -99,7 +99,7 @@ static void test_there_are_as_many_columns_as_workers_may_be(void) {
 
 static void test_a_worker_that_leaves_costs_a_bounded_piece_at_a_time(void) {
     enum { N = 20000 };
-    gw_index *index = gw_index_open(7);
+    gw_index *index = gw_index_open(1 << 22, 7);
     uint32_t gone = gw_index_join(index), stays = gw_index_join(index), n_sweeps = 0;
     for (uint64_t i = 0; i < N; i++) {
         wire_block_name name = {i, ~i};
@@ -121,9 +121,23 @@ static void test_a_worker_that_leaves_costs_a_bounded_piece_at_a_time(void) {
     gw_index_close(index);
 }
 
+static void test_what_there_is_no_room_for_is_left_out(void) {
+    gw_index *index = gw_index_open(3, 7);
+    uint32_t one = gw_index_join(index), two = gw_index_join(index);
+    wire_block_name names[4] = {{1, 1}, {2, 2}, {3, 3}, {4, 4}};
+    for (uint32_t i = 0; i < 3; i++) CHECK(gw_index_put(index, one, &names[i]), "block %u", i);
+    CHECK(!gw_index_put(index, one, &names[3]) && !gw_index_has(index, one, &names[3]), "one too many");
+    CHECK(gw_index_n_blocks(index, one) == 3 && !gw_index_remove(index, one, &names[3]), "it was never there");
+    CHECK(gw_index_put(index, two, &names[2]), "another holder needs no room");
+    CHECK(gw_index_remove(index, one, &names[0]) && gw_index_put(index, one, &names[3]), "one went, one comes");
+    CHECK(gw_index_check(index) == 3, "in order");
+    gw_index_close(index);
+}
+
 int main(void) {
     test_it_says_what_a_naive_model_says();
     test_there_are_as_many_columns_as_workers_may_be();
     test_a_worker_that_leaves_costs_a_bounded_piece_at_a_time();
+    test_what_there_is_no_room_for_is_left_out();
     TEST_END();
 }

@@ -9,6 +9,8 @@
 #include "common/core/map.h"
 #include "common/kv/kv_layout.h"
 
+enum { MAX_BLOCKS = 1 << 24 }; /* a thousand million tokens' */
+
 struct gw_router {
     gw_router_options options;
     gw_worker **workers; /* [n_workers] owned, in the order in which they came */
@@ -35,7 +37,7 @@ gw_router *gw_router_open(const gw_router_options *options) {
     if (router->options.saturation_ms == 0) router->options.saturation_ms = 2000;
     if (router->options.slo_ttft_ms == 0) router->options.slo_ttft_ms = 2000;
     router->random = options->seed;
-    router->index = gw_index_open(options->seed);
+    router->index = gw_index_open(MAX_BLOCKS, options->seed);
     return router;
 }
 
