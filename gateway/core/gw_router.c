@@ -11,9 +11,18 @@
 
 enum { MAX_BLOCKS = 1 << 24 }; /* a thousand million tokens' */
 
+/* What a decision reads of a worker. It reads all of them, so they lie side by side; refresh() keeps them. */
+typedef struct {
+    gw_figures figures; /* n_known_tokens: 0 */
+    uint32_t column, local_prefill_tokens;
+    wire_role role;
+    bool is_usable;
+} standing;
+
 struct gw_router {
     gw_router_options options;
     gw_worker **workers; /* [n_workers] owned, in the order in which they came */
+    standing *standings; /* [n_workers] theirs */
     uint32_t n_workers, cap_workers;
     bt_map by_incarnation; /* -> index in workers */
     gw_index *index;
@@ -22,7 +31,7 @@ struct gw_router {
     uint32_t lengths[GW_INDEX_MAX_WORKERS]; /* of the prompt that is being placed: blocks known, by column */
 
     /* Scratch of choosing a prefill worker, [cap_workers] each; costs twice as many. */
-    gw_worker **candidates;
+    uint32_t *candidates; /* places */
     gw_figures *figures;
     double *costs;
 };
@@ -45,6 +54,7 @@ void gw_router_close(gw_router *router) {
     if (router == NULL) return;
     for (uint32_t i = 0; i < router->n_workers; i++) free(router->workers[i]);
     free(router->workers);
+    free(router->standings);
     free(router->candidates);
     free(router->figures);
     free(router->costs);
@@ -57,6 +67,34 @@ gw_worker *gw_router_worker(const gw_router *router, uint64_t incarnation) {
     uint32_t index = bt_map_get(&router->by_incarnation, key_of(incarnation));
     return index == BT_MAP_NONE ? NULL : router->workers[index];
 }
+
+/* ---- what decisions read ---------------------------------------------------------------------------------------- */
+
+static uint32_t add_figures(uint64_t reported, uint32_t unseen, uint32_t at_least) {
+    uint64_t sum = reported + unseen;
+    if (sum < at_least) sum = at_least;
+    return sum > UINT32_MAX ? UINT32_MAX : (uint32_t)sum;
+}
+
+/* To be called when anything of the worker has changed. */
+static void refresh(gw_router *router, const gw_worker *worker) {
+    const wire_load *load = &worker->load;
+    const gw_sum *unseen = &worker->unseen, *own = &worker->own;
+    router->standings[worker->place] =
+        (standing){.figures = {.name_hash = worker->name_hash,
+                               .n_requests = add_figures((uint64_t)load->running + load->waiting, unseen->n, own->n),
+                               .n_queued_tokens = add_figures(load->waiting_tokens, unseen->n_tokens, 0),
+                               .n_blocks_used = add_figures(load->kv_blocks_used, unseen->n_blocks, own->n_blocks),
+                               .n_blocks_total = load->kv_blocks_total,
+                               .n_blocks_kept = gw_router_n_blocks(router, worker),
+                               .tokens_per_s = load->prefill_tokens_per_s},
+                   .column = worker->column,
+                   .local_prefill_tokens = load->local_prefill_tokens,
+                   .role = worker->role,
+                   .is_usable = !worker->is_draining && !worker->is_incomplete};
+}
+
+/* ---- who comes and goes ----------------------------------------------------------------------------------------- */
 
 static void copy_known(gw_worker *worker, const gw_worker *known) {
     worker->role = known->role;
@@ -72,16 +110,25 @@ static void copy_known(gw_worker *worker, const gw_worker *known) {
 
 static void reserve(gw_router *router, uint32_t n) {
     router->workers = bt_realloc(router->workers, n, sizeof(gw_worker *));
-    router->candidates = bt_realloc(router->candidates, n, sizeof(gw_worker *));
+    router->standings = bt_realloc(router->standings, n, sizeof(standing));
+    router->candidates = bt_realloc(router->candidates, n, sizeof(uint32_t));
     router->figures = bt_realloc(router->figures, n, sizeof(gw_figures));
     router->costs = bt_realloc(router->costs, 2 * n, sizeof(double));
     router->cap_workers = n;
+}
+
+static void place(gw_router *router, gw_worker *worker, uint32_t at) {
+    router->workers[at] = worker;
+    worker->place = at;
+    bt_map_put(&router->by_incarnation, key_of(worker->incarnation), at);
+    refresh(router, worker);
 }
 
 gw_worker *gw_router_up(gw_router *router, const gw_worker *known) {
     gw_worker *worker = gw_router_worker(router, known->incarnation);
     if (worker != NULL) {
         copy_known(worker, known);
+        refresh(router, worker);
         return worker;
     }
     if (router->n_workers == router->cap_workers) reserve(router, router->cap_workers * 2 + 8);
@@ -90,8 +137,7 @@ gw_worker *gw_router_up(gw_router *router, const gw_worker *known) {
     worker->is_incomplete = known->is_incomplete;
     worker->link = ++router->n_links;
     worker->column = gw_index_join(router->index);
-    bt_map_put(&router->by_incarnation, key_of(worker->incarnation), router->n_workers);
-    router->workers[router->n_workers++] = worker;
+    place(router, worker, router->n_workers++);
     return worker;
 }
 
@@ -103,10 +149,7 @@ void gw_router_gone(gw_router *router, uint64_t incarnation) {
     if (worker->column != GW_INDEX_NONE) gw_index_leave(router->index, worker->column);
     free(worker);
     router->n_workers--;
-    for (uint32_t i = index; i < router->n_workers; i++) {
-        router->workers[i] = router->workers[i + 1];
-        bt_map_put(&router->by_incarnation, key_of(router->workers[i]->incarnation), i);
-    }
+    for (uint32_t i = index; i < router->n_workers; i++) place(router, router->workers[i + 1], i);
 }
 
 static void sum_add(gw_sum *sum, const gw_sum *share) {
@@ -135,6 +178,7 @@ void gw_router_status(gw_router *router, uint64_t incarnation, const wire_load *
         worker->unseen = (gw_sum){0};
     }
     worker->accepted = (gw_sum){0};
+    refresh(router, worker);
     gw_index_sweep(router->index);
 }
 
@@ -143,14 +187,16 @@ bool gw_router_blocks(gw_router *router, uint64_t incarnation, const wire_blocks
     if (worker == NULL || worker->column == GW_INDEX_NONE) return true;
     gw_index *index = router->index;
     uint32_t column = worker->column;
+    bool has_room = true;
     for (uint32_t i = 0; i < blocks->n_gone; i++) gw_index_remove(index, column, &blocks->gone[i]);
-    for (uint32_t i = 0; i < blocks->n_come; i++) {
-        bool has_room = gw_index_n_blocks(index, column) < worker->load.kv_blocks_total;
-        if (!has_room && !gw_index_has(index, column, &blocks->come[i])) return false;
-        gw_index_put(index, column, &blocks->come[i]);
+    for (uint32_t i = 0; i < blocks->n_come && has_room; i++) {
+        has_room = gw_index_n_blocks(index, column) < worker->load.kv_blocks_total ||
+                   gw_index_has(index, column, &blocks->come[i]);
+        if (has_room) gw_index_put(index, column, &blocks->come[i]);
     }
     gw_index_sweep(index);
-    return true;
+    refresh(router, worker);
+    return has_room;
 }
 
 uint64_t gw_router_model_hash(const gw_router *router) {
@@ -167,7 +213,9 @@ uint32_t gw_router_n_blocks(const gw_router *router, const gw_worker *worker) {
 
 void gw_router_draining(gw_router *router, uint64_t incarnation) {
     gw_worker *worker = gw_router_worker(router, incarnation);
-    if (worker != NULL) worker->is_draining = true;
+    if (worker == NULL) return;
+    worker->is_draining = true;
+    refresh(router, worker);
 }
 
 /* ---- shares of load --------------------------------------------------------------------------------------------- */
@@ -181,11 +229,11 @@ static gw_worker *worker_of(const gw_router *router, const gw_booking *booking) 
 }
 
 void gw_router_book(gw_router *router, gw_booking *out, gw_worker *worker, uint32_t n_blocks, uint32_t n_tokens) {
-    (void)router;
     *out = (gw_booking){worker->incarnation, worker->link, n_blocks, n_tokens, false, worker->n_heard};
     gw_sum share = share_of(out);
     sum_add(&worker->own, &share);
     sum_add(&worker->unseen, &share);
+    refresh(router, worker);
 }
 
 void gw_router_accepted(gw_router *router, gw_booking *booking) {
@@ -212,19 +260,17 @@ void gw_router_unbook(gw_router *router, gw_booking *booking) {
             sum_take(&worker->unseen, &share);
             if (booking->is_accepted) sum_take(&worker->accepted, &share);
         }
+        refresh(router, worker);
     }
     *booking = (gw_booking){0};
 }
 
 /* ---- who is there ----------------------------------------------------------------------------------------------- */
 
-static bool is_usable(const gw_worker *worker, wire_role role) {
-    return worker->role == role && !worker->is_draining && !worker->is_incomplete;
-}
-
 uint32_t gw_router_n_usable(const gw_router *router, wire_role role) {
     uint32_t n = 0;
-    for (uint32_t i = 0; i < router->n_workers; i++) n += is_usable(router->workers[i], role);
+    for (uint32_t i = 0; i < router->n_workers; i++)
+        n += router->standings[i].role == role && router->standings[i].is_usable;
     return n;
 }
 
@@ -240,59 +286,40 @@ void gw_router_each(const gw_router *router, bool (*fn)(void *context, const gw_
         if (!fn(context, router->workers[i])) return;
 }
 
-/* ---- a worker's figures ------------------------------------------------------------------------------------------ */
+/* ---- of the prompt that is being placed -------------------------------------------------------------------------- */
 
-static uint32_t add_figures(uint64_t reported, uint32_t unseen, uint32_t at_least) {
-    uint64_t sum = reported + unseen;
-    if (sum < at_least) sum = at_least;
-    return sum > UINT32_MAX ? UINT32_MAX : (uint32_t)sum;
+/* Tokens in full blocks that the worker knows, from the first on. */
+static uint32_t n_known_tokens(const gw_router *router, uint32_t column) {
+    return column == GW_INDEX_NONE ? 0 : router->lengths[column] * KV_BLOCK_TOKENS;
 }
 
-static uint32_t n_requests(const gw_worker *worker) {
-    return add_figures((uint64_t)worker->load.running + worker->load.waiting, worker->unseen.n, worker->own.n);
-}
-
-static uint32_t n_blocks_used(const gw_worker *worker) {
-    return add_figures(worker->load.kv_blocks_used, worker->unseen.n_blocks, worker->own.n_blocks);
-}
-
-static uint32_t n_free_blocks(const gw_worker *worker) {
-    uint32_t used = n_blocks_used(worker), total = worker->load.kv_blocks_total;
-    return used < total ? total - used : 0;
-}
-
-/* Of the prompt that is being placed: tokens in full blocks that the worker knows, from the first on. */
-static uint32_t n_known_tokens(const gw_router *router, const gw_worker *worker) {
-    return worker->column == GW_INDEX_NONE ? 0 : router->lengths[worker->column] * KV_BLOCK_TOKENS;
-}
-
-static uint32_t n_missing_tokens(const gw_router *router, const gw_worker *worker, const gw_route_query *query) {
-    uint32_t n_known = n_known_tokens(router, worker);
+static uint32_t n_missing_tokens(const gw_router *router, uint32_t column, const gw_route_query *query) {
+    uint32_t n_known = n_known_tokens(router, column);
     return n_known < query->n_tokens ? query->n_tokens - n_known : 0;
 }
 
-/* May it get the request that is being placed? */
-static bool is_allowed(const gw_worker *worker, wire_role role, const gw_route_query *query) {
-    if (!is_usable(worker, role)) return false;
-    return query->filter == NULL || bt_selector_matches(query->filter, &worker->labels);
+/* May the worker at that place get it? */
+static bool is_allowed(const gw_router *router, uint32_t at, wire_role role, const gw_route_query *query) {
+    const standing *one = &router->standings[at];
+    if (one->role != role || !one->is_usable) return false;
+    return query->filter == NULL || bt_selector_matches(query->filter, &router->workers[at]->labels);
 }
 
 /* ---- prefill ----------------------------------------------------------------------------------------------------- */
 
 /* Candidates are all that are allowed, but for the avoided one if there is another. */
 static uint32_t find_candidates(gw_router *router, const gw_route_query *query) {
-    gw_worker *avoided = NULL;
-    uint32_t n = 0;
+    const gw_worker *avoided = query->avoid_prefill != 0 ? gw_router_worker(router, query->avoid_prefill) : NULL;
+    uint32_t n = 0, n_avoided = 0, skipped = avoided != NULL ? avoided->place : UINT32_MAX;
     for (uint32_t i = 0; i < router->n_workers; i++) {
-        gw_worker *worker = router->workers[i];
-        if (!is_allowed(worker, WIRE_ROLE_PREFILL, query)) continue;
-        if (worker->incarnation == query->avoid_prefill) {
-            avoided = worker;
+        if (!is_allowed(router, i, WIRE_ROLE_PREFILL, query)) continue;
+        if (i == skipped) {
+            n_avoided = 1;
         } else {
-            router->candidates[n++] = worker;
+            router->candidates[n++] = i;
         }
     }
-    if (n == 0 && avoided != NULL) router->candidates[n++] = avoided;
+    if (n == 0 && n_avoided > 0) router->candidates[n++] = skipped;
     return n;
 }
 
@@ -300,16 +327,9 @@ static gw_worker *choose_prefill(gw_router *router, const gw_route_query *query)
     uint32_t n = find_candidates(router, query);
     if (n == 0) return NULL;
     for (uint32_t i = 0; i < n; i++) {
-        const gw_worker *worker = router->candidates[i];
-        router->figures[i] =
-            (gw_figures){.name_hash = worker->name_hash,
-                         .n_requests = n_requests(worker),
-                         .n_queued_tokens = add_figures(worker->load.waiting_tokens, worker->unseen.n_tokens, 0),
-                         .n_known_tokens = n_known_tokens(router, worker),
-                         .n_blocks_used = n_blocks_used(worker),
-                         .n_blocks_total = worker->load.kv_blocks_total,
-                         .n_blocks_kept = gw_router_n_blocks(router, worker),
-                         .tokens_per_s = worker->load.prefill_tokens_per_s};
+        const standing *one = &router->standings[router->candidates[i]];
+        router->figures[i] = one->figures;
+        router->figures[i].n_known_tokens = n_known_tokens(router, one->column);
     }
     gw_scene scene = {.workers = router->figures,
                       .n_workers = n,
@@ -319,7 +339,7 @@ static gw_worker *choose_prefill(gw_router *router, const gw_route_query *query)
                       .saturation_ms = router->options.saturation_ms,
                       .slo_ttft_ms = router->options.slo_ttft_ms,
                       .random = gw_random_next(&router->random)};
-    return router->candidates[gw_strategy_choose(query->strategy, &scene, router->costs)];
+    return router->workers[router->candidates[gw_strategy_choose(query->strategy, &scene, router->costs)]];
 }
 
 /* ---- decode ------------------------------------------------------------------------------------------------------ */
@@ -328,13 +348,17 @@ enum { N_KEYS = 8 };
 
 /* What decode workers are ranked by, compared from the first to the last; the lowest is best. */
 typedef struct {
-    gw_worker *worker;
+    uint32_t place;
     bool is_local; /* it would compute the prompt itself */
     uint64_t key[N_KEYS];
 } ranked;
 
-static bool has_room(const gw_worker *worker, const gw_route_query *query) {
-    bool has_reported = worker->load.kv_blocks_total > 0;
+static uint32_t n_free_blocks(const gw_figures *worker) {
+    return worker->n_blocks_used < worker->n_blocks_total ? worker->n_blocks_total - worker->n_blocks_used : 0;
+}
+
+static bool has_room(const gw_figures *worker, const gw_route_query *query) {
+    bool has_reported = worker->n_blocks_total > 0;
     return !has_reported || n_free_blocks(worker) >= query->n_tokens / KV_BLOCK_TOKENS + 1;
 }
 
@@ -342,30 +366,33 @@ static bool has_room(const gw_worker *worker, const gw_route_query *query) {
 static uint32_t n_requests_least(const gw_router *router, const gw_route_query *query) {
     uint32_t least = UINT32_MAX;
     for (uint32_t i = 0; i < router->n_workers; i++) {
-        const gw_worker *worker = router->workers[i];
-        if (!is_allowed(worker, WIRE_ROLE_DECODE, query) || !has_room(worker, query)) continue;
-        if (n_requests(worker) < least) least = n_requests(worker);
+        const gw_figures *worker = &router->standings[i].figures;
+        if (!is_allowed(router, i, WIRE_ROLE_DECODE, query) || !has_room(worker, query)) continue;
+        if (worker->n_requests < least) least = worker->n_requests;
     }
     return least;
 }
 
 /* Not much busier than the one that has least to do. What a prompt's blocks are worth is a short prefill and its
  * transfer; among more than twice as many others each token takes longer, to the request's end. */
-static bool is_calm(const gw_worker *worker, uint32_t n_least) {
+static bool is_calm(const gw_figures *worker, uint32_t n_least) {
     enum { N_FEW = 4 }; /* so many more cost next to nothing: a step reads the weights once for all */
-    return n_requests(worker) <= 2 * (uint64_t)n_least + N_FEW;
+    return worker->n_requests <= 2 * (uint64_t)n_least + N_FEW;
 }
 
-static ranked rank_decode(gw_router *router, gw_worker *worker, const gw_route_query *query, uint32_t n_least) {
+static ranked rank_decode(gw_router *router, uint32_t at, const gw_route_query *query, uint32_t n_least) {
+    const standing *one = &router->standings[at];
+    const gw_figures *worker = &one->figures;
     bool is_roomy = has_room(worker, query), is_free = is_roomy && is_calm(worker, n_least);
-    uint32_t n_known = n_known_tokens(router, worker), n_missing = n_missing_tokens(router, worker, query);
-    bool is_short = worker->load.local_prefill_tokens > 0 && n_missing <= worker->load.local_prefill_tokens;
+    bool is_avoided = query->avoid_decode != 0 && router->workers[at]->incarnation == query->avoid_decode;
+    uint32_t n_known = n_known_tokens(router, one->column), n_missing = n_missing_tokens(router, one->column, query);
+    bool is_short = one->local_prefill_tokens > 0 && n_missing <= one->local_prefill_tokens;
     bool is_local = query->may_be_local && is_free && is_short;
     bool is_holder = is_free && n_known > query->n_tokens / 2;
-    return (ranked){worker,
+    return (ranked){at,
                     is_local,
-                    {worker->incarnation == query->avoid_decode, !is_roomy, !is_local, !is_holder, n_requests(worker),
-                     n_missing, UINT64_MAX - n_free_blocks(worker), gw_random_next(&router->random)}};
+                    {is_avoided, !is_roomy, !is_local, !is_holder, worker->n_requests, n_missing,
+                     UINT64_MAX - n_free_blocks(worker), gw_random_next(&router->random)}};
 }
 
 static bool is_before(const ranked *x, const ranked *y) {
@@ -378,8 +405,8 @@ static void choose_decodes(gw_router *router, const gw_route_query *query, gw_ro
     ranked best[WIRE_MAX_CANDIDATES];
     uint32_t n = 0, n_least = n_requests_least(router, query);
     for (uint32_t i = 0; i < router->n_workers; i++) {
-        if (!is_allowed(router->workers[i], WIRE_ROLE_DECODE, query)) continue;
-        ranked one = rank_decode(router, router->workers[i], query, n_least);
+        if (!is_allowed(router, i, WIRE_ROLE_DECODE, query)) continue;
+        ranked one = rank_decode(router, i, query, n_least);
         if (n == WIRE_MAX_CANDIDATES && !is_before(&one, &best[n - 1])) continue;
         uint32_t at = n < WIRE_MAX_CANDIDATES ? n++ : n - 1;
         for (; at > 0 && is_before(&one, &best[at - 1]); at--) best[at] = best[at - 1];
@@ -387,7 +414,7 @@ static void choose_decodes(gw_router *router, const gw_route_query *query, gw_ro
     }
     out->n_decodes = n;
     out->is_local = n > 0 && best[0].is_local;
-    for (uint32_t i = 0; i < n; i++) out->decodes[i] = best[i].worker;
+    for (uint32_t i = 0; i < n; i++) out->decodes[i] = router->workers[best[i].place];
 }
 
 static bt_status fail_none(const gw_route_query *query, const char *role, bt_error *err) {
@@ -402,7 +429,8 @@ bt_status gw_router_choose(gw_router *router, const gw_route_query *query, gw_ro
     if (!route.is_local) route.prefill = choose_prefill(router, query);
     if (!route.is_local && route.prefill == NULL) return fail_none(query, "prefill", err);
     if (route.n_decodes == 0) return fail_none(query, "decode", err);
-    route.n_missing = n_missing_tokens(router, route.is_local ? route.decodes[0] : route.prefill, query);
+    const gw_worker *computes = route.is_local ? route.decodes[0] : route.prefill;
+    route.n_missing = n_missing_tokens(router, computes->column, query);
     *out = route;
     return BT_OK;
 }

@@ -35,6 +35,7 @@ typedef struct gw_worker {
     bool is_incomplete; /* lacks ranks of its expert-parallel group; after gw_router_up() its STATUS says */
 
     /* Kept by the router. */
+    uint32_t place;     /* in its table, now */
     uint64_t link;      /* which link this is, counted over all: a worker that was gone and came back has another */
     uint64_t name_hash; /* for gw_strategy */
     uint32_t column;    /* in the index; GW_INDEX_NONE: there was none left, nothing is known of its blocks */
