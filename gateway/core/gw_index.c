@@ -30,6 +30,7 @@ typedef struct {
     wire_block_name name;
     column_set holders; /* none: the entry is free */
     uint32_t next;      /* in its bucket, or of the free ones */
+    uint32_t after;     /* a guess: the entry of the block behind it in a prompt; NO_ENTRY: none */
 } entry;
 
 struct gw_index {
@@ -43,6 +44,7 @@ struct gw_index {
     bool is_sweeping;
     uint32_t sweep_at;
     uint32_t n_blocks[GW_INDEX_MAX_WORKERS];
+    uint32_t last_put[GW_INDEX_MAX_WORKERS]; /* by column: entry, or NO_ENTRY */
 };
 
 /* ---- sets of columns -------------------------------------------------------------------------------------------- */
@@ -150,7 +152,7 @@ static void drop_entry(gw_index *index, uint32_t *link) {
     uint32_t dropped = *link;
     entry *at = &index->entries[dropped];
     *link = at->next;
-    *at = (entry){.next = index->first_free};
+    *at = (entry){.next = index->first_free, .after = NO_ENTRY};
     index->first_free = dropped;
     index->n_used--;
 }
@@ -193,6 +195,7 @@ uint32_t gw_index_join(gw_index *index) {
     if (column == GW_INDEX_NONE) return GW_INDEX_NONE;
     set_add(&index->live, column);
     index->n_blocks[column] = 0;
+    index->last_put[column] = NO_ENTRY;
     return column;
 }
 
@@ -222,23 +225,28 @@ void gw_index_sweep(gw_index *index) {
 
 /* ---- blocks ----------------------------------------------------------------------------------------------------- */
 
+/* Workers tell of a prompt's blocks in their order. */
+static void guess_order(gw_index *index, uint32_t column, uint32_t put) {
+    if (index->last_put[column] != NO_ENTRY) index->entries[index->last_put[column]].after = put;
+    index->last_put[column] = put;
+}
+
 bool gw_index_put(gw_index *index, uint32_t column, const wire_block_name *name) {
     uint32_t *link = find_link(index, name);
     if (*link == NO_ENTRY) {
         uint32_t taken = take_entry(index);
         if (taken == NO_ENTRY) return false;
-        index->entries[taken] = (entry){.name = *name, .next = NO_ENTRY};
+        index->entries[taken] = (entry){.name = *name, .next = NO_ENTRY, .after = NO_ENTRY};
         *link = taken;
-        set_add(&index->entries[taken].holders, column);
         index->n_used++;
-        for (int i = 0; i < 2 * BUCKETS_PER_ENTRY && index->n_buckets < BUCKETS_PER_ENTRY * index->n_used; i++)
-            split_bucket(index);
-    } else {
-        column_set *holders = &index->entries[*link].holders;
-        if (set_has(holders, column)) return false;
-        set_add(holders, column);
+    } else if (set_has(&index->entries[*link].holders, column)) {
+        return false;
     }
+    set_add(&index->entries[*link].holders, column);
+    guess_order(index, column, *link);
     index->n_blocks[column]++;
+    for (int i = 0; i < 2 * BUCKETS_PER_ENTRY && index->n_buckets < BUCKETS_PER_ENTRY * index->n_used; i++)
+        split_bucket(index);
     return true;
 }
 
@@ -271,30 +279,33 @@ static void prefetch(const gw_index *index, const wire_block_name *names, uint32
     __builtin_prefetch(&index->entries[first].next);
 }
 
-/* A walk over a prompt's names. Workers tell of a prompt's blocks in their order, so that mostly a name's entry lies
- * behind the last one's, and memory is read as it comes. Where it does not, names are looked up for a while by hash. */
+/* A walk over a prompt's names. Where the entry of one lies is guessed from the one before; they mostly lie side by
+ * side too, so that memory is read as it comes. After a wrong guess names are looked up by hash for a while. */
 typedef struct {
     const gw_index *index;
     const wire_block_name *names;
     uint32_t n_names;
-    uint32_t behind; /* where the next one's entry would lie */
-    uint32_t asked;  /* the names before this one were prefetched by hash */
+    uint32_t guess; /* the next one's entry */
+    uint32_t asked; /* the names before this one were prefetched by hash */
 } walk;
 
 /* The entry of names[n]; NULL: nobody holds it. To be asked for one after the other. */
 static const entry *walk_to(walk *w, uint32_t n) {
     const gw_index *index = w->index;
-    bool is_behind = w->behind < index->n_entries && name_equal(&index->entries[w->behind].name, &w->names[n]);
-    uint32_t found = w->behind;
-    if (is_behind) {
-        if (found + STRIDE < index->n_entries) __builtin_prefetch(&index->entries[found + STRIDE]);
-    } else {
+    uint32_t found = w->guess;
+    if (found == NO_ENTRY || !name_equal(&index->entries[found].name, &w->names[n])) {
         if (w->asked < n) w->asked = n;
         for (; w->asked <= n + 2 * AHEAD; w->asked++) prefetch(index, w->names, w->n_names, w->asked);
         found = *find_link(index, &w->names[n]);
     }
-    w->behind = found + 1; /* NO_ENTRY + 1 is 0 */
-    return found != NO_ENTRY ? &index->entries[found] : NULL;
+    if (found == NO_ENTRY) return NULL;
+    w->guess = index->entries[found].after;
+    if (w->guess == found + 1) {
+        __builtin_prefetch(&index->entries[found] + STRIDE);
+    } else if (w->guess != NO_ENTRY) {
+        for (uint32_t i = 0; i <= STRIDE; i++) __builtin_prefetch(&index->entries[w->guess] + i);
+    }
+    return &index->entries[found];
 }
 
 /* lengths[] of the columns in `set` becomes n. */
@@ -305,7 +316,7 @@ static void set_lengths(const column_set *set, uint32_t n, uint32_t *lengths) {
 }
 
 void gw_index_match(const gw_index *index, const wire_block_name *names, uint32_t n_names, uint32_t *lengths) {
-    walk walk = {.index = index, .names = names, .n_names = n_names, .behind = NO_ENTRY};
+    walk walk = {.index = index, .names = names, .n_names = n_names, .guess = NO_ENTRY};
     column_set holders = index->live;
     memset(lengths, 0, GW_INDEX_MAX_WORKERS * sizeof(*lengths));
     for (uint32_t n = 0; n < n_names && !set_is_empty(&holders); n++) {
