@@ -217,7 +217,7 @@ void gw_routes_on_request(void *context, gw_http_exchange *exchange) {
     } else if (strncmp(path, "/v1", 3) == 0 && !is_authorized(&call)) {
         gw_fail(&error, 401, "api_key", "Incorrect API key provided.");
     } else if (found == NULL) {
-        gw_fail(&error, 404, "", "Not Found: no such path.");
+        gw_fail(&error, 404, "", "Not Found: %.200s is not served here.", path[0] != 0 ? path : "this path");
     } else if ((found->methods & method_of(exchange)) == 0) {
         refuse_method(&call, found, &error);
     } else {

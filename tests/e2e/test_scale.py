@@ -20,7 +20,7 @@ def simulated(start_cluster, tmp_path_factory):
 @pytest.mark.parametrize("strategy", ["least-request", "prefix-cache"])
 def test_many_requests_leave_books_that_agree(simulated, strategy):
     """How even to a hair, and how often a beginning is asked for while it is computed, depends on the machine."""
-    found = scale.measure(simulated, 600, strategy, seed=len(strategy), even=2, near=0.9)
+    found = scale.measure(simulated, 500, strategy, seed=len(strategy), even=2, near=0.9)
     assert not found.wrong, "\n".join(found.wrong + found.facts)
 
 
