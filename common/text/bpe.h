@@ -13,6 +13,7 @@
 
 #include "common/core/buf.h"
 #include "common/core/status.h"
+#include "common/text/utf8.h"
 
 typedef struct bpe_model bpe_model; /* immutable, any thread */
 
@@ -37,9 +38,10 @@ enum { BPE_MAX_IDS = 1 << 24 };
 bt_status bpe_open(const cJSON *spec, bpe_model **out, bt_error *err);
 void bpe_close(bpe_model *model);
 
-/* Appends the ids of one piece. Bytes without a token are dropped, as the original does without an unknown token.
- * n_bytes < 2^31. O(n log n) for any piece. */
-void bpe_encode(const bpe_model *model, bpe_scratch *scratch, const uint8_t *piece, size_t n_bytes, tok_ids *out);
+/* Appends the ids of pieces, of each of which UTF8_SLACK_BYTES may be read whatever its length. Bytes without a token
+ * are dropped, as the original does without an unknown token. n_bytes < 2^31. O(n) for any piece with trained
+ * vocabularies, O(n log n) with all. */
+void bpe_encode(const bpe_model *model, bpe_scratch *scratch, const utf8_piece *pieces, size_t n_pieces, tok_ids *out);
 void bpe_scratch_fini(bpe_scratch *scratch);
 
 uint32_t bpe_n_ids(const bpe_model *model); /* one past the highest id */
@@ -47,7 +49,7 @@ uint32_t bpe_n_ids(const bpe_model *model); /* one past the highest id */
 /* The bytes an id stands for; 0 bytes for ids without an entry. Valid as long as the model. */
 const uint8_t *bpe_token_bytes(const bpe_model *model, uint32_t id, size_t *n_bytes);
 
-/* The entry that stands for exactly these bytes. */
+/* The entry that stands for exactly these bytes, of which UTF8_SLACK_BYTES may be read. */
 bool bpe_find(const bpe_model *model, const uint8_t *bytes, size_t n_bytes, uint32_t *id);
 
 /* The bytes that a token's text in the file stands for: by ByteLevel's alphabet if every character is in it (returns

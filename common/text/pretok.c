@@ -11,6 +11,7 @@
 
 #include "common/core/alloc.h"
 #include "common/text/regex.h"
+#include "common/text/utf8.h"
 
 #define GPT2_REGEX                                                                                                     \
     "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+" /* byte_level.rs */
@@ -41,8 +42,7 @@ struct ptk_scratch {
 typedef struct {
     const ptk_splitter *splitter;
     ptk_scratch *scratch;
-    ptk_sink sink;
-    void *context;
+    ptk_batch *batch;
 } split_walk;
 
 static bt_status walk_stage(const split_walk *walk, size_t stage, const uint8_t *text, size_t n_bytes);
@@ -133,27 +133,37 @@ static bt_status split_stage_walk(const split_walk *walk, size_t index, const ui
 static bt_status walk_stage(const split_walk *walk, size_t index, const uint8_t *text, size_t n_bytes) {
     if (n_bytes == 0) return BT_OK;
     if (index == walk->splitter->n_stages) {
-        walk->sink(walk->context, text, n_bytes);
+        ptk_batch_put(walk->batch, text, n_bytes);
         return BT_OK;
     }
     if (walk->splitter->stages[index].kind != STAGE_PREFIX_SPACE) return split_stage_walk(walk, index, text, n_bytes);
     if (text[0] == ' ') return walk_stage(walk, index + 1, text, n_bytes);
-    uint8_t *prefixed = bt_realloc(NULL, n_bytes + 1, 1);
+    uint8_t *prefixed = bt_calloc(n_bytes + 1 + UTF8_SLACK_BYTES, 1);
     prefixed[0] = ' ';
     memcpy(prefixed + 1, text, n_bytes);
     bt_status status = walk_stage(walk, index + 1, prefixed, n_bytes + 1);
+    ptk_batch_flush(walk->batch);
     free(prefixed);
     return status;
 }
 
+void ptk_batch_flush(ptk_batch *batch) {
+    if (batch->n > 0) batch->sink(batch->context, batch->pieces, batch->n);
+    batch->n = 0;
+}
+
 bt_status ptk_split(const ptk_splitter *splitter, ptk_scratch *scratch, const uint8_t *text, size_t n_bytes,
                     ptk_sink sink, void *context, bt_error *err) {
+    ptk_batch batch;
+    batch.sink = sink, batch.context = context, batch.n = 0;
+    bt_status status = BT_OK;
     if (splitter->is_v3) {
-        ptk_v3_split(text, n_bytes, sink, context);
-        return BT_OK;
+        ptk_v3_split(text, n_bytes, &batch);
+    } else {
+        split_walk walk = {.splitter = splitter, .scratch = scratch, .batch = &batch};
+        status = walk_stage(&walk, 0, text, n_bytes);
     }
-    split_walk walk = {.splitter = splitter, .scratch = scratch, .sink = sink, .context = context};
-    bt_status status = walk_stage(&walk, 0, text, n_bytes);
+    ptk_batch_flush(&batch);
     if (status != BT_OK) return bt_fail(err, status, "the pre-tokenizer's pattern needs too much work on this text");
     return BT_OK;
 }

@@ -22,9 +22,11 @@ static const char v3_spec[] =
     "{\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"trim_offsets\": true, \"use_regex\": false}]}";
 
 /* Pieces as text with a separator behind each. */
-static void collect(void *context, const uint8_t *piece, size_t n_bytes) {
-    bt_buf_put(context, piece, n_bytes);
-    bt_buf_put(context, "\xff", 1);
+static void collect(void *context, const utf8_piece *pieces, size_t n_pieces) {
+    for (size_t i = 0; i < n_pieces; i++) {
+        bt_buf_put(context, pieces[i].bytes, pieces[i].n_bytes);
+        bt_buf_put(context, "\xff", 1);
+    }
 }
 
 static void random_text(bt_buf *out) {

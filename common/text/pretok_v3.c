@@ -75,7 +75,7 @@ static const uint8_t *match_stage3(const v3_scan *scan, uint8_t class, size_t n_
     return class & UNI_SPACE ? match_space(scan, p) : p;
 }
 
-static void scan_numbers(v3_scan *scan, ptk_sink sink, void *context) {
+static void scan_numbers(v3_scan *scan, ptk_batch *batch) {
     size_t n_bytes;
     for (class_at(scan, scan->p, &n_bytes); n_bytes > 0; class_at(scan, scan->p, &n_bytes)) {
         const uint8_t *begin = scan->p;
@@ -83,11 +83,11 @@ static void scan_numbers(v3_scan *scan, ptk_sink sink, void *context) {
             scan->p += n_bytes;
             class_at(scan, scan->p, &n_bytes);
         }
-        sink(context, begin, (size_t)(scan->p - begin));
+        ptk_batch_put(batch, begin, (size_t)(scan->p - begin));
     }
 }
 
-static void scan_segment(v3_scan *scan, ptk_sink sink, void *context) {
+static void scan_segment(v3_scan *scan, ptk_batch *batch) {
     const uint8_t *gap = scan->p; /* what no alternative matches gathers into one piece */
     size_t n_bytes;
     for (;;) {
@@ -98,23 +98,23 @@ static void scan_segment(v3_scan *scan, ptk_sink sink, void *context) {
             scan->p += n_bytes;
             continue;
         }
-        if (gap != scan->p) sink(context, gap, (size_t)(scan->p - gap));
-        sink(context, scan->p, (size_t)(end - scan->p));
+        if (gap != scan->p) ptk_batch_put(batch, gap, (size_t)(scan->p - gap));
+        ptk_batch_put(batch, scan->p, (size_t)(end - scan->p));
         gap = scan->p = end;
     }
-    if (gap != scan->p) sink(context, gap, (size_t)(scan->p - gap));
+    if (gap != scan->p) ptk_batch_put(batch, gap, (size_t)(scan->p - gap));
 }
 
-void ptk_v3_split(const uint8_t *text, size_t n_bytes, ptk_sink sink, void *context) {
+void ptk_v3_split(const uint8_t *text, size_t n_bytes, ptk_batch *batch) {
     v3_scan scan = {.classes = unicode_classes(), .p = text, .end = text + n_bytes};
     while (scan.p < scan.end) {
         uint32_t c;
         utf8_next(scan.p, &c);
         scan.segment = scan.classes[c] & SEGMENT;
         if (scan.segment & UNI_NUMBER) {
-            scan_numbers(&scan, sink, context);
+            scan_numbers(&scan, batch);
         } else {
-            scan_segment(&scan, sink, context);
+            scan_segment(&scan, batch);
         }
     }
 }

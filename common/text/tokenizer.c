@@ -189,16 +189,16 @@ typedef struct {
     tok_ids *out;
 } encode_run;
 
-static void encode_piece(void *context, const uint8_t *piece, size_t n_bytes) {
+static void encode_pieces(void *context, const utf8_piece *pieces, size_t n_pieces) {
     encode_run *run = context;
-    bpe_encode(run->tokenizer->model, &run->merge, piece, n_bytes, run->out);
+    bpe_encode(run->tokenizer->model, &run->merge, pieces, n_pieces, run->out);
 }
 
 static bt_status encode_part(void *context, const add_token *token, const uint8_t *text, size_t n_bytes,
                              bt_error *err) {
     encode_run *run = context;
     if (token == NULL) {
-        return ptk_split(run->tokenizer->splitter, run->split, text, n_bytes, encode_piece, run, err);
+        return ptk_split(run->tokenizer->splitter, run->split, text, n_bytes, encode_pieces, run, err);
     }
     tok_ids_put(run->out, token->id);
     return BT_OK;
@@ -209,26 +209,22 @@ bt_status tok_encode(const tok_tokenizer *tokenizer, const char *text, size_t n_
     if (n_bytes > TOK_MAX_TEXT_BYTES) {
         return bt_fail(err, BT_BAD_REQUEST, "the text has %zu bytes, limit %d", n_bytes, (int)TOK_MAX_TEXT_BYTES);
     }
-    bt_buf repaired = {0};
-    const uint8_t *bytes = (const uint8_t *)text;
-    if (!utf8_is_valid(bytes, n_bytes)) {
-        utf8_put_lossy(&repaired, bytes, n_bytes);
-        bytes = repaired.bytes;
-        n_bytes = repaired.n_bytes;
-    }
+    bt_buf valid = {0};
+    utf8_put_lossy(&valid, (const uint8_t *)text, n_bytes);
+    utf8_put_slack(&valid);
     size_t n_before = out->n_ids;
     encode_run run = {.tokenizer = tokenizer, .split = ptk_scratch_open(tokenizer->splitter), .out = out};
     if ((flags & TOK_ADD_BOS) && tokenizer->adds_bos) tok_ids_put(out, tokenizer->bos_id);
     bt_status status = BT_OK;
     if (flags & TOK_PLAIN) {
-        if (n_bytes > 0) status = encode_part(&run, NULL, bytes, n_bytes, err);
+        if (valid.n_bytes > 0) status = encode_part(&run, NULL, valid.bytes, valid.n_bytes, err);
     } else {
-        status = add_split(tokenizer->added, bytes, n_bytes, encode_part, &run, err);
+        status = add_split(tokenizer->added, valid.bytes, valid.n_bytes, encode_part, &run, err);
     }
     if (status != BT_OK) out->n_ids = n_before;
     ptk_scratch_close(run.split);
     bpe_scratch_fini(&run.merge);
-    bt_buf_fini(&repaired);
+    bt_buf_fini(&valid);
     return status;
 }
 
@@ -271,9 +267,16 @@ bool tok_is_added(const tok_tokenizer *tokenizer, uint32_t id) { return add_by_i
 
 bool tok_find(const tok_tokenizer *tokenizer, const char *content, uint32_t *id) {
     const add_token *added = add_by_content(tokenizer->added, content);
-    if (added == NULL) return bpe_find(tokenizer->model, (const uint8_t *)content, strlen(content), id);
-    *id = added->id;
-    return true;
+    if (added != NULL) {
+        *id = added->id;
+        return true;
+    }
+    bt_buf bytes = {0};
+    bt_buf_puts(&bytes, content);
+    utf8_put_slack(&bytes);
+    bool is_there = bpe_find(tokenizer->model, bytes.bytes, bytes.n_bytes, id);
+    bt_buf_fini(&bytes);
+    return is_there;
 }
 
 const char *tok_bos_text(const tok_tokenizer *tokenizer) { return tokenizer->bos_text; }

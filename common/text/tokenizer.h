@@ -26,8 +26,9 @@ void tok_close(tok_tokenizer *tokenizer);
 
 /* Appends the ids of `text` to *out, which grows and stays the caller's (tok_ids_fini). Any bytes are text: broken
  * UTF-8 is read as U+FFFD, one per maximal subpart, as a lossy decoder in front of the original would; NUL is a
- * character. The time is O(n log n) for any text. BT_BAD_REQUEST: over TOK_MAX_TEXT_BYTES, or (never with the
- * patterns of known models) a pattern that backtracks without end; *out is then as it was. */
+ * character. The time is O(n) for any text with vocabularies that were trained, O(n log n) with others. BT_BAD_REQUEST:
+ * over TOK_MAX_TEXT_BYTES, or (never with the patterns of known models) a pattern that backtracks without end; *out is
+ * then as it was. */
 bt_status tok_encode(const tok_tokenizer *tokenizer, const char *text, size_t n_bytes, unsigned flags, tok_ids *out,
                      bt_error *err);
 void tok_ids_fini(tok_ids *ids);

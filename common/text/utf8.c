@@ -51,6 +51,8 @@ bool utf8_is_valid(const uint8_t *bytes, size_t n_bytes) {
 void utf8_put_lossy(bt_buf *out, const uint8_t *bytes, size_t n_bytes) {
     size_t begin = 0; /* of the valid run not yet appended */
     for (size_t at = 0; at < n_bytes;) {
+        at += ascii_run(bytes + at, n_bytes - at);
+        if (at == n_bytes) break;
         utf8_char c = utf8_look(bytes + at, n_bytes - at);
         if (c.kind != UTF8_VALID) {
             bt_buf_put(out, bytes + begin, at - begin);
@@ -60,6 +62,11 @@ void utf8_put_lossy(bt_buf *out, const uint8_t *bytes, size_t n_bytes) {
         at += c.n_bytes;
     }
     bt_buf_put(out, bytes + begin, n_bytes - begin);
+}
+
+void utf8_put_slack(bt_buf *out) {
+    bt_buf_reserve(out, UTF8_SLACK_BYTES);
+    memset(out->bytes + out->n_bytes, 0, UTF8_SLACK_BYTES);
 }
 
 void utf8_put_char(bt_buf *out, uint32_t code_point) {

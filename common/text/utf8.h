@@ -10,7 +10,16 @@
 
 #include "common/core/buf.h"
 
-enum { UTF8_MAX_BYTES = 4 };
+enum {
+    UTF8_MAX_BYTES = 4,
+    UTF8_SLACK_BYTES = 16, /* readable behind a text where a header asks for it: scanners look ahead in words */
+};
+
+/* Bytes of a text that belong together; borrowed. */
+typedef struct {
+    const uint8_t *bytes;
+    size_t n_bytes;
+} utf8_piece;
 
 typedef enum {
     UTF8_VALID,   /* one whole character */
@@ -29,6 +38,7 @@ utf8_char utf8_look(const uint8_t *bytes, size_t n_bytes);
 
 bool utf8_is_valid(const uint8_t *bytes, size_t n_bytes);
 void utf8_put_lossy(bt_buf *out, const uint8_t *bytes, size_t n_bytes); /* appends, broken parts as U+FFFD */
+void utf8_put_slack(bt_buf *out);                                       /* UTF8_SLACK_BYTES zeros that do not count */
 void utf8_put_char(bt_buf *out, uint32_t code_point);                   /* appends one character; surrogates: U+FFFD */
 size_t utf8_count(const uint8_t *bytes, size_t n_bytes);                /* characters of valid text */
 
