@@ -173,6 +173,7 @@ static void close_choice(gw_choice *choice, gw_outcome outcome, bool is_alive_in
     int64_t now_ns = bt_now_ns();
     const gw_info *info = gw_core_info(answer->loop->core, choice->serial);
     gw_ended ended = {.outcome = outcome,
+                      .reason = choice->refusal,
                       .info = info,
                       .slo = answer->slo,
                       .arrival_ns = answer->arrival_ns,
@@ -435,7 +436,8 @@ static void on_failed(gw_choice *choice, const gw_action *action) {
                                                   : 503; /* lost workers, no capacity, too late: try again */
     gw_fail(&error, status, "", "%s", action->text);
     if (status == 503) error.retry_after_s = 1;
-    close_choice(choice, GW_ENDED_ERROR, false);
+    error.reason = choice->refusal = action->why;
+    close_choice(choice, action->status == BT_AGAIN ? GW_ENDED_REFUSED : GW_ENDED_ERROR, false);
     gw_answer_fail(choice->answer, &error);
 }
 

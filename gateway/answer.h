@@ -26,6 +26,7 @@ typedef struct {
     gw_logprobs prompt_logprobs; /* owned; those of the prompt's first choice are all its choices' */
     bt_buf echo;                 /* owned; text in front of the output */
     gw_finish finish;
+    const char *refusal; /* GW_ENDED_REFUSED: why; static */
     uint32_t n_prompt, n_output, n_cached;
     uint32_t n_told;              /* stream: n_output when text was sent last */
     uint32_t n_calls_told;        /* stream: tool calls whose name was sent */

@@ -49,6 +49,9 @@ void gw_loop_pump(gw_loop *loop) {
     }
     loop->is_pumping = false;
     gw_serve_reap(loop);
+    uint32_t n_queued = gw_core_n_queued(loop->core);
+    if (n_queued != loop->n_queued_told) gw_telemetry_queued(loop->server->telemetry, loop->n_queued_told, n_queued);
+    loop->n_queued_told = n_queued;
 }
 
 static void settle(void *loop) { gw_loop_pump(loop); }
@@ -159,6 +162,8 @@ static bt_status open_core(gw_loop *loop, bt_error *err) {
                                .seed = gw_loop_random(loop),
                                .saturation_ms = server->config.prefix_saturation_ms,
                                .slo_ttft_ms = server->config.slo_ttft_ms,
+                               .max_worker_queue_ms = server->config.max_worker_queue_ms,
+                               .max_queued = server->config.max_num_queued_reqs,
                                .max_requests = server->config.max_concurrent_requests,
                                .vocab_size = server->model->config.vocab_size,
                                .max_model_len = server->model->max_model_len,

@@ -34,6 +34,7 @@ typedef struct gw_loop {
     int64_t drain_ns;       /* when draining began */
     int64_t last_second_ns; /* last once-a-second work */
     gw_counters told;       /* what telemetry has heard of the core's counters */
+    uint32_t n_queued_told; /* likewise of its queue */
 } gw_loop;
 
 /* Listens, dials, watches. `port` replaces the flag's (0 there: the first loop's choice). */

@@ -1,7 +1,9 @@
 /* Headers into a route's query, a route into headers. Decides nothing about workers: that is gw_router.c's business. */
 #include "gateway/routing.h"
 
+#include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* ---- session ids ------------------------------------------------------------------------------------------------ */
@@ -66,6 +68,18 @@ static bt_status read_filter(const gw_call *call, gw_routing *out, gw_error *err
     return BT_BAD_REQUEST;
 }
 
+static bt_status read_priority(const gw_call *call, const gw_request *request, gw_routing *out, gw_error *error) {
+    gw_http_text header = gw_http_header(call->exchange, "x-vllm-priority");
+    out->priority = request->priority;
+    if (request->priority != 0 || header.n_bytes == 0) return BT_OK;
+    char text[24], *end = text;
+    snprintf(text, sizeof text, "%.*s", (int)header.n_bytes, header.bytes);
+    errno = 0;
+    out->priority = strtoll(text, &end, 10);
+    bool is_number = end != text && *end == 0 && errno == 0 && text[0] != ' ' && header.n_bytes < sizeof text;
+    return is_number ? BT_OK : gw_fail(error, 400, "priority", "x-vllm-priority is not an integer.");
+}
+
 static bt_status read_session(const gw_call *call, const gw_request *request, gw_routing *out, gw_error *error) {
     gw_http_text id = gw_http_header(call->exchange, "x-session-id");
     gw_http_text key = gw_http_header(call->exchange, "x-aibrix-session-key");
@@ -83,6 +97,7 @@ bt_status gw_routing_read(const gw_call *call, const gw_request *request, gw_rou
     *out = (gw_routing){0};
     bt_status status = read_strategy(call, &out->strategy, error);
     if (status == BT_OK) status = read_filter(call, out, error);
+    if (status == BT_OK) status = read_priority(call, request, out, error);
     if (status == BT_OK) status = read_session(call, request, out, error);
     return status;
 }

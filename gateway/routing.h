@@ -2,6 +2,7 @@
  *
  *   routing-strategy       a strategy or a mix (gw_strategy.h); none: --routing-strategy
  *   external-filter        a selector: only workers with such labels, of both roles (common/core/labels.h)
+ *   x-vllm-priority        as `priority` in the body, which counts first
  *   x-session-id           session-affinity: which worker, as an earlier answer's x-session-id said
  *   x-aibrix-session-key,  session-affinity without such an id: any text that names the session, at most 256 bytes; the
  *   body: session_id       header counts first
@@ -20,6 +21,7 @@ typedef struct {
     bool has_filter;
     bt_selector filter;
     uint64_t session_key, session_name; /* gw_submit */
+    int64_t priority;                   /* likewise */
 } gw_routing;
 
 bt_status gw_routing_read(const gw_call *call, const gw_request *request, gw_routing *out, gw_error *error);

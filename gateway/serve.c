@@ -18,21 +18,22 @@ enum { RETRY_SATURATED_S = 1, RETRY_NO_WORKER_S = 10, RETRY_MAX_S = 60 };
 /* ---- checks ---------------------------------------------------------------------------------------------------------
  */
 
+static bt_status fail_busy(gw_error *error, const char *reason, const char *text) {
+    gw_fail(error, 503, "", "%s", text);
+    error->retry_after_s = RETRY_SATURATED_S;
+    error->reason = reason;
+    return BT_BAD_REQUEST;
+}
+
 static bt_status check_load(const gw_loop *loop, gw_error *error) {
     const gw_server *server = loop->server;
     if (server->is_draining) {
-        gw_fail(error, 503, "", "This gateway is shutting down. Please try again on a different instance.");
-        error->retry_after_s = RETRY_SATURATED_S;
-        error->reason = "draining";
-        return BT_BAD_REQUEST;
+        return fail_busy(error, "draining", "This gateway is shutting down. Please try again on a different instance.");
     }
     if (gw_telemetry_n_running(server->telemetry) >= server->config.max_concurrent_requests) {
-        gw_fail(error, 503, "",
-                "The gateway is currently busy and cannot accept new requests. Please try again later or on a "
-                "different instance.");
-        error->retry_after_s = RETRY_SATURATED_S;
-        error->reason = "saturated";
-        return BT_BAD_REQUEST;
+        return fail_busy(error, "saturated",
+                         "The gateway is currently busy and cannot accept new requests. Please try again later or on a "
+                         "different instance.");
     }
     return BT_OK;
 }
@@ -236,6 +237,22 @@ static void link_answer(gw_loop *loop, gw_answer *answer) {
 /* ---- submit ---------------------------------------------------------------------------------------------------------
  */
 
+/* The operator's limit for the first token, or the client's if that is less; 0: none. */
+static int64_t ttft_limit_ns(const gw_call *call) {
+    int64_t limit_ns = (int64_t)call->loop->server->config.max_ttft_ms * BT_NS_PER_MS, own_ns = 0;
+    gw_http_text header = gw_http_header(call->exchange, "x-baton-ttft-ms");
+    gw_slo_read(header.bytes, header.n_bytes, &own_ns);
+    return own_ns > 0 && (limit_ns == 0 || own_ns < limit_ns) ? own_ns : limit_ns;
+}
+
+/* Who waits here until the first token must come has waited in vain. */
+static uint32_t queue_limit_ms(const gw_answer *answer) {
+    int64_t left_ns = (int64_t)answer->loop->server->config.queue_timeout_ms * BT_NS_PER_MS;
+    int64_t limit_ns = ttft_limit_ns(&answer->call), since_ns = bt_now_ns() - answer->arrival_ns;
+    if (limit_ns > 0 && limit_ns - since_ns < left_ns) left_ns = limit_ns - since_ns;
+    return left_ns > 0 ? (uint32_t)(left_ns / BT_NS_PER_MS) : 0;
+}
+
 static bt_status submit_choice(gw_loop *loop, const gw_request *request, const gw_routing *routing, gw_choice *choice,
                                gw_error *error) {
     wire_sampling sampling = request->sampling;
@@ -253,12 +270,15 @@ static bt_status submit_choice(gw_loop *loop, const gw_request *request, const g
                         .cache_salt = request->cache_salt,
                         .strategy = &routing->strategy,
                         .filter = routing->has_filter ? &routing->filter : NULL,
+                        .priority = routing->priority,
+                        .queue_ms = queue_limit_ms(choice->answer),
                         .session_key = routing->session_key,
                         .session_name = routing->session_name,
                         .user = choice};
     bt_error err = {0};
     bt_status status = gw_core_submit(loop->core, &submit, bt_now_ns(), &choice->serial, &err);
     if (status == BT_NO_CAPACITY) return fail_no_worker(error, err.text, routing->has_filter);
+    if (status == BT_AGAIN) return fail_busy(error, "queue_full", err.text);
     if (status != BT_OK) return gw_fail(error, 400, "", "%s", err.text);
     gw_telemetry_admitted(loop->server->telemetry, choice->n_prompt);
     gw_admission_enter(&loop->admission, &choice->ticket, choice->n_prompt, bt_now_ns());
@@ -281,14 +301,6 @@ static bt_status submit_all(gw_loop *loop, const gw_request *request, const gw_r
         if (!answer->return_token_ids && !is_scored) tok_ids_fini(&choice->prompt.ids); /* the core has its own copy */
     }
     return BT_OK;
-}
-
-/* The operator's limit for the first token, or the client's if that is less; 0: none. */
-static int64_t ttft_limit_ns(const gw_call *call) {
-    int64_t limit_ns = (int64_t)call->loop->server->config.max_ttft_ms * BT_NS_PER_MS, own_ns = 0;
-    gw_http_text header = gw_http_header(call->exchange, "x-baton-ttft-ms");
-    gw_slo_read(header.bytes, header.n_bytes, &own_ns);
-    return own_ns > 0 && (limit_ns == 0 || own_ns < limit_ns) ? own_ns : limit_ns;
 }
 
 /* Better a 503 now than a token too late: nobody waits in vain, and those who wait are in time. */

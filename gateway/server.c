@@ -22,6 +22,7 @@ static bt_status check_flags(const gw_config *config, bt_error *err) {
     if (config->http_body_limit == 0 || config->http_body_limit > (uint64_t)1 << 30)
         return bt_fail(err, BT_BAD_REQUEST, "--http-body-limit must be 1 to 1G");
     if (config->prefix_saturation_ms == 0) return bt_fail(err, BT_BAD_REQUEST, "--prefix-saturation-ms must not be 0");
+    if (config->queue_timeout_ms == 0) return bt_fail(err, BT_BAD_REQUEST, "--queue-timeout-ms must not be 0");
     if (config->http_header_limit < 1024) return bt_fail(err, BT_BAD_REQUEST, "--http-header-limit is below 1K");
     if (config->http_idle_ms == 0 || config->http_read_ms == 0 || config->http_write_ms == 0)
         return bt_fail(err, BT_BAD_REQUEST, "--http-idle-ms, --http-read-ms and --http-write-ms must not be 0");

@@ -126,6 +126,7 @@ static bt_status parse_output(gw_request *request, gw_error *error) {
     bt_status status = gw_param_string(root, "model", &request->model, error);
     if (status == BT_OK) status = gw_param_string(root, "request_id", &request->request_id, error);
     if (status == BT_OK) status = gw_param_string(root, "session_id", &request->session_id, error);
+    if (status == BT_OK) status = gw_param_i64(root, "priority", INT64_MIN, INT64_MAX, &request->priority, error);
     if (status == BT_OK) status = gw_param_bool(root, "include_stop_str_in_output", &request->include_stop_str, error);
     if (status == BT_OK) status = gw_param_bool(root, "skip_special_tokens", &request->skip_special_tokens, error);
     if (status == BT_OK) status = gw_param_bool(root, "add_special_tokens", &request->add_special_tokens, error);

@@ -50,6 +50,7 @@ typedef struct {
     const char *request_id; /* body field, "" when absent; not yet checked for use in a header */
     const char *cache_salt; /* "" when absent */
     const char *session_id; /* likewise */
+    int64_t priority;       /* lower goes first */
 
     bool stream, include_usage, continuous_usage;
     bool returns_token_strs; /* /tokenize */

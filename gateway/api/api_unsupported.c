@@ -65,8 +65,7 @@ static bt_status refuse_completion_only(const gw_request *request, gw_error *err
 
 bt_status gw_api_refuse_unsupported(const gw_request *request, gw_error *error) {
     const cJSON *root = request->root;
-    bt_status status = refuse_number(root, "priority", -0x1p63, 0x1p63, 0, error);
-    if (status == BT_OK) status = refuse_number(root, "thinking_token_budget", -1, 0x1p63, -1, error);
+    bt_status status = refuse_number(root, "thinking_token_budget", -1, 0x1p63, -1, error);
     if (status == BT_OK) status = refuse_formats(root, error);
     if (status == BT_OK) status = refuse_presence(request, error);
     if (status == BT_OK) status = refuse_completion_only(request, error);

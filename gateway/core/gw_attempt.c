@@ -79,22 +79,35 @@ static void note_route(gw_slot *slot, const gw_route *route) {
     memcpy(info->decode_address, route->decodes[0]->address, sizeof(info->decode_address));
 }
 
-bt_status gw_attempt_start(gw_core *core, gw_slot *slot, int64_t now_ns, bt_error *err) {
-    gw_route route;
-    uint32_t n_tokens = slot->info.n_prompt + slot->info.n_output, n_names = name_blocks(core, slot);
-    gw_route_query query = {.strategy = &slot->strategy,
-                            .filter = slot->filter,
-                            .n_tokens = n_tokens,
+static bt_status choose(gw_core *core, gw_slot *slot, bool needs_room, gw_route *out, bt_error *err) {
+    uint32_t n_names = name_blocks(core, slot);
+    gw_route_query query = {.n_names = n_names,
                             .names = slot->names,
-                            .n_names = n_names,
+                            .strategy = &slot->strategy,
+                            .filter = slot->filter,
+                            .n_tokens = slot->info.n_prompt + slot->info.n_output,
                             .avoid_prefill = slot->avoid_prefill,
                             .avoid_decode = slot->avoid_decode,
                             .session_key = slot->session_key,
                             .session_name = slot->session_name,
+                            .needs_room = needs_room,
                             .may_be_local = !slot->shuns_local && slot->sampling.n_prompt_logprobs == 0};
-    bt_status status = gw_router_choose(core->router, &query, &route, err);
+    return gw_router_choose(core->router, &query, out, err);
+}
+
+bool gw_attempt_has_room(gw_core *core, gw_slot *slot) {
+    gw_route route;
+    return choose(core, slot, true, &route, NULL) == BT_OK;
+}
+
+bt_status gw_attempt_start(gw_core *core, gw_slot *slot, bool needs_room, int64_t now_ns, bt_error *err) {
+    gw_route route;
+    uint32_t n_tokens = slot->info.n_prompt + slot->info.n_output;
+    bt_status status = choose(core, slot, needs_room, &route, err);
     if (status != BT_OK) return status;
 
+    gw_wait_leave(core, slot);
+    if (slot->info.accepted_ns == 0) slot->info.sent_ns = now_ns;
     slot->n_base = slot->info.n_output;
     slot->n_decode = slot->n_base + 1;
     slot->has_first = slot->has_finish = false;
@@ -159,7 +172,7 @@ static void wait_for_worker(gw_core *core, gw_slot *slot, int64_t now_ns) {
     slot->info.phase = GW_WAITING;
     if (slot->waiting_since_ns == 0) slot->waiting_since_ns = now_ns;
     if (now_ns >= gw_after_ms(slot->waiting_since_ns, core->options.no_worker_ms)) {
-        gw_slot_fail(core, slot, BT_NO_CAPACITY, slot->text);
+        gw_slot_fail(core, slot, BT_NO_CAPACITY, "no_worker", slot->text);
         return;
     }
     uint32_t shift = slot->n_refusals < 8 ? slot->n_refusals : 8, ms = BACKOFF_MIN_MS << shift;
@@ -169,7 +182,7 @@ static void wait_for_worker(gw_core *core, gw_slot *slot, int64_t now_ns) {
 
 void gw_attempt_retry(gw_core *core, gw_slot *slot, int64_t now_ns) {
     bt_error err;
-    if (gw_attempt_start(core, slot, now_ns, &err) == BT_OK) return;
+    if (gw_attempt_start(core, slot, false, now_ns, &err) == BT_OK) return;
     snprintf(slot->text, sizeof(slot->text), "%.*s", WIRE_MAX_TEXT, err.text);
     wait_for_worker(core, slot, now_ns);
 }
@@ -181,9 +194,10 @@ void gw_attempt_fail(gw_core *core, gw_slot *slot, gw_why why, uint64_t teller, 
     if (finish_if_complete(core, slot)) return;
     bool is_local_refusal = why == GW_REFUSED && slot->info.is_local; /* the usual way is open, and tried at once */
     bool is_full = why == GW_REFUSED && status != BT_AGAIN && !is_local_refusal;
+    bool may_queue = is_full && status == BT_NO_CAPACITY && slot->info.n_output == 0;
     slot->shuns_local |= slot->info.is_local;
     if (status == BT_BAD_REQUEST || (why != GW_REFUSED && slot->info.n_migrations >= core->options.migration_limit)) {
-        gw_slot_fail(core, slot, status, slot->text);
+        gw_slot_fail(core, slot, status, NULL, slot->text);
         return;
     }
     slot->avoid_prefill = guilty;
@@ -205,11 +219,14 @@ void gw_attempt_fail(gw_core *core, gw_slot *slot, gw_why why, uint64_t teller, 
         break;
     }
     if (why == GW_REFUSED) {
-        slot->n_refusals += !is_local_refusal;
+        slot->n_refusals += !is_local_refusal && !may_queue;
     } else {
         slot->info.n_migrations++;
     }
-    if (is_full || slot->n_refusals > 1) { /* one worker that drains is no reason to wait */
+    if (may_queue) {
+        gw_router_full(core->router, teller);
+        gw_wait_rejoin(core, slot);
+    } else if (is_full || slot->n_refusals > 1) { /* one worker that drains is no reason to wait */
         wait_for_worker(core, slot, now_ns);
     } else {
         gw_attempt_retry(core, slot, now_ns);
@@ -220,7 +237,11 @@ void gw_attempt_late(gw_core *core, gw_slot *slot, int64_t now_ns) {
     uint64_t prefill = slot->prefill.incarnation, decode = slot->decode.incarnation;
     switch (slot->info.phase) {
     case GW_WAITING:
-        gw_attempt_retry(core, slot, now_ns);
+        if (slot->is_queued) {
+            gw_wait_late(core, slot);
+        } else {
+            gw_attempt_retry(core, slot, now_ns);
+        }
         break;
     case GW_SUBMITTED:
         gw_attempt_fail(core, slot, GW_LATE, 0, prefill, BT_TIMEOUT,

@@ -32,7 +32,8 @@ bt_status gw_core_open(const gw_core_options *options, gw_core **out, bt_error *
     o->token_ms = or_default(o->token_ms, 60000);
     o->no_worker_ms = or_default(o->no_worker_ms, 10000);
     uint32_t n = o->max_requests;
-    core->router = gw_router_open(&(gw_router_options){o->seed, o->saturation_ms, o->slo_ttft_ms});
+    core->router =
+        gw_router_open(&(gw_router_options){o->seed, o->saturation_ms, o->slo_ttft_ms, o->max_worker_queue_ms});
     core->slots = bt_calloc(n, sizeof(gw_slot));
     core->ended_slots = bt_calloc(n, sizeof(uint32_t));
     core->free_slots = bt_calloc(n, sizeof(uint32_t));
@@ -57,6 +58,7 @@ void gw_core_close(gw_core *core) {
     gw_router_close(core->router);
     bt_map_fini(&core->by_serial);
     bt_timers_fini(&core->timers);
+    gw_queue_fini(&core->queue);
     free((void *)core->options.eos_ids);
     free(core->slots);
     free(core->ended_slots);
@@ -179,6 +181,8 @@ static void fill_slot(gw_core *core, gw_slot *slot, const gw_submit *submit, int
     snprintf(slot->cache_salt, sizeof(slot->cache_salt), "%s", submit->cache_salt);
     slot->strategy = *submit->strategy;
     slot->filter = copy_filter(submit->filter, &slot->arena);
+    slot->priority = submit->priority;
+    slot->queue_until_ns = gw_after_ms(now_ns, submit->queue_ms);
     slot->session_key = submit->session_key;
     slot->session_name = submit->session_name;
     slot->info = (gw_info){.strategy = &slot->strategy, .n_prompt = submit->n_tokens, .submit_ns = now_ns};
@@ -186,15 +190,27 @@ static void fill_slot(gw_core *core, gw_slot *slot, const gw_submit *submit, int
     memcpy(slot->tokens, submit->tokens, submit->n_tokens * sizeof(uint32_t));
 }
 
+/* Nobody is overtaken: who may not go before all that wait joins them. */
+static bt_status start_or_wait(gw_core *core, gw_slot *slot, int64_t now_ns, bt_error *err) {
+    gw_queued item = {slot->priority, slot->serial, 0};
+    bool is_next = core->queue.n == 0 || gw_queued_is_before(&item, &core->queue.items[0]);
+    bt_status status =
+        is_next ? gw_attempt_start(core, slot, true, now_ns, err) : gw_router_check(core->router, slot->filter, err);
+    if (status == BT_NO_CAPACITY || (is_next && status == BT_OK)) return status;
+    status = gw_wait_join(core, slot, err);
+    core->queue_version = 0; /* it may go where those before it may not */
+    return status;
+}
+
 bt_status gw_core_submit(gw_core *core, const gw_submit *submit, int64_t now_ns, uint64_t *out_serial, bt_error *err) {
     bt_status status = check_submit(core, submit, err);
     if (status != BT_OK) return status;
     if (core->n_free_slots == 0)
-        return bt_fail(err, BT_NO_CAPACITY, "The gateway has %u requests already.", core->options.max_requests);
+        return bt_fail(err, BT_AGAIN, "The gateway has %u requests already.", core->options.max_requests);
     uint32_t index = core->free_slots[core->n_free_slots - 1];
     gw_slot *slot = &core->slots[index];
     fill_slot(core, slot, submit, now_ns);
-    status = gw_attempt_start(core, slot, now_ns, err);
+    status = start_or_wait(core, slot, now_ns, err);
     if (status != BT_OK) {
         slot_free(slot);
         return status;
@@ -203,18 +219,19 @@ bt_status gw_core_submit(gw_core *core, const gw_submit *submit, int64_t now_ns,
     bt_map_put(&core->by_serial, gw_u64_key(slot->serial), index);
     core->counters.n_submitted++;
     *out_serial = slot->serial;
+    gw_wait_serve(core, now_ns);
     return BT_OK;
 }
 
 static void end_slot(gw_core *core, gw_slot *slot) {
     BT_ASSERT(!slot->has_ended);
     slot->has_ended = true;
+    gw_wait_leave(core, slot);
     bt_timers_clear(&core->timers, gw_slot_index(core, slot));
     core->ended_slots[core->n_ended_slots++] = gw_slot_index(core, slot);
 }
 
 void gw_core_cancel(gw_core *core, uint64_t serial, int64_t now_ns) {
-    (void)now_ns;
     uint32_t index = bt_map_get(&core->by_serial, gw_u64_key(serial));
     if (index == BT_MAP_NONE) return;
     gw_slot *slot = &core->slots[index];
@@ -223,6 +240,7 @@ void gw_core_cancel(gw_core *core, uint64_t serial, int64_t now_ns) {
     gw_attempt_drop(core, slot, 0);
     core->counters.n_canceled++;
     end_slot(core, slot);
+    gw_wait_serve(core, now_ns);
 }
 
 void gw_slot_finish(gw_core *core, gw_slot *slot) {
@@ -235,11 +253,12 @@ void gw_slot_finish(gw_core *core, gw_slot *slot) {
     end_slot(core, slot);
 }
 
-void gw_slot_fail(gw_core *core, gw_slot *slot, bt_status status, const char *text) {
+void gw_slot_fail(gw_core *core, gw_slot *slot, bt_status status, const char *why, const char *text) {
     if (text != slot->text) snprintf(slot->text, sizeof(slot->text), "%s", text);
     gw_action *action = act_on_client(core, GW_FAILED, slot);
     action->status = status;
     action->text = slot->text;
+    action->why = why;
     action->n_output = slot->info.n_output;
     core->counters.n_failed++;
     end_slot(core, slot);
@@ -314,8 +333,10 @@ void gw_core_worker_up(gw_core *core, const gw_worker *known, int64_t now_ns) {
     gw_router_up(core->router, known);
     for (uint32_t i = 0; i < core->options.max_requests; i++) {
         gw_slot *slot = &core->slots[i];
-        if (slot->is_used && !slot->has_ended && slot->info.phase == GW_WAITING) gw_attempt_retry(core, slot, now_ns);
+        if (slot->is_used && !slot->has_ended && slot->info.phase == GW_WAITING && !slot->is_queued)
+            gw_attempt_retry(core, slot, now_ns);
     }
+    gw_wait_serve(core, now_ns);
 }
 
 void gw_core_worker_gone(gw_core *core, uint64_t incarnation, int64_t now_ns) {
@@ -334,10 +355,12 @@ void gw_core_worker_gone(gw_core *core, uint64_t incarnation, int64_t now_ns) {
                             "The decode worker of the request was lost.", now_ns);
         }
     }
+    gw_wait_serve(core, now_ns);
 }
 
 void gw_core_message(gw_core *core, uint64_t peer, const wire_message *message, int64_t now_ns) {
     gw_message_handle(core, peer, message, now_ns);
+    gw_wait_serve(core, now_ns);
 }
 
 int64_t gw_core_deadline_ns(const gw_core *core) { return bt_timers_next_ns(&core->timers); }
@@ -345,6 +368,7 @@ int64_t gw_core_deadline_ns(const gw_core *core) { return bt_timers_next_ns(&cor
 void gw_core_tick(gw_core *core, int64_t now_ns) {
     uint32_t index;
     while (bt_timers_pop(&core->timers, now_ns, &index)) gw_attempt_late(core, &core->slots[index], now_ns);
+    gw_wait_serve(core, now_ns);
 }
 
 /* ---- looking ---------------------------------------------------------------------------------------------------- */
@@ -359,5 +383,7 @@ gw_router *gw_core_router(gw_core *core) { return core->router; }
 uint32_t gw_core_n_alive(const gw_core *core) {
     return core->options.max_requests - core->n_free_slots - core->n_ended_slots;
 }
+
+uint32_t gw_core_n_queued(const gw_core *core) { return core->queue.n; }
 
 const gw_counters *gw_core_counters(const gw_core *core) { return &core->counters; }

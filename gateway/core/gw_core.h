@@ -8,9 +8,15 @@
  *              ┌──────────────────────────── replay: attempt + 1 ─────────────────────────────┐
  *              ▼                                                                              │ lost, failed, late
  *     submit ─▶ WAITING ─▶ SUBMITTED ─ACCEPTED─▶ ACCEPTED ─FIRST_TOKEN─▶ STARTED ─HANDED_OFF─▶ HANDED_OFF
- *                  │ no worker for too long          │                      │                     │ TOKENS...
- *                  ▼                                 ▼                      ▼                     ▼
- *               GW_FAILED                        GW_FAILED           GW_FINISHED              GW_FINISHED
+ *              │     ▲            │                │                      │                     │ TOKENS...
+ *              │     └─ no room ──┘                │                      │                     │
+ *              ▼ too long, pushed out              ▼                      ▼                     ▼
+ *          GW_FAILED                           GW_FAILED             GW_FINISHED           GW_FINISHED
+ *
+ * The queue. While no worker has room (gw_router.h) requests wait here, where they are still in order: by priority,
+ * then as they came. It is bounded: if it is full, whoever would go last is failed. A request leaves it when a worker's
+ * report or another request's end makes room, at its deadline, or with its client; if a worker refuses it after all for
+ * want of room, it is back in its place. Every gateway hears of room at the same time, so none starves another.
  *
  * Where a decode worker's cache holds nearly all of a prompt, SUBMIT goes to that worker, which then does prefill's
  * part too: HANDED_OFF follows from its FIRST_TOKEN. If it refuses, the request goes the usual way at once.
@@ -22,7 +28,7 @@
  *
  * A replay sends prompt + delivered tokens, so the client sees a pause. Lost workers, deadlines and internal failures
  * count against migration_limit; full, draining or missing workers do not, but a request that gets no further for
- * no_worker_ms because of them fails with BT_NO_CAPACITY. */
+ * no_worker_ms because of them fails with BT_NO_CAPACITY. A replay does not queue: its client has waited already. */
 #ifndef BATON_GATEWAY_CORE_GW_CORE_H
 #define BATON_GATEWAY_CORE_GW_CORE_H
 
@@ -38,6 +44,8 @@ typedef struct {
     uint64_t incarnation;                /* of this gateway loop; not 0 */
     uint64_t seed;                       /* of the router's generator */
     uint32_t saturation_ms, slo_ttft_ms; /* of strategies: gw_router_options */
+    uint32_t max_worker_queue_ms;        /* likewise: who has room */
+    uint32_t max_queued;                 /* requests that wait for room; 0: none */
     uint32_t max_requests;               /* alive at once */
     uint32_t vocab_size;                 /* tokens from workers are below it */
     uint32_t max_model_len;              /* prompt + output, at most */
@@ -72,11 +80,14 @@ typedef struct {
     const gw_strategy *strategy;        /* copied */
     const bt_selector *filter;          /* copied; NULL: every worker will do */
     uint64_t session_key, session_name; /* gw_strategy.h; 0: none */
+    int64_t priority;                   /* lower goes first */
+    uint32_t queue_ms;                  /* how long it may wait for room */
     void *user;                         /* comes back in the actions */
 } gw_submit;
 
 /* *out_serial names the request until GW_FINISHED or GW_FAILED. BT_BAD_REQUEST: the request can never run.
- * BT_NO_CAPACITY: no usable worker of a role, or max_requests are alive: 503 and Retry-After. */
+ * BT_NO_CAPACITY: no usable worker of a role. BT_AGAIN: none has room and the queue is full, or max_requests are alive.
+ * Both are a 503 with Retry-After. */
 bt_status gw_core_submit(gw_core *core, const gw_submit *submit, int64_t now_ns, uint64_t *out_serial, bt_error *err);
 
 /* The client is gone, or the edge found a stop string: whoever computes for it is told. Unknown serials are ignored. */
@@ -110,6 +121,9 @@ typedef struct {
             uint32_t stop_token, n_output;
             bt_status status;
             const char *text;
+            /* GW_FAILED, for machines: "queue_full", "queue_timeout" (status BT_AGAIN: it waited for room in vain),
+             * "no_worker"; NULL: another */
+            const char *why;
         };
     };
 } gw_action;
@@ -146,7 +160,7 @@ typedef struct {
     char prefill_address[WIRE_MAX_NAME + 1], decode_address[WIRE_MAX_NAME + 1]; /* theirs: host:port */
     uint32_t n_prompt, n_output;                                                /* n_output: delivered */
     uint32_t cached_tokens;
-    int64_t submit_ns, accepted_ns, first_token_ns, handed_off_ns, first_decode_ns, last_token_ns;
+    int64_t submit_ns, sent_ns, accepted_ns, first_token_ns, handed_off_ns, first_decode_ns, last_token_ns;
     uint32_t queue_us, compute_us; /* prefill's own figures of the first attempt */
     uint32_t transfer_us, exposed_us;
     uint64_t transfer_bytes;
@@ -157,17 +171,20 @@ const gw_info *gw_core_info(gw_core *core, uint64_t serial);
 
 gw_router *gw_core_router(gw_core *core); /* for /health, /metrics: look, do not touch */
 uint32_t gw_core_n_alive(const gw_core *core);
+uint32_t gw_core_n_queued(const gw_core *core); /* of these, in the queue */
 
 typedef struct {
     uint64_t n_submitted, n_finished, n_failed, n_canceled;
     uint64_t n_tokens; /* delivered */
     uint64_t n_replays_lost, n_replays_failed, n_replays_late, n_replays_refused;
-    uint64_t n_late;    /* messages of attempts that are not alive */
-    uint64_t n_strange; /* messages that no honest worker sends */
+    uint64_t n_queued, n_queue_full, n_queue_late; /* joined the queue; found it full; waited in it for too long */
+    uint64_t n_late;                               /* messages of attempts that are not alive */
+    uint64_t n_strange;                            /* messages that no honest worker sends */
 } gw_counters;
 
 const gw_counters *gw_core_counters(const gw_core *core);
 
-void gw_core_check(const gw_core *core); /* for tests: asserts that the books balance (linear in slots and workers) */
+/* For tests: asserts that the books balance, and that nobody waits where there is room. Linear in slots and workers. */
+void gw_core_check(gw_core *core);
 
 #endif

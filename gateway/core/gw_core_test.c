@@ -260,9 +260,13 @@ static void test_migrations_are_limited(void) {
     stop();
 }
 
-static void test_full_workers_are_waited_for_but_not_for_ever(void) {
-    start(1, 1, 0);
-    uint32_t n_attempts = 0;
+static void test_a_replay_waits_for_full_workers_but_not_for_ever(void) {
+    start(1, 2, 1);
+    say_first(PREFILL, 0, 0, 20);
+    say_handed_off(PREFILL, 0, DECODE);
+    gone(DECODE);
+    n_heard = 0;
+    uint32_t n_attempts = 1;
     int64_t begin_ns = now_ns;
     while (n_heard == 0 && n_attempts < 1000) {
         if (last_sent(WIRE_SUBMIT) != NULL) {
@@ -484,7 +488,7 @@ int main(void) {
     test_prefill_lost_with_the_first_token_is_a_replay();
     test_a_lost_last_word_is_not_replayed();
     test_migrations_are_limited();
-    test_full_workers_are_waited_for_but_not_for_ever();
+    test_a_replay_waits_for_full_workers_but_not_for_ever();
     test_no_worker_is_waited_for_in_a_replay_only();
     test_every_silence_has_an_end();
     test_a_pause_of_decode_is_no_silence();

@@ -1,4 +1,4 @@
-/* What gw_core.c, gw_attempt.c and gw_message.c share: the table of requests. Included by nobody else. */
+/* What gw_core.c, gw_attempt.c, gw_wait.c and gw_message.c share: the table of requests. Included by nobody else. */
 #ifndef BATON_GATEWAY_CORE_GW_INTERNAL_H
 #define BATON_GATEWAY_CORE_GW_INTERNAL_H
 
@@ -7,6 +7,7 @@
 #include "common/core/map.h"
 #include "common/core/timers.h"
 #include "gateway/core/gw_core.h"
+#include "gateway/core/gw_queue.h"
 
 /* A worker as an attempt knew it: another link is another worker, because what it did for us ended with the link. */
 typedef struct {
@@ -26,6 +27,9 @@ typedef struct {
     char cache_salt[WIRE_MAX_NAME + 1];
     gw_strategy strategy;
     const bt_selector *filter; /* in arena, or NULL */
+    int64_t priority;
+    int64_t queue_until_ns; /* in the queue */
+    bool is_queued;         /* WAITING for room; else for any worker at all */
     uint64_t session_key, session_name;
     gw_info info;           /* phase, attempt, n_prompt, n_output (delivered), times */
     wire_block_name *names; /* [n_prompt / KV_BLOCK_TOKENS] owned: of the prompt's full blocks, */
@@ -69,7 +73,9 @@ struct gw_core {
     uint32_t *ended_slots, n_ended_slots; /* to be freed when the action list is empty */
     bt_map by_serial;                     /* -> slot, ended ones included */
     uint64_t last_serial;
-    bt_timers timers; /* ids: slots */
+    bt_timers timers;       /* ids: slots */
+    gw_queue queue;         /* of slots that wait for room */
+    uint64_t queue_version; /* the router's, when nobody in it could go; 0: look again */
 
     gw_action *actions; /* [cap_actions]; walked up to next_action */
     uint32_t n_actions, cap_actions, next_action;
@@ -92,8 +98,9 @@ bool gw_slot_put_scores(gw_core *core, gw_slot *slot, uint32_t position, const w
 bool gw_slot_put_token(const gw_core *core, gw_slot *slot, uint32_t index, uint32_t token, const wire_ranked *logprobs,
                        uint32_t n_logprobs);
 void gw_slot_finish(gw_core *core, gw_slot *slot); /* GW_FINISHED as slot->finish says */
-void gw_slot_fail(gw_core *core, gw_slot *slot, bt_status status, const char *text); /* GW_FAILED */
-void gw_send_cancel(gw_core *core, uint64_t peer, const wire_request *request);      /* if it is up */
+/* GW_FAILED; `why` as in gw_action. */
+void gw_slot_fail(gw_core *core, gw_slot *slot, bt_status status, const char *why, const char *text);
+void gw_send_cancel(gw_core *core, uint64_t peer, const wire_request *request); /* if it is up */
 
 static inline wire_request gw_slot_request(const gw_core *core, const gw_slot *slot) {
     return (wire_request){core->options.incarnation, slot->serial, slot->info.attempt};
@@ -101,8 +108,11 @@ static inline wire_request gw_slot_request(const gw_core *core, const gw_slot *s
 
 /* gw_attempt.c */
 
-/* SUBMIT to a pair of workers. BT_NO_CAPACITY: there is none; nothing happened. */
-bt_status gw_attempt_start(gw_core *core, gw_slot *slot, int64_t now_ns, bt_error *err);
+/* SUBMIT to a pair of workers; it leaves the queue if it was there. BT_NO_CAPACITY: there is none, BT_AGAIN: none has
+ * room, and it needs that; nothing happened. */
+bt_status gw_attempt_start(gw_core *core, gw_slot *slot, bool needs_room, int64_t now_ns, bt_error *err);
+
+bool gw_attempt_has_room(gw_core *core, gw_slot *slot); /* for gw_check */
 
 void gw_attempt_unbook(gw_core *core, gw_slot *slot); /* its shares of the workers' loads are given back */
 
@@ -123,6 +133,15 @@ void gw_attempt_late(gw_core *core, gw_slot *slot, int64_t now_ns);  /* the slot
 void gw_attempt_hand_off(gw_core *core, gw_slot *slot, const gw_peer *decode, int64_t now_ns);
 void gw_attempt_await_token(gw_core *core, gw_slot *slot,
                             int64_t now_ns); /* HANDED_OFF: decode has just spoken of it */
+
+/* gw_wait.c */
+
+/* A new request gets a place in the queue, maybe another's. BT_AGAIN: there is none for it. */
+bt_status gw_wait_join(gw_core *core, gw_slot *slot, bt_error *err);
+void gw_wait_rejoin(gw_core *core, gw_slot *slot); /* refused by a worker: back to its place */
+void gw_wait_leave(gw_core *core, gw_slot *slot);  /* nothing, if it is not in the queue */
+void gw_wait_late(gw_core *core, gw_slot *slot);   /* its time is up: GW_FAILED */
+void gw_wait_serve(gw_core *core, int64_t now_ns); /* at the end of each event: whoever can go goes */
 
 /* gw_message.c */
 void gw_message_handle(gw_core *core, uint64_t peer, const wire_message *message, int64_t now_ns);

@@ -16,7 +16,7 @@ typedef struct {
     gw_figures figures; /* n_known_tokens: 0 */
     uint32_t column, local_prefill_tokens;
     wire_role role;
-    bool is_usable;
+    bool is_usable, is_full;
 } standing;
 
 struct gw_router {
@@ -27,6 +27,7 @@ struct gw_router {
     bt_map by_incarnation; /* -> index in workers */
     gw_index *index;
     uint64_t n_links; /* ever */
+    uint64_t version;
     uint64_t random;
     uint32_t lengths[GW_INDEX_MAX_WORKERS]; /* of the prompt that is being placed: blocks known, by column */
 
@@ -80,6 +81,7 @@ static uint32_t add_figures(uint64_t reported, uint32_t unseen, uint32_t at_leas
 static void refresh(gw_router *router, const gw_worker *worker) {
     const wire_load *load = &worker->load;
     const gw_sum *unseen = &worker->unseen, *own = &worker->own;
+    router->version++;
     router->standings[worker->place] =
         (standing){.figures = {.name_hash = worker->name_hash,
                                .n_requests = add_figures((uint64_t)load->running + load->waiting, unseen->n, own->n),
@@ -91,7 +93,8 @@ static void refresh(gw_router *router, const gw_worker *worker) {
                    .column = worker->column,
                    .local_prefill_tokens = load->local_prefill_tokens,
                    .role = worker->role,
-                   .is_usable = !worker->is_draining && !worker->is_incomplete};
+                   .is_usable = !worker->is_draining && !worker->is_incomplete,
+                   .is_full = worker->is_full};
 }
 
 /* ---- who comes and goes ----------------------------------------------------------------------------------------- */
@@ -149,6 +152,7 @@ void gw_router_gone(gw_router *router, uint64_t incarnation) {
     if (worker->column != GW_INDEX_NONE) gw_index_leave(router->index, worker->column);
     free(worker);
     router->n_workers--;
+    router->version++;
     for (uint32_t i = index; i < router->n_workers; i++) place(router, router->workers[i + 1], i);
 }
 
@@ -172,6 +176,7 @@ void gw_router_status(gw_router *router, uint64_t incarnation, const wire_load *
     worker->is_draining = load->is_draining != 0;
     worker->is_incomplete = load->is_incomplete != 0;
     worker->n_heard++;
+    worker->is_full = false;
     if (worker->role == WIRE_ROLE_PREFILL) {
         sum_take(&worker->unseen, &worker->accepted);
     } else {
@@ -217,6 +222,15 @@ void gw_router_draining(gw_router *router, uint64_t incarnation) {
     worker->is_draining = true;
     refresh(router, worker);
 }
+
+void gw_router_full(gw_router *router, uint64_t incarnation) {
+    gw_worker *worker = gw_router_worker(router, incarnation);
+    if (worker == NULL) return;
+    worker->is_full = true;
+    refresh(router, worker);
+}
+
+uint64_t gw_router_version(const gw_router *router) { return router->version; }
 
 /* ---- shares of load --------------------------------------------------------------------------------------------- */
 
@@ -299,10 +313,10 @@ static uint32_t n_missing_tokens(const gw_router *router, uint32_t column, const
 }
 
 /* May the worker at that place get it? */
-static bool is_allowed(const gw_router *router, uint32_t at, wire_role role, const gw_route_query *query) {
+static bool is_allowed(const gw_router *router, uint32_t at, wire_role role, const bt_selector *filter) {
     const standing *one = &router->standings[at];
     if (one->role != role || !one->is_usable) return false;
-    return query->filter == NULL || bt_selector_matches(query->filter, &router->workers[at]->labels);
+    return filter == NULL || bt_selector_matches(filter, &router->workers[at]->labels);
 }
 
 /* ---- prefill ----------------------------------------------------------------------------------------------------- */
@@ -312,7 +326,7 @@ static uint32_t find_candidates(gw_router *router, const gw_route_query *query) 
     const gw_worker *avoided = query->avoid_prefill != 0 ? gw_router_worker(router, query->avoid_prefill) : NULL;
     uint32_t n = 0, n_avoided = 0, skipped = avoided != NULL ? avoided->place : UINT32_MAX;
     for (uint32_t i = 0; i < router->n_workers; i++) {
-        if (!is_allowed(router, i, WIRE_ROLE_PREFILL, query)) continue;
+        if (!is_allowed(router, i, WIRE_ROLE_PREFILL, query->filter)) continue;
         if (i == skipped) {
             n_avoided = 1;
         } else {
@@ -323,14 +337,30 @@ static uint32_t find_candidates(gw_router *router, const gw_route_query *query) 
     return n;
 }
 
-static gw_worker *choose_prefill(gw_router *router, const gw_route_query *query) {
+/* Of n candidates those that have room. */
+static uint32_t keep_roomy(gw_router *router, uint32_t n) {
+    double mean = gw_figures_mean_speed(router->figures, n);
+    uint32_t n_roomy = 0, most_ms = router->options.max_worker_queue_ms;
+    for (uint32_t i = 0; i < n; i++) {
+        bool is_short = most_ms == 0 || gw_figures_queue_ms(&router->figures[i], mean) <= most_ms;
+        if (!is_short || router->standings[router->candidates[i]].is_full) continue;
+        router->candidates[n_roomy] = router->candidates[i];
+        router->figures[n_roomy++] = router->figures[i];
+    }
+    return n_roomy;
+}
+
+/* NULL: there is none; *has_any: there is, but none with room. */
+static gw_worker *choose_prefill(gw_router *router, const gw_route_query *query, bool *has_any) {
     uint32_t n = find_candidates(router, query);
-    if (n == 0) return NULL;
+    *has_any = n > 0;
     for (uint32_t i = 0; i < n; i++) {
         const standing *one = &router->standings[router->candidates[i]];
         router->figures[i] = one->figures;
         router->figures[i].n_known_tokens = n_known_tokens(router, one->column);
     }
+    if (query->needs_room) n = keep_roomy(router, n);
+    if (n == 0) return NULL;
     gw_scene scene = {.workers = router->figures,
                       .n_workers = n,
                       .n_tokens = query->n_tokens,
@@ -367,7 +397,7 @@ static uint32_t n_requests_least(const gw_router *router, const gw_route_query *
     uint32_t least = UINT32_MAX;
     for (uint32_t i = 0; i < router->n_workers; i++) {
         const gw_figures *worker = &router->standings[i].figures;
-        if (!is_allowed(router, i, WIRE_ROLE_DECODE, query) || !has_room(worker, query)) continue;
+        if (!is_allowed(router, i, WIRE_ROLE_DECODE, query->filter) || !has_room(worker, query)) continue;
         if (worker->n_requests < least) least = worker->n_requests;
     }
     return least;
@@ -405,7 +435,7 @@ static void choose_decodes(gw_router *router, const gw_route_query *query, gw_ro
     ranked best[WIRE_MAX_CANDIDATES];
     uint32_t n = 0, n_least = n_requests_least(router, query);
     for (uint32_t i = 0; i < router->n_workers; i++) {
-        if (!is_allowed(router, i, WIRE_ROLE_DECODE, query)) continue;
+        if (!is_allowed(router, i, WIRE_ROLE_DECODE, query->filter)) continue;
         ranked one = rank_decode(router, i, query, n_least);
         if (n == WIRE_MAX_CANDIDATES && !is_before(&one, &best[n - 1])) continue;
         uint32_t at = n < WIRE_MAX_CANDIDATES ? n++ : n - 1;
@@ -417,20 +447,43 @@ static void choose_decodes(gw_router *router, const gw_route_query *query, gw_ro
     for (uint32_t i = 0; i < n; i++) out->decodes[i] = router->workers[best[i].place];
 }
 
-static bt_status fail_none(const gw_route_query *query, const char *role, bt_error *err) {
+/* What they lack of the prompt, beside what others have there. The first are those with most room. */
+static bool can_hold_any(const gw_router *router, const gw_route_query *query, const gw_route *route) {
+    for (uint32_t i = 0; i < route->n_decodes; i++) {
+        const gw_figures *worker = &router->standings[route->decodes[i]->place].figures;
+        uint32_t n_blocks = n_missing_tokens(router, route->decodes[i]->column, query) / KV_BLOCK_TOKENS + 1;
+        bool has_reported = worker->n_blocks_total > 0;
+        if (!has_reported || worker->n_requests == 0 || n_free_blocks(worker) >= n_blocks) return true;
+    }
+    return false;
+}
+
+static bt_status fail_none(const bt_selector *filter, const char *role, bt_error *err) {
     return bt_fail(err, BT_NO_CAPACITY, "No %s worker is available%s.", role,
-                   query->filter != NULL ? " among those that the filter asks for" : "");
+                   filter != NULL ? " among those that the filter asks for" : "");
 }
 
 bt_status gw_router_choose(gw_router *router, const gw_route_query *query, gw_route *out, bt_error *err) {
     gw_route route = {0};
+    bool has_prefill = true;
     gw_index_match(router->index, query->names, query->n_names, router->lengths);
     choose_decodes(router, query, &route);
-    if (!route.is_local) route.prefill = choose_prefill(router, query);
-    if (!route.is_local && route.prefill == NULL) return fail_none(query, "prefill", err);
-    if (route.n_decodes == 0) return fail_none(query, "decode", err);
+    if (!route.is_local) route.prefill = choose_prefill(router, query, &has_prefill);
+    if (!has_prefill) return fail_none(query->filter, "prefill", err);
+    if (route.n_decodes == 0) return fail_none(query->filter, "decode", err);
+    bool has_place = route.is_local || (route.prefill != NULL && can_hold_any(router, query, &route));
+    if (query->needs_room && !has_place) return bt_fail(err, BT_AGAIN, "No worker has room for the request now.");
     const gw_worker *computes = route.is_local ? route.decodes[0] : route.prefill;
     route.n_missing = n_missing_tokens(router, computes->column, query);
     *out = route;
     return BT_OK;
+}
+
+bt_status gw_router_check(const gw_router *router, const bt_selector *filter, bt_error *err) {
+    bool has_prefill = false, has_decode = false;
+    for (uint32_t i = 0; i < router->n_workers; i++) {
+        has_prefill |= is_allowed(router, i, WIRE_ROLE_PREFILL, filter);
+        has_decode |= is_allowed(router, i, WIRE_ROLE_DECODE, filter);
+    }
+    return has_prefill && has_decode ? BT_OK : fail_none(filter, has_prefill ? "decode" : "prefill", err);
 }

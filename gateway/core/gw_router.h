@@ -7,7 +7,11 @@
  * they hold most of it already, then fewest sequences, then fewest blocks to be sent, then most free blocks. A worker
  * is preferred for what it knows of the prompt only while it has at most twice as many requests as the least busy one,
  * and four: a known beginning draws no crowd. Workers that drain, or whose expert-parallel group lacks a rank, are not
- * chosen, nor are those that a request's filter leaves out, of either role. */
+ * chosen, nor are those that a request's filter leaves out, of either role.
+ *
+ * Room: a prefill worker has room while what it has to compute takes at most max_worker_queue_ms and it did not refuse
+ * a request since its last report; a decode worker while it has free blocks for what it lacks of the prompt. One
+ * without any request always has room, so nothing waits for ever because of a figure. */
 #ifndef BATON_GATEWAY_CORE_GW_ROUTER_H
 #define BATON_GATEWAY_CORE_GW_ROUTER_H
 
@@ -44,6 +48,7 @@ typedef struct gw_worker {
     gw_sum own;         /* all that are there or on their way */
     gw_sum unseen;      /* of those, what `load` does not count yet */
     gw_sum accepted;    /* of those, what the next one will */
+    bool is_full;       /* it has refused a request for want of room, and not reported since */
 
     char name[WIRE_MAX_NAME + 1];
     char address[WIRE_MAX_NAME + 1];    /* host:port of its control link, for response headers */
@@ -61,6 +66,7 @@ typedef struct {
 typedef struct {
     uint64_t seed;
     uint32_t saturation_ms, slo_ttft_ms; /* gw_strategy.h; 0: 2000 and 2000 */
+    uint32_t max_worker_queue_ms;        /* prompts at a worker with room; 0: any */
 } gw_router_options;
 
 gw_router *gw_router_open(const gw_router_options *options);
@@ -82,6 +88,10 @@ bool gw_router_has_block(const gw_router *router, const gw_worker *worker, const
 
 /* It said so itself before a STATUS did. */
 void gw_router_draining(gw_router *router, uint64_t incarnation);
+void gw_router_full(gw_router *router, uint64_t incarnation);
+
+/* Grows with all that may make room somewhere. */
+uint64_t gw_router_version(const gw_router *router);
 
 /* A request is sent to the worker: it needs so many blocks there, and so many prompt tokens are to be computed. A
  * prefill worker counts it in its own figures from the first STATUS after ACCEPTED on (the link keeps their order). A
@@ -104,6 +114,7 @@ typedef struct {
     uint32_t n_tokens;                    /* of the prompt, and of what is replayed */
     uint64_t avoid_prefill, avoid_decode; /* incarnations to be chosen only if there is no other; 0: none */
     bool may_be_local;                    /* a decode worker may be asked to compute the prompt */
+    bool needs_room;                      /* only workers that have room */
     const wire_block_name *names; /* [n_names] of the prompt's full blocks that need not be computed where they are */
     uint32_t n_names;
     uint64_t session_key, session_name; /* gw_strategy.h */
@@ -117,7 +128,11 @@ typedef struct {
     uint32_t n_missing; /* tokens that whoever computes the prompt does not know */
 } gw_route;
 
-/* BT_NO_CAPACITY: no usable worker of a role, or none that the filter lets through; the sentence says which. */
+/* BT_NO_CAPACITY: no usable worker of a role, or none that the filter lets through; the sentence says which. BT_AGAIN:
+ * none of them has room, and the query needs that. */
 bt_status gw_router_choose(gw_router *router, const gw_route_query *query, gw_route *out, bt_error *err);
+
+/* Is there, for the filter (NULL: none), any usable worker of each role? Errors as above. */
+bt_status gw_router_check(const gw_router *router, const bt_selector *filter, bt_error *err);
 
 #endif

@@ -13,18 +13,24 @@ typedef void (*cost_fn)(const gw_scene *scene, double *costs);
 /* Before anybody has computed anything: a few seconds of a small model on a few cores. */
 enum { GUESSED_TOKENS_PER_S = 1000 };
 
-static double mean_speed(const gw_scene *scene) {
+double gw_figures_mean_speed(const gw_figures *workers, uint32_t n_workers) {
     double sum = 0;
     uint32_t n = 0;
-    for (uint32_t i = 0; i < scene->n_workers; i++) {
-        sum += scene->workers[i].tokens_per_s;
-        n += scene->workers[i].tokens_per_s > 0;
+    for (uint32_t i = 0; i < n_workers; i++) {
+        sum += workers[i].tokens_per_s;
+        n += workers[i].tokens_per_s > 0;
     }
     return n > 0 ? sum / n : GUESSED_TOKENS_PER_S;
 }
 
+static double mean_speed(const gw_scene *scene) { return gw_figures_mean_speed(scene->workers, scene->n_workers); }
+
 static double ms_of(const gw_figures *worker, uint32_t n_tokens, double mean) {
     return n_tokens * 1e3 / (worker->tokens_per_s > 0 ? worker->tokens_per_s : mean);
+}
+
+double gw_figures_queue_ms(const gw_figures *worker, double mean) {
+    return ms_of(worker, worker->n_queued_tokens, mean);
 }
 
 static uint32_t n_missing(const gw_scene *scene, const gw_figures *worker) {
@@ -82,7 +88,7 @@ static void cost_prefix_cache(const gw_scene *scene, double *costs) {
     double mean = mean_speed(scene), most = greatest(costs, scene->n_workers) + 1;
     for (uint32_t i = 0; i < scene->n_workers; i++) {
         const gw_figures *worker = &scene->workers[i];
-        bool is_saturated = ms_of(worker, worker->n_queued_tokens, mean) > scene->saturation_ms;
+        bool is_saturated = gw_figures_queue_ms(worker, mean) > scene->saturation_ms;
         bool is_home = is_worth_it && worker->n_known_tokens == longest && !is_saturated;
         costs[i] = costs[i] / most + (is_home ? 0 : 1);
     }

@@ -73,6 +73,12 @@ typedef struct {
     uint32_t tokens_per_s;  /* measured speed of prefill; 0: not measured yet, taken for the others' mean */
 } gw_figures;
 
+/* Mean of the measured speeds, in tokens per second; a guess if there are none. */
+double gw_figures_mean_speed(const gw_figures *workers, uint32_t n_workers);
+
+/* How long a worker needs for the tokens that it has to compute; one that was not measured has the mean speed. */
+double gw_figures_queue_ms(const gw_figures *worker, double mean_speed);
+
 typedef struct {
     const gw_figures *workers; /* [n_workers], >= 1 */
     uint32_t n_workers;

@@ -29,6 +29,7 @@ enum { GW_HISTORY_POINTS = 300, GW_HISTORY_WINDOW = 15 };
     X(tpot_missed)
 #define GW_HISTORY_GAUGES(X)                                                                                           \
     X(running)                                                                                                         \
+    X(queued)                                                                                                          \
     X(prefill_running)                                                                                                 \
     X(prefill_waiting)                                                                                                 \
     X(decode_running)                                                                                                  \

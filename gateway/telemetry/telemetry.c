@@ -20,8 +20,9 @@
 static const char *const outcome_names[GW_N_OUTCOMES] = {"stop", "length", "abort", "error", "refused"};
 static const char *const replay_names[] = {"lost", "failed", "late", "refused"};
 static const char *const phase_names[] = {"waiting", "submitted", "accepted", "started", "handed_off"};
-static const char *const refusal_names[] = {
-    "invalid", "requests_per_minute", "tokens_per_minute", "saturated", "no_worker", "draining", "predicted_ttft"};
+static const char *const refusal_names[] = {"invalid",        "requests_per_minute", "tokens_per_minute",
+                                            "saturated",      "no_worker",           "draining",
+                                            "predicted_ttft", "queue_full",          "queue_timeout"};
 static const int statuses[] = {200, 400, 401, 404, 405, 408, 413, 415, 417, 429, 431, 499, 500, 503, 504};
 
 enum { N_REPLAYS = 4, N_PHASES = 5, N_STATUSES = sizeof statuses / sizeof *statuses };
@@ -42,7 +43,7 @@ struct gw_telemetry {
     gw_history *history;
     bt_series *outcomes[GW_N_OUTCOMES], *replays[N_REPLAYS], *responses[N_STATUSES + 1], *left[N_PHASES];
     bt_series *refusals[N_REFUSALS];
-    bt_series *running, *itl, *prompt_tokens, *output_tokens, *goodput;
+    bt_series *running, *queued, *itl, *prompt_tokens, *output_tokens, *goodput;
     bt_series *workers_prefill, *workers_decode, *incomplete_prefill, *incomplete_decode, *redis_up;
     slo_series ttft_slo, tpot_slo;
     bt_series *known_prefill, *known_decode;
@@ -75,6 +76,7 @@ static void open_series(gw_telemetry *t, bt_metrics *m) {
     }
     t->responses[N_STATUSES] = gw_labelled(m, BT_METRIC_HTTP_RESPONSES, "code", "other");
     t->running = bt_metrics_series(m, BT_METRIC_REQUESTS_RUNNING, "");
+    t->queued = bt_metrics_series(m, BT_METRIC_REQUESTS_QUEUED, "");
     t->itl = bt_metrics_series(m, BT_METRIC_ITL, "");
     t->prompt_tokens = bt_metrics_series(m, BT_METRIC_PROMPT_TOKENS, "");
     t->output_tokens = bt_metrics_series(m, BT_METRIC_OUTPUT_TOKENS, "");
@@ -134,6 +136,10 @@ void gw_telemetry_refused(gw_telemetry *t, const char *reason) {
     bt_series_add(t->refusals[i], 1);
 }
 
+void gw_telemetry_queued(gw_telemetry *t, uint32_t n_before, uint32_t n_now) {
+    bt_series_add(t->queued, (double)n_now - n_before);
+}
+
 void gw_telemetry_first_token(gw_telemetry *t, int64_t ttft_ns) {
     gw_history_observe(t->history, GW_HISTORY_TTFT, ttft_ns);
     gw_vllm_first_token(&t->vllm, seconds(ttft_ns));
@@ -169,6 +175,10 @@ static void judge(gw_telemetry *t, const gw_ended *ended) {
 void gw_telemetry_ended(gw_telemetry *t, const gw_ended *ended) {
     const gw_info *info = ended->info;
     bt_series_add(t->running, -1);
+    if (ended->outcome == GW_ENDED_REFUSED) {
+        gw_telemetry_refused(t, ended->reason);
+        return;
+    }
     bt_series_add(t->outcomes[ended->outcome], 1);
     gw_times_ended(t->times, ended);
     judge(t, ended);
@@ -230,7 +240,7 @@ void gw_telemetry_second(gw_telemetry *t, const gw_router *router, bool is_redis
     bt_series_set(t->known_prefill, (double)known.n_prefill);
     bt_series_set(t->known_decode, (double)known.n_decode);
     bt_series_set(t->redis_up, is_redis_up);
-    gw_vllm_load(&t->vllm, router);
+    gw_vllm_load(&t->vllm, router, (uint32_t)bt_series_value(t->queued));
     gw_sample sample = {.ended = sum(t->outcomes, GW_ENDED_REFUSED),
                         .good = bt_series_value(t->goodput),
                         .failed = bt_series_value(t->outcomes[GW_ENDED_ERROR]),
@@ -245,7 +255,8 @@ void gw_telemetry_second(gw_telemetry *t, const gw_router *router, bool is_redis
                         .ttft_missed = bt_series_value(t->ttft_slo.missed),
                         .tpot_attained = bt_series_value(t->tpot_slo.attained),
                         .tpot_missed = bt_series_value(t->tpot_slo.missed),
-                        .running = bt_series_value(t->running)};
+                        .running = bt_series_value(t->running),
+                        .queued = bt_series_value(t->queued)};
     gw_workers_look(t->workers, router, &sample);
     gw_history_put(t->history, &sample, unix_ms_now());
 }

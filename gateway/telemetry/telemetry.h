@@ -28,12 +28,14 @@ const char *gw_outcome_name(gw_outcome outcome);
 
 void gw_telemetry_admitted(gw_telemetry *telemetry, uint32_t n_prompt);
 void gw_telemetry_refused(gw_telemetry *telemetry, const char *reason); /* gw_error.reason; NULL: it is invalid */
+void gw_telemetry_queued(gw_telemetry *telemetry, uint32_t n_before, uint32_t n_now); /* a loop's queue */
 void gw_telemetry_first_token(gw_telemetry *telemetry, int64_t ttft_ns);
 void gw_telemetry_tokens(gw_telemetry *telemetry, uint32_t n_tokens, int64_t gap_ns); /* gap 0: the first ones */
 
 /* An admitted request's end. `info` may be NULL; its times fill the stages. */
 typedef struct {
-    gw_outcome outcome; /* not GW_ENDED_REFUSED */
+    gw_outcome outcome;
+    const char *reason; /* GW_ENDED_REFUSED, which it was while it waited for room: as of gw_telemetry_refused() */
     const gw_info *info;
     gw_slo slo;
     int64_t arrival_ns, first_token_ns, last_token_ns, now_ns; /* 0: never */

@@ -11,9 +11,10 @@
 #include "gateway/api/api_json.h"
 #include "gateway/telemetry/telemetry_labels.h"
 
-static const char *const stage_names[] = {"gateway", "prefill_queue", "prefill_compute", "transfer", "decode_queue"};
+static const char *const stage_names[] = {"gateway",         "gateway_queue", "prefill_queue",
+                                          "prefill_compute", "transfer",      "decode_queue"};
 
-enum { N_STAGES = 5, MAX_STRATEGIES = 32, CAP_NAME = 32, N_ENDS = GW_ENDED_REFUSED };
+enum { N_STAGES = 6, MAX_STRATEGIES = 32, CAP_NAME = 32, N_ENDS = GW_ENDED_REFUSED };
 
 typedef struct {
     bt_series *ttft, *tpot, *e2e, *stages[N_STAGES];
@@ -96,12 +97,13 @@ static void observe_stages(const cell *to, const gw_ended *ended) {
     const gw_info *info = ended->info;
     if (info->first_token_ns == 0) return;
     bt_series_observe(to->stages[0], seconds(info->submit_ns - ended->arrival_ns));
-    bt_series_observe(to->stages[1], info->queue_us / 1e6);
-    bt_series_observe(to->stages[2], info->compute_us / 1e6);
+    bt_series_observe(to->stages[1], seconds(info->sent_ns - info->submit_ns));
+    bt_series_observe(to->stages[2], info->queue_us / 1e6);
+    bt_series_observe(to->stages[3], info->compute_us / 1e6);
     if (info->handed_off_ns == 0) return;
-    bt_series_observe(to->stages[3], info->exposed_us / 1e6);
+    bt_series_observe(to->stages[4], info->exposed_us / 1e6);
     if (info->first_decode_ns > 0)
-        bt_series_observe(to->stages[4], seconds(info->first_decode_ns - info->handed_off_ns));
+        bt_series_observe(to->stages[5], seconds(info->first_decode_ns - info->handed_off_ns));
 }
 
 void gw_times_ended(gw_times *times, const gw_ended *ended) {

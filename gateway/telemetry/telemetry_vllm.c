@@ -1,5 +1,5 @@
-/* Mapping of a cluster onto one vLLM engine: queue and prefill are the prefill worker's, decode is first to last token,
- * gauges are sums over the workers. */
+/* Mapping of a cluster onto one vLLM engine: queue is the gateway's and the prefill worker's, prefill the latter's,
+ * decode is first to last token, gauges are sums over the workers. */
 #include "gateway/telemetry/telemetry_vllm.h"
 
 #include <stdio.h>
@@ -73,7 +73,7 @@ void gw_vllm_ended(gw_vllm_series *s, const gw_ended *ended) {
     /* what lies between the worker's figure and the gateway's first token is prefill, so that the parts are the whole
      */
     double ttft_s = seconds(ended->first_token_ns - ended->arrival_ns);
-    double queue_s = seconds(info->submit_ns - ended->arrival_ns) + info->queue_us / 1e6;
+    double queue_s = seconds(info->sent_ns - ended->arrival_ns) + info->queue_us / 1e6;
     double prefill_s = ttft_s > queue_s ? ttft_s - queue_s : 0;
     double decode_s = seconds(ended->last_token_ns - ended->first_token_ns);
     bt_series_add(s->prompt, info->n_prompt);
@@ -109,8 +109,8 @@ static bool add_load(void *context, const gw_worker *worker) {
     return true;
 }
 
-void gw_vllm_load(gw_vllm_series *s, const gw_router *router) {
-    load_sum sum = {0};
+void gw_vllm_load(gw_vllm_series *s, const gw_router *router, uint32_t n_queued) {
+    load_sum sum = {.n_waiting = n_queued};
     gw_router_each(router, add_load, &sum);
     bt_series_set(s->running, (double)sum.n_running);
     bt_series_set(s->waiting, (double)sum.n_waiting);

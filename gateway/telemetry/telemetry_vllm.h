@@ -21,6 +21,7 @@ void gw_vllm_open(gw_vllm_series *series, bt_metrics *metrics);
 void gw_vllm_first_token(gw_vllm_series *series, double ttft_s);
 void gw_vllm_tokens(gw_vllm_series *series, uint32_t n_tokens, double gap_s); /* gap of each; 0: the first ones */
 void gw_vllm_ended(gw_vllm_series *series, const gw_ended *ended);
-void gw_vllm_load(gw_vllm_series *series, const gw_router *router); /* once a second */
+/* Once a second. `n_queued`: requests that wait in the gateway. */
+void gw_vllm_load(gw_vllm_series *series, const gw_router *router, uint32_t n_queued);
 
 #endif

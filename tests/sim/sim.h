@@ -62,6 +62,8 @@ typedef struct {
     uint32_t max_num_seqs, spare_rows, max_leases; /* spare_rows: of a decode step, besides one for each sequence */
     uint32_t local_tokens;
     uint32_t gateway_requests, migration_limit;
+    uint32_t worker_queue_ms, max_queued, queue_ms; /* of gateways; worker_queue_ms 0: no bound */
+    uint32_t urgent_percent;                        /* of requests: another priority than the others */
     uint32_t max_prompt, max_output;
     uint32_t n_chats; /* half of the prompts begin as one of so many do */
     bool has_prefix_cache;

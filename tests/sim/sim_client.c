@@ -78,9 +78,11 @@ void sim_client_arrive(sim_world *world) {
                         .n_stop_token_ids = client->n_stop_ids,
                         .cache_salt = sim_below(world, 4) == 0 ? "pepper" : "",
                         .strategy = &strategy,
+                        .priority = sim_below(world, 100) < c->urgent_percent ? -1 - (int64_t)sim_below(world, 3) : 0,
+                        .queue_ms = c->queue_ms,
                         .user = client};
     bt_status status = gw_core_submit(node->gateway, &submit, world->now_ns, &client->serial, &err);
-    BT_ASSERT(status == BT_OK || status == BT_NO_CAPACITY);
+    BT_ASSERT(status == BT_OK || status == BT_NO_CAPACITY || status == BT_AGAIN);
     if (status == BT_OK) {
         client->is_alive = true;
         client->arrived_ns = world->now_ns;

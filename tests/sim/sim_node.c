@@ -263,6 +263,8 @@ static void start_gateway(sim_world *world, sim_node *node) {
     const sim_config *c = &world->config;
     gw_core_options options = {.incarnation = node->incarnation,
                                .seed = sim_random(world),
+                               .max_worker_queue_ms = c->worker_queue_ms,
+                               .max_queued = c->max_queued,
                                .max_requests = c->gateway_requests,
                                .vocab_size = SIM_VOCAB,
                                .max_model_len = SIM_MAX_MODEL_LEN,

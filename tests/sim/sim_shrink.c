@@ -25,7 +25,8 @@ const sim_knob sim_knobs[] = {
     KNOB(max_batched_seqs, 1), KNOB(max_requests, 1),   KNOB(gateway_requests, 1),
     KNOB(long_percent, 0),     KNOB(spare_rows, 0),     KNOB(local_tokens, 0),
     KNOB(prefill_blocks, 17),  KNOB(decode_blocks, 17), KNOB(max_batched_tokens, 32),
-    KNOB(arrival_ns, 200000),
+    KNOB(arrival_ns, 200000),  KNOB(urgent_percent, 0), KNOB(worker_queue_ms, 0),
+    KNOB(max_queued, 0),       KNOB(queue_ms, 1),
 };
 const uint32_t sim_n_knobs = sizeof(sim_knobs) / sizeof(sim_knobs[0]);
 

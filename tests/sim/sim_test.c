@@ -55,6 +55,9 @@ static void test_worlds_end_whole_and_every_failure_has_happened(void) {
               sum.prefill.n_canceled_computed > 0 && sum.prefill.n_canceled_committing > 0,
           "cancels in every phase of prefill");
     check_groups(&sum);
+    CHECK(sum.gateway.n_queued > 100 && sum.gateway.n_queue_full > 0 && sum.gateway.n_queue_late > 0,
+          "%llu queued, %llu times full, %llu for too long", (unsigned long long)sum.gateway.n_queued,
+          (unsigned long long)sum.gateway.n_queue_full, (unsigned long long)sum.gateway.n_queue_late);
     CHECK(sum.prefill.n_reserve_refused > 0 && sum.prefill.n_decode_lost > 0 && sum.prefill.n_timeouts > 0, "prefill");
 }
 
@@ -73,6 +76,8 @@ static void test_short_prompts_do_not_wait_for_long_ones(void) {
                          .max_num_seqs = 60,
                          .max_leases = 60,
                          .gateway_requests = 500,
+                         .max_queued = 500,
+                         .queue_ms = 60000,
                          .migration_limit = 3,
                          .max_prompt = 1000,
                          .max_output = 8,
@@ -103,6 +108,8 @@ static void test_preempted_sequences_end_as_if_nothing_had_happened(void) {
                                    .spare_rows = (uint32_t)seed * 40,
                                    .max_leases = 8,
                                    .gateway_requests = 300,
+                                   .max_queued = 300,
+                                   .queue_ms = 60000,
                                    .migration_limit = 0,
                                    .max_prompt = 200,
                                    .max_output = 900,

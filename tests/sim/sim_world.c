@@ -63,6 +63,10 @@ sim_config sim_config_random(uint64_t seed, uint32_t n_requests) {
     c.spare_rows = sim_below(&dice, 100);
     c.local_tokens = sim_below(&dice, 2) == 0 ? 0 : 1 + sim_below(&dice, 150);
     choose_ranks(&c, &dice);
+    c.worker_queue_ms = sim_below(&dice, 3) == 0 ? 0 : 1 + sim_below(&dice, 10);
+    c.max_queued = sim_below(&dice, 4) == 0 ? sim_below(&dice, 4) : 64;
+    c.queue_ms = sim_below(&dice, 4) == 0 ? 5 + sim_below(&dice, 100) : 5000;
+    c.urgent_percent = sim_below(&dice, 40);
     return c;
 }
 

@@ -1,0 +1,284 @@
+/* The queue: its order, its bound, its deadlines, and what makes room. One prefill and one decode worker; prompts are
+ * long enough that a worker with one of them has room for no other. */
+#include <string.h>
+
+#include "common/core/test.h"
+#include "gateway/core/gw_core.h"
+#include "gateway/core/gw_queue.h"
+
+enum { GATEWAY = 7, PREFILL = 100, DECODE = 200, MS = 1000000, QUEUE_MS = 5000, N_PROMPT = 200 };
+
+static gw_core *core;
+static int64_t now_ns;
+static uint64_t sent[32], failed[32]; /* serials of SUBMITs, and of GW_FAILED, since the last clear() */
+static uint32_t n_sent, n_failed;
+static const char *why;
+static uint32_t attempts[64]; /* by serial */
+
+static void walk(void) {
+    gw_action action;
+    while (gw_core_next(core, &action)) {
+        if (action.kind == GW_SEND && action.message.type == WIRE_SUBMIT) {
+            uint64_t serial = action.message.submit.request.serial;
+            attempts[serial] = action.message.submit.request.attempt;
+            sent[n_sent++] = serial;
+        } else if (action.kind == GW_FAILED) {
+            failed[n_failed++] = action.serial;
+            why = action.why;
+        }
+    }
+    gw_core_check(core);
+}
+
+static void clear(void) { n_sent = n_failed = 0; }
+
+static void up(uint64_t incarnation, const char *labels) {
+    gw_worker known = {.role = incarnation < DECODE ? WIRE_ROLE_PREFILL : WIRE_ROLE_DECODE, .incarnation = incarnation};
+    CHECK(bt_labels_parse(labels, &known.labels, NULL) == BT_OK, "%s", labels);
+    gw_core_worker_up(core, &known, now_ns);
+    walk();
+}
+
+static void start(uint32_t max_queued) {
+    static const uint32_t eos[] = {1};
+    gw_core_options options = {.incarnation = GATEWAY,
+                               .max_worker_queue_ms = 100, /* before any is measured: 100 tokens */
+                               .max_queued = max_queued,
+                               .max_requests = 20,
+                               .vocab_size = 100,
+                               .max_model_len = 500,
+                               .migration_limit = 3,
+                               .eos_ids = eos,
+                               .n_eos_ids = 1};
+    CHECK(gw_core_open(&options, &core, NULL) == BT_OK, "open");
+    up(PREFILL, "zone=a");
+    up(DECODE, "zone=a");
+    clear();
+}
+
+static void stop(void) {
+    for (uint64_t serial = 1; serial < 20; serial++) gw_core_cancel(core, serial, now_ns);
+    walk();
+    CHECK(gw_core_n_alive(core) == 0 && gw_core_n_queued(core) == 0, "nothing is left");
+    gw_core_close(core);
+}
+
+static bt_status submit_to(const char *filter, int64_t priority, uint64_t *out_serial) {
+    static uint32_t tokens[N_PROMPT];
+    gw_strategy strategy;
+    bt_selector selector;
+    CHECK(gw_strategy_parse("", &strategy, NULL) == BT_OK, "the default");
+    CHECK(filter == NULL || bt_selector_parse(filter, &selector, NULL) == BT_OK, "%s", filter);
+    gw_submit submit = {.tokens = tokens,
+                        .n_tokens = N_PROMPT,
+                        .max_tokens = 5,
+                        .sampling = {.top_p = 1},
+                        .cache_salt = "",
+                        .strategy = &strategy,
+                        .filter = filter == NULL ? NULL : &selector,
+                        .priority = priority,
+                        .queue_ms = QUEUE_MS};
+    bt_status status = gw_core_submit(core, &submit, now_ns, out_serial, NULL);
+    walk();
+    return status;
+}
+
+static uint64_t submit(int64_t priority) {
+    uint64_t serial = 0;
+    CHECK(submit_to(NULL, priority, &serial) == BT_OK, "it is taken");
+    return serial;
+}
+
+static void say(uint64_t worker, wire_message message) {
+    gw_core_message(core, worker, &message, now_ns);
+    walk();
+}
+
+static void say_load(uint64_t worker, wire_load load) {
+    say(worker, (wire_message){.type = WIRE_STATUS, .status = {load}});
+}
+
+static wire_request request(uint64_t serial) { return (wire_request){GATEWAY, serial, attempts[serial]}; }
+
+/* The prefill worker has taken the request and computed it. */
+static void compute(uint64_t serial) {
+    say(PREFILL, (wire_message){.type = WIRE_ACCEPTED, .accepted = {request(serial)}});
+    say_load(PREFILL, (wire_load){.running = 1});
+}
+
+static void refuse(uint64_t serial) {
+    say(PREFILL,
+        (wire_message){.type = WIRE_FAILED, .failed = {request(serial), BT_NO_CAPACITY, wire_str_from("It is full.")}});
+}
+
+static void test_who_waits_goes_by_priority_then_as_it_came(void) {
+    start(8);
+    uint64_t first = submit(0);
+    CHECK(n_sent == 1 && sent[0] == first, "there is room");
+    uint64_t second = submit(0), urgent = submit(-1), idle = submit(7), third = submit(0);
+    CHECK(n_sent == 1 && gw_core_n_queued(core) == 4, "now there is none");
+    CHECK(gw_core_info(core, second)->phase == GW_WAITING && gw_core_info(core, second)->sent_ns == 0, "it waits");
+    const uint64_t order[] = {first, urgent, second, third, idle};
+    for (uint32_t i = 0; i < 4; i++) {
+        clear();
+        compute(order[i]);
+        CHECK(n_sent == 1 && sent[0] == order[i + 1], "%u: the next one goes", i);
+    }
+    CHECK(gw_core_n_queued(core) == 0 && gw_core_counters(core)->n_queued == 4, "all have gone");
+    stop();
+}
+
+static void test_a_full_queue_drops_who_would_go_last(void) {
+    start(2);
+    uint64_t serial, running = submit(0), second = submit(0), last = submit(1);
+    CHECK(submit_to(NULL, 1, &serial) == BT_AGAIN && n_failed == 0, "a newcomer that would be behind is refused");
+    uint64_t urgent = submit(0);
+    CHECK(n_failed == 1 && failed[0] == last && strcmp(why, "queue_full") == 0, "one that would be before it is not");
+    CHECK(submit_to(NULL, 0, &serial) == BT_AGAIN, "among equals the newer is last");
+    CHECK(gw_core_counters(core)->n_queue_full == 3, "counted");
+    clear();
+    compute(running);
+    CHECK(n_sent == 1 && sent[0] == second && gw_core_n_queued(core) == 1, "the older of two equals");
+    compute(second);
+    CHECK(sent[1] == urgent, "and the other one");
+    stop();
+    start(0);
+    (void)submit(0);
+    CHECK(submit_to(NULL, -5, &serial) == BT_AGAIN && gw_core_n_alive(core) == 1, "without a queue nobody waits");
+    stop();
+}
+
+static void test_who_waits_too_long_is_told(void) {
+    start(8);
+    (void)submit(0);
+    uint64_t waiting = submit(0);
+    now_ns += (int64_t)QUEUE_MS * MS - 1;
+    gw_core_tick(core, now_ns);
+    walk();
+    CHECK(n_failed == 0, "not yet");
+    now_ns++;
+    gw_core_tick(core, now_ns);
+    walk();
+    CHECK(n_failed == 1 && failed[0] == waiting && strcmp(why, "queue_timeout") == 0, "now");
+    CHECK(gw_core_counters(core)->n_queue_late == 1, "counted");
+    stop();
+}
+
+static void test_who_leaves_makes_room(void) {
+    start(8);
+    uint64_t running = submit(0), second = submit(0), third = submit(0);
+    gw_core_cancel(core, second, now_ns);
+    walk();
+    CHECK(gw_core_n_queued(core) == 1 && n_sent == 1, "one has left the queue");
+    gw_core_cancel(core, running, now_ns);
+    walk();
+    CHECK(n_sent == 2 && sent[1] == third && gw_core_n_queued(core) == 0, "one has left its worker");
+    stop();
+}
+
+static void test_who_is_refused_is_back_in_its_place_until_the_worker_reports(void) {
+    start(8);
+    uint64_t first = submit(0), second = submit(0);
+    clear();
+    refuse(first);
+    CHECK(n_sent == 0 && n_failed == 0 && gw_core_n_queued(core) == 2, "nobody is sent to a worker that is full");
+    CHECK(gw_core_info(core, first)->n_migrations == 0, "it is no migration");
+    say_load(PREFILL, (wire_load){.running = 3});
+    CHECK(n_sent == 1 && sent[0] == first && attempts[first] == 1, "the first is still the first");
+    compute(first);
+    CHECK(n_sent == 2 && sent[1] == second, "then the second");
+    stop();
+}
+
+static void test_decode_without_free_blocks_has_no_room_unless_it_is_idle(void) {
+    start(8);
+    say_load(DECODE, (wire_load){.running = 1, .kv_blocks_total = 10, .kv_blocks_used = 8});
+    uint64_t serial = submit(0);
+    CHECK(n_sent == 0 && gw_core_n_queued(core) == 1, "200 tokens need more than two blocks");
+    say_load(DECODE, (wire_load){.running = 1, .kv_blocks_total = 10, .kv_blocks_used = 6});
+    CHECK(n_sent == 1 && sent[0] == serial, "four will do");
+    say_load(DECODE, (wire_load){.running = 2, .kv_blocks_total = 10, .kv_blocks_used = 10});
+    compute(serial);
+    serial = submit(0);
+    CHECK(gw_core_n_queued(core) == 1, "full again");
+    gw_core_worker_gone(core, DECODE, now_ns);
+    up(DECODE + 1, "");
+    CHECK(sent[n_sent - 1] == serial || sent[n_sent - 2] == serial, "a new one is empty");
+    say_load(DECODE + 1, (wire_load){.kv_blocks_total = 2});
+    stop();
+}
+
+static void test_one_that_its_filter_holds_up_stands_aside(void) {
+    start(8);
+    up(PREFILL + 1, "zone=b");
+    up(DECODE + 1, "zone=b");
+    uint64_t in_a, more_in_a, anywhere, more, serial;
+    CHECK(submit_to("zone=a", 0, &in_a) == BT_OK && submit_to("zone=a", 0, &more_in_a) == BT_OK, "a");
+    CHECK(n_sent == 1 && gw_core_n_queued(core) == 1, "zone a is full");
+    anywhere = submit(0);
+    CHECK(n_sent == 2 && sent[1] == anywhere, "zone b is not");
+    more = submit(0);
+    CHECK(n_sent == 2 && gw_core_n_queued(core) == 2, "now it is");
+    CHECK(submit_to("zone=c", 0, &serial) == BT_NO_CAPACITY, "where there is nobody nobody waits");
+    compute(in_a);
+    CHECK(n_sent == 3 && sent[2] == more_in_a, "it was first");
+    compute(more_in_a);
+    CHECK(n_sent == 4 && sent[3] == more, "now the other");
+    stop();
+}
+
+static void test_a_replay_does_not_queue(void) {
+    start(8);
+    uint64_t first = submit(0), second = submit(0);
+    up(DECODE + 1, "");
+    say(PREFILL, (wire_message){.type = WIRE_ACCEPTED, .accepted = {request(first)}});
+    say(PREFILL,
+        (wire_message){.type = WIRE_FIRST_TOKEN, .first_token = {.request = request(first), .index = 0, .token = 9}});
+    say(PREFILL, (wire_message){.type = WIRE_HANDED_OFF,
+                                .handed_off = {.request = request(first), .decode_incarnation = DECODE}});
+    CHECK(n_sent == 2 && sent[1] == second, "the hand-off has made room, and it is taken");
+    gw_core_worker_gone(core, DECODE, now_ns);
+    walk();
+    CHECK(n_sent >= 3 && gw_core_n_queued(core) == 0, "whose client has tokens already is sent at once");
+    stop();
+}
+
+/* Against a plain list. */
+static void test_a_queue_is_in_order_whatever_happens(void) {
+    enum { N = 200 };
+    gw_queue queue = {0};
+    bool is_in[N] = {false};
+    uint32_t random = 1, n_in = 0;
+    for (int step = 0; step < 20000; step++) {
+        random = random * 1664525 + 1013904223;
+        uint32_t i = (random >> 8) % N;
+        gw_queued item = {.priority = i % 5, .serial = i * 7919 % N, .slot = i};
+        if (is_in[i]) {
+            CHECK(gw_queue_remove(&queue, &item), "%u was there", i);
+        } else {
+            CHECK(!gw_queue_remove(&queue, &item), "%u was not", i);
+            gw_queue_put(&queue, item);
+        }
+        is_in[i] = !is_in[i];
+        n_in += is_in[i] ? 1 : UINT32_MAX;
+        CHECK(queue.n == n_in, "%u of %u", queue.n, n_in);
+        bool is_sorted = true;
+        for (uint32_t at = 1; at < queue.n; at++)
+            is_sorted &= gw_queued_is_before(&queue.items[at - 1], &queue.items[at]);
+        CHECK(is_sorted, "step %d", step);
+    }
+    gw_queue_fini(&queue);
+}
+
+int main(void) {
+    test_who_waits_goes_by_priority_then_as_it_came();
+    test_a_full_queue_drops_who_would_go_last();
+    test_who_waits_too_long_is_told();
+    test_who_leaves_makes_room();
+    test_who_is_refused_is_back_in_its_place_until_the_worker_reports();
+    test_decode_without_free_blocks_has_no_room_unless_it_is_idle();
+    test_one_that_its_filter_holds_up_stands_aside();
+    test_a_replay_does_not_queue();
+    test_a_queue_is_in_order_whatever_happens();
+    TEST_END();
+}
