@@ -85,7 +85,7 @@ typedef struct {
     bool add_generation_prompt, continue_final_message;
     const char *last_text; /* content of the last message if it is the assistant's, else "" */
     gw_tool_choice tool_choice;
-    const char *tool_name; /* GW_TOOLS_NAMED: one of the tools */
+    const char *tool_name; /* GW_TOOLS_NAMED: one of the tools; GW_TOOLS_REQUIRED: the only one, if it is */
     bool parallel_tool_calls;
     const char *call_opening; /* in arena; what the turn begins with, "" or NULL: nothing. gw_prompt_open_call() */
 

@@ -18,9 +18,14 @@ static bt_status check_tool(const cJSON *tool, gw_error *error) {
     return BT_OK;
 }
 
+/* Of a checked tool. */
+static const char *name_of(const cJSON *tool) {
+    return gw_param_find(gw_param_find(tool, "function"), "name")->valuestring;
+}
+
 static bool has_tool(const cJSON *tools, const char *name) {
     for (const cJSON *tool = tools->child; tool != NULL; tool = tool->next)
-        if (strcmp(gw_param_find(gw_param_find(tool, "function"), "name")->valuestring, name) == 0) return true;
+        if (strcmp(name_of(tool), name) == 0) return true;
     return false;
 }
 
@@ -60,6 +65,7 @@ static bt_status parse_choice(const gw_api_rules *rules, const cJSON *tools, gw_
                        "parser.");
     if (!is_required) return parse_named_choice(choice, tools, request, error);
     request->tool_choice = GW_TOOLS_REQUIRED;
+    if (tools->child->next == NULL) request->tool_name = name_of(tools->child); /* there is no other */
     return BT_OK;
 }
 

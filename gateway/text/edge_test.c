@@ -103,6 +103,8 @@ static void test_forced_calls(void) {
               "required: the thought is closed, a call is open");
     check_end(",\"tool_choice\":\"required\",\"chat_template_kwargs\":{\"thinking\":false}",
               A "<think>\n\n</think>\n\n" CALLS, "as the template does it when no thought is wanted");
+    check_end(",\"tool_choice\":\"required\",\"tools\":[{\"function\":{\"name\":\"g\"}}]",
+              A "<think>\n\n</think>\n\n" CALLS "g\n```json\n", "required, and there is only one: as if named");
     check_end(",\"tool_choice\":{\"type\":\"function\",\"function\":{\"name\":\"f\"}}",
               A "<think>\n\n</think>\n\n" CALLS "f\n```json\n", "named: its arguments are open");
     check_end(",\"tool_choice\":{\"type\":\"function\",\"function\":{\"name\":\"a\\nb\"}}", NULL,
