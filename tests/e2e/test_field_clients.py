@@ -4,6 +4,7 @@ here. Written from the code of these, which tests do not install:
   Open WebUI 0.12.4   open_webui/routers/openai.py (headers, bodies), utils/middleware.py (how streams are read),
                       utils/misc.py (tool calls sent back), routers/tasks.py (titles, tags, ...), utils/payload.py
   openai-node 5, 6    src/client.ts (headers, retries), src/core/streaming.ts, src/lib/ChatCompletionStream.ts
+  langchain-openai    1.7.3, over openai-python 3.54.0: bodies as they were on the wire
 """
 
 import base64
@@ -230,3 +231,39 @@ def test_openai_node_knows_what_to_ask_again(cluster):
         error = json.loads(data)["error"]
         assert status == want and headers.get("x-should-retry") != "true" and headers["x-request-id"]
         assert {"code", "param", "type", "message"} <= set(error)
+
+
+# ---- LangChain
+
+def langchain(cluster, body, path="/v1/chat/completions"):
+    status, _, data = post(cluster, {"model": MODEL_NAME, "temperature": 0.0} | body, path)
+    return status, json.loads(data)
+
+
+def test_langchain_asks_for_one_of_its_tools_and_gets_it(cluster):
+    """tool_choice "any" of one tool: it makes a schema's name a tool, and throws when another one is called."""
+    _, answer = langchain(cluster, {"stream": False, "messages": [{"content": QUESTION, "role": "user"}], "tools": [WEATHER],
+                                    "parallel_tool_calls": False, "tool_choice": "required"})
+    choice = answer["choices"][0]
+    made, = choice["message"]["tool_calls"]
+    assert made["function"]["name"] == "get_weather" and choice["finish_reason"] == "tool_calls"
+    back = [{"content": QUESTION, "role": "user"}, {"content": None, "role": "assistant", "tool_calls": [made]},
+            {"content": "sunny", "role": "tool", "tool_call_id": made["id"]}]
+    assert langchain(cluster, {"stream": False, "messages": back, "tools": [WEATHER]})[0] == 200
+
+
+def test_langchain_completes_texts_with_every_parameter_spelt_out(cluster):
+    """It sends nulls, and a list also for one prompt; it reads these counts and nothing else."""
+    status, answer = langchain(cluster, {
+        "prompt": ["17 + 4 ="], "frequency_penalty": 0, "logprobs": None, "max_tokens": 8, "n": 1, "presence_penalty": 0,
+        "seed": None, "top_p": 1}, "/v1/completions")
+    assert status == 200 and len(answer["choices"]) == 1 and isinstance(answer["choices"][0]["text"], str)
+    assert {"prompt_tokens", "completion_tokens", "total_tokens"} <= set(answer["usage"])
+
+
+def test_langchain_is_told_that_structured_output_is_not_there(cluster):
+    """Its json_mode and json_schema; its function_calling works."""
+    schema = {"schema": {"type": "object", "properties": {}}, "name": "W", "strict": True}
+    for kind in ({"type": "json_object"}, {"type": "json_schema", "json_schema": schema}):
+        status, answer = langchain(cluster, {"messages": [ASKED], "response_format": kind})
+        assert status == 400 and kind["type"] in answer["error"]["message"]
