@@ -2,7 +2,7 @@
 """A cluster of simulated workers under many requests: is the load even, and do all books agree? Needs a build.
 
     bench/scale.py --requests 20000 --gateways 2 --prefill 4 --decode 4
-    bench/scale.py --strategy prefix-cache --groups 400
+    bench/scale.py --strategy prefix-cache
 
 Starts the cluster with deploy/local/up (workers with --backend sim, so no GPU and little CPU is needed), streams
 completions through all gateways at once, stops it. Prompts are token ids: one of --groups common beginnings of --shared
@@ -15,8 +15,8 @@ found, and "wrong: ..." for each thing that does not add up: exit status 1 then.
   - what prefill workers' prefix caches found is what the gateways say, to each client and in their own figures;
   - Redis counted each user's and the model's requests and tokens as the clients did;
   - workers of a role have even loads: the busiest at most --even times the idlest. Where beginnings stay with the
-    worker that knows them (prefix-cache) it is these that are dealt out, once, so there must be many more of them than
-    workers for the loads to be even;
+    worker that knows them (prefill under prefix-cache; decode under every strategy, while that worker is calm) it is
+    these that are dealt out, once, so there must be many more of them than workers for the loads to be even;
   - with prefix-cache, whichever gateway is asked, nearly all that one cache for all could find is found (--found): a
     beginning is computed once, and again only for who asks while it is computed or while its worker is saturated;
   - Redis names the workers that were started, every gateway sees them, and neither knows others;
@@ -336,7 +336,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value, text in (("requests", 20000, "in all"), ("gateways", 2, ""), ("prefill", 4, "workers"),
                               ("decode", 4, "workers"), ("concurrency", 64, "clients"),
-                              ("groups", 40, "common beginnings"), ("shared", 256, "tokens of one"),
+                              ("groups", 400, "common beginnings"), ("shared", 256, "tokens of one"),
                               ("seed", 1, "of the prompts")):
         parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} [{value}]".strip())
     parser.add_argument("--strategy", default="least-request", help="what every request asks for [least-request]")
