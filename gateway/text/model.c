@@ -1,9 +1,11 @@
 /* Opens tokenizer, template and config, and derives what the API's rules need from them. */
 #include "gateway/text/model.h"
 
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 
 #include "common/core/alloc.h"
@@ -151,6 +153,14 @@ static void write_fingerprint(gw_model *model) {
     snprintf(model->fingerprint, sizeof model->fingerprint, "baton-%s-%08x", BATON_VERSION, hash);
 }
 
+/* When the checkpoint was written: all gateways that serve it say the same, whenever they started. */
+static int64_t find_created(const char *model_dir) {
+    char path[PATH_MAX];
+    struct stat found;
+    snprintf(path, sizeof path, "%s/config.json", model_dir);
+    return stat(path, &found) == 0 ? (int64_t)found.st_mtime : (int64_t)time(NULL);
+}
+
 static uint32_t find_longest_token(const tok_tokenizer *tokenizer) {
     size_t longest = 1;
     for (uint32_t id = 0; id < tok_vocab_size(tokenizer); id++) {
@@ -181,7 +191,7 @@ bt_status gw_model_open(const gw_model_options *options, gw_model **out, bt_erro
     model->rules.default_top_p = model->config.default_top_p;
     model->rules.default_top_k = model->config.default_top_k;
     model->longest_token_bytes = find_longest_token(model->tokenizer);
-    model->created_s = time(NULL);
+    model->created_s = find_created(options->model_dir);
     write_fingerprint(model);
     *out = model;
     return BT_OK;

@@ -28,7 +28,7 @@ typedef struct {
     bool has_reasoning;           /* deepseek_r1 splits thought from answer */
     char *tokenizer_info;         /* owned; JSON: tokenizer_config.json with the chat template in use */
     tcl_format call_format;       /* how the model writes tool calls; TCL_NONE: they are content */
-    int64_t created_s;            /* Unix time of the start */
+    int64_t created_s;            /* Unix time: when the checkpoint was written */
     char fingerprint[32];         /* changes with version and model */
 } gw_model;
 
