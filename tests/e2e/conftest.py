@@ -1,9 +1,8 @@
 """Fixtures: `cluster` (1 prefill, 1 decode group of 2 ranks, 1 gateway) and `pair` (2 + 2 workers, each alone) are
 started once and shared; after each test they are healed and must be idle. `client` is the openai client of `cluster`; start_cluster(...) starts one more.
 `beside(...)` starts a gateway more for `cluster`; `tls` and `two` are `cluster` through one that speaks HTTPS and through
-two that share a port. BATON_E2E_EDGE=tls or two makes `cluster` itself one of these, for all tests, by hand."""
+two that share a port. In the modules of EVERY_WAY_IN, `cluster` is each of the three in turn."""
 
-import os
 import re
 import subprocess
 
@@ -13,6 +12,7 @@ import pytest
 from cluster import BUILD, SLOW, Beside, Cluster
 
 MODEL_NAME = "nano-r1"
+EVERY_WAY_IN = ("test_contract", "test_http")  # what they promise holds for all
 SANITIZER = re.compile(r"ERROR: \w+Sanitizer|WARNING: ThreadSanitizer|runtime error:|assertion failed")
 
 
@@ -20,6 +20,11 @@ def pytest_collection_modifyitems(items):
     for program in ("baton-gateway", "baton-prefill", "baton-decode", "batonctl"):
         if not (BUILD / "bin" / program).exists():
             pytest.exit(f"{BUILD}/bin/{program} is not built", returncode=2)
+
+
+def pytest_generate_tests(metafunc):
+    if metafunc.module.__name__ in EVERY_WAY_IN and "cluster" in metafunc.fixturenames:
+        metafunc.parametrize("cluster", ["plain", "tls", "two"], indirect=True)
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -111,8 +116,8 @@ def shared_two(beside):
 
 @pytest.fixture
 def cluster(shared_cluster, request):
-    edge = os.environ.get("BATON_E2E_EDGE")
-    yield from lend(request.getfixturevalue(f"shared_{edge}") if edge else shared_cluster)
+    way_in = getattr(request, "param", "plain")
+    yield from lend(shared_cluster if way_in == "plain" else request.getfixturevalue(f"shared_{way_in}"))
 
 
 @pytest.fixture

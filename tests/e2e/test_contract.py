@@ -4,7 +4,6 @@ test's name has the number of its check (tests/e2e/README.md)."""
 import http.client
 import json
 import re
-import select
 import signal
 from pathlib import Path
 from urllib.parse import urlparse
@@ -256,10 +255,14 @@ def test_check_55_events_leave_whole(cluster):
 
 def test_check_55_nothing_is_sent_before_the_first_token(cluster):
     cluster.signal("prefill-0", signal.SIGSTOP)
-    connection = http.client.HTTPConnection(urlparse(cluster.url()).netloc, timeout=60 * SLOW)
+    connection = http.client.HTTPConnection(urlparse(cluster.url()).netloc)
+    connection.sock = cluster.connect(60)
     connection.request("POST", "/v1/chat/completions", json.dumps(CHAT | {"stream": True}))
     wait_for(lambda: cluster.metrics().value("baton_requests_running") == 1, why="the request is admitted")
-    assert select.select([connection.sock], [], [], 0.05)[0] == []
+    connection.sock.settimeout(0.05)
+    with pytest.raises(TimeoutError):
+        connection.sock.recv(1)
+    connection.sock.settimeout(60 * SLOW)
     cluster.signal("prefill-0", signal.SIGCONT)
     assert connection.getresponse().status == 200
     connection.close()

@@ -1,7 +1,7 @@
 """What guards the HTTP edge: keys, TLS, framing that two readers could read differently, slow clients, logs that know no
-secrets. And test_http.py's promises once more, through TLS and through two gateways behind one port."""
+secrets. What holds on every way in, through TLS and through two gateways behind one port too, is in test_http.py and
+test_contract.py."""
 
-import functools
 import json
 import shutil
 import signal
@@ -12,7 +12,6 @@ from http.client import HTTPConnection
 
 import pytest
 
-import test_http as http
 from cluster import SLOW, gateway_command, wait_for
 from conftest import make_certificate, refuse_complaints
 from test_http import CHAT, call, error_of, post, raw
@@ -23,34 +22,6 @@ HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
 
 def bearer(key):
     return {"Authorization": f"Bearer {key}"}
-
-
-# ---- the same promises on other ways in; all of them: BATON_E2E_EDGE (conftest.py)
-
-PROMISES = [
-    http.test_the_events_of_a_stream_have_the_shape_that_clients_need, http.test_several_prompts_are_several_choices,
-    http.test_echo_gives_the_prompt_back,
-    http.test_chunked_bodies_expect_and_pipelines_work, http.test_request_ids_are_echoed_if_they_are_sane,
-    http.test_browsers_get_their_preflight, http.test_a_content_length_that_is_too_short_is_a_400,
-    http.test_a_client_that_reads_slowly_does_not_delay_others,
-    functools.partial(http.test_headers_over_the_limit_are_a_431, lines=b"X-Long: " + b"a" * 70000),
-    functools.partial(http.test_broken_framing_is_a_400, head=b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"),
-    functools.partial(http.test_what_is_not_http_is_a_400, line=b"GARBAGE\r\n\r\n"),
-]
-
-
-def name_of(promise):
-    return getattr(promise, "func", promise).__name__.removeprefix("test_")
-
-
-@pytest.mark.parametrize("promise", PROMISES, ids=name_of)
-def test_through_tls(tls, promise):
-    promise(tls)
-
-
-@pytest.mark.parametrize("promise", PROMISES[:6], ids=name_of)
-def test_through_two_gateways_behind_one_port(two, promise):
-    promise(two)
 
 
 def test_two_gateways_share_a_port_and_its_connections(two):
