@@ -63,9 +63,12 @@ static bool serves(void *context, const char *served_model) {
                                     strcmp(served_model, server->config.served_model_name) == 0);
 }
 
-static void on_events(void *context) {
+/* What came on the links is handled, what was said on them leaves. */
+static bool on_turn(void *context) {
     gw_loop *loop = context;
+    bool is_talking = link_hub_turn(loop->hub);
     bt_queue_node *node = bt_queue_take(loop->events);
+    bool has_events = node != NULL; /* which may have been answered */
     while (node != NULL) {
         link_event *event = BT_QUEUE_ENTRY(node, link_event, node);
         node = node->next;
@@ -73,7 +76,10 @@ static void on_events(void *context) {
         gw_loop_pump(loop); /* before the event goes: actions may point into its message */
         link_event_free(event);
     }
+    return is_talking || has_events;
 }
+
+static void on_events(void *context) { (void)context; /* on_turn() follows */ }
 
 static bool allow_origin(void *context, const char *origin, size_t n_bytes, char out[GW_HTTP_CAP_ORIGIN]) {
     return gw_access_origin(((gw_loop *)context)->access, origin, n_bytes, out);
@@ -152,6 +158,7 @@ static bt_status open_http(gw_loop *loop, uint32_t port, bt_error *err) {
                              .on_request = gw_routes_on_request,
                              .allow_origin = allow_origin,
                              .on_answered = on_answered,
+                             .on_turn = on_turn,
                              .on_tick = on_tick};
     return gw_http_open(&config, &loop->http, err);
 }

@@ -268,6 +268,7 @@ static void on_layer(void *context, uint32_t layer) {
     actions_run(engine);
     queue_run(engine);
     tick_if_due(engine); /* a long step must not let leases expire */
+    link_hub_turn(engine->node->links);
 }
 
 /* false: there was none. */
@@ -340,7 +341,8 @@ void wrk_loop_run(const wrk_loop_options *options) {
         tick_if_due(&engine);
         bool has_stepped = step_run(&engine);
         figures_export(&engine);
-        if (!has_stepped && !is_over(&engine)) sleep_now(&engine);
+        bool is_talking = link_hub_turn(node->links); /* what was said leaves */
+        if (!has_stepped && !is_talking && !is_over(&engine)) sleep_now(&engine);
     }
     free(engine.series);
     free(engine.tokens);

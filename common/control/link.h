@@ -13,8 +13,12 @@
  * A link_conn may be used from its LINK_UP until link_event_free() of its LINK_DOWN: the events hold it. What was
  * sent but not delivered when a link goes down is lost; a new link of the same dialer is a new link_conn.
  *
- * Threads: every function may be called from any thread but a bt_queue has one taker, so events have one owner. No
- * function but link_hub_close() waits for the network. */
+ * The owner has turns (link_hub_turn): what it sent leaves in one write per link, and what came is read in its thread
+ * for as long as more comes, so a busy owner costs no switch of threads per message. Where it has none for a while, as
+ * during a long step, the hub's threads read for it and answer pings.
+ *
+ * Threads: the owner is the queue's taker; link_send(), link_hub_turn(), link_event_free() and link_hub_close() are
+ * its own, the other functions may be called from any thread. None but link_hub_close() waits for the network. */
 #ifndef BATON_COMMON_CONTROL_LINK_H
 #define BATON_COMMON_CONTROL_LINK_H
 
@@ -78,8 +82,12 @@ bt_status link_hub_dial(link_hub *hub, const char *address, uint64_t tag, link_d
  * invalid after the call. NULL is accepted. */
 void link_dialer_close(link_dialer *dialer);
 
-/* Queues one message; frames that wait leave in one write. BT_PEER_LOST: the link is down or closing (LINK_DOWN comes
- * or came), nothing was queued. */
+/* Once per turn of the owner's loop, before it sleeps or computes: what link_send() queued leaves, and links that were
+ * just heard from are read into the queue. true: something came, and more may: have another turn rather than sleep. */
+bool link_hub_turn(link_hub *hub);
+
+/* Queues one message; frames that wait leave in one write at the owner's next turn. BT_PEER_LOST: the link is down or
+ * closing (LINK_DOWN comes or came), nothing was queued. */
 bt_status link_send(link_conn *link, const wire_message *message);
 
 /* Orderly end: what is queued is delivered (confirmed by the peer, for dead_ms at most), then LINK_DOWN comes. */

@@ -13,6 +13,7 @@
 
 enum {
     READ_BYTES = 64 << 10,  /* asked for at once */
+    FLUSH_BYTES = 32 << 10, /* what waits for the owner's turn, at most: the peer should not idle for it */
     KEEP_BYTES = 1 << 20,   /* an empty buffer larger than this goes back to the heap */
     CAP_HELLO_BYTES = 1024, /* a stranger's first frame */
     CLOSE_NONCE = 1,        /* PING of link_close(); the watchdog's carry 0 */
@@ -82,6 +83,20 @@ void link_conn_fail(link_conn *link, const char *reason) {
 
 /* ---- sending ---------------------------------------------------------------------------------------------------- */
 
+/* Lock held, not DOWN. Sends or receives what is possible at once, in this thread; returns NNG's result, NNG_ECANCELED:
+ * nothing is. */
+static int link_try(link_conn *link, void (*op)(nng_stream *, nng_aio *), uint8_t *bytes, size_t n_bytes,
+                    size_t *out_bytes) {
+    nng_iov iov = {bytes, n_bytes};
+    nng_aio_set_iov(link->try_aio, 1, &iov);
+    op(link->stream, link->try_aio);
+    nng_aio_cancel(link->try_aio); /* nothing, if it is complete already */
+    nng_aio_wait(link->try_aio);
+    int result = nng_aio_result(link->try_aio);
+    *out_bytes = result == 0 ? nng_aio_count(link->try_aio) : 0;
+    return result;
+}
+
 /* Lock held, not DOWN. */
 static void link_write(link_conn *link) {
     nng_iov iov = {link->sending.bytes + link->sent_bytes, link->sending.n_bytes - link->sent_bytes};
@@ -89,22 +104,31 @@ static void link_write(link_conn *link) {
     nng_stream_send(link->stream, link->send_aio);
 }
 
-/* Lock held, not DOWN. What waits becomes what is sent: all of it in one write. */
-static void link_write_waiting(link_conn *link) {
+/* What waits becomes what is sent: all of it in one write. */
+static void link_take_waiting(link_conn *link) {
     bt_buf empty = link->sending;
     link->sending = link->waiting;
     link->waiting = empty;
     link->sent_bytes = 0;
-    link_write(link);
+}
+
+static void link_end_sending(link_conn *link) {
+    bt_buf_clear(&link->sending);
+    buf_trim(&link->sending);
 }
 
 /* Lock held, not DOWN. */
-static void link_queue(link_conn *link, const wire_message *message) {
-    wire_encode(message, &link->waiting);
-    if (link->is_sending) return;
-    link->is_sending = true;
+static void link_flush(link_conn *link) {
+    if (link->is_sending || link->waiting.n_bytes == 0) return;
+    link_take_waiting(link);
+    link_try(link, nng_stream_send, link->sending.bytes, link->sending.n_bytes, &link->sent_bytes);
+    if (link->sent_bytes == link->sending.n_bytes) {
+        link_end_sending(link);
+        return;
+    }
+    link->is_sending = true; /* the peer's window is full, or the connection broke, which the callback will say */
     link->n_in_flight++;
-    link_write_waiting(link);
+    link_write(link);
 }
 
 static void on_sent(void *arg) {
@@ -117,10 +141,12 @@ static void on_sent(void *arg) {
     if (is_up && link->sent_bytes < link->sending.n_bytes) {
         link_write(link);
     } else {
-        bt_buf_clear(&link->sending);
-        buf_trim(&link->sending);
+        link_end_sending(link);
         link->is_sending = is_up && link->waiting.n_bytes > 0;
-        if (link->is_sending) link_write_waiting(link);
+        if (link->is_sending) {
+            link_take_waiting(link);
+            link_write(link);
+        }
     }
     bool is_sending = link->is_sending = link->is_sending && is_up;
     pthread_mutex_unlock(&link->lock);
@@ -132,18 +158,29 @@ bt_status link_send(link_conn *link, const wire_message *message) {
     pthread_mutex_lock(&link->lock);
     bool is_up = link->state == STATE_UP;
     if (is_up) {
-        link_queue(link, message);
+        wire_encode(message, &link->waiting);
+        if (link->waiting.n_bytes > FLUSH_BYTES) link_flush(link);
         is_full = link->waiting.n_bytes > link->hub->config.cap_queue_bytes;
     }
     pthread_mutex_unlock(&link->lock);
+    if (is_up) link_hub_soil(link->hub, link);
     if (is_full) link_conn_fail(link, "the peer does not read what it is sent");
     return is_up && !is_full ? BT_OK : BT_PEER_LOST;
+}
+
+void link_conn_flush(link_conn *link) {
+    pthread_mutex_lock(&link->lock);
+    if (link->state != STATE_DOWN) link_flush(link);
+    pthread_mutex_unlock(&link->lock);
 }
 
 /* HELLO, PING, PONG: as long as there is a stream. */
 static void link_send_own(link_conn *link, const wire_message *message) {
     pthread_mutex_lock(&link->lock);
-    if (link->state != STATE_DOWN) link_queue(link, message);
+    if (link->state != STATE_DOWN) {
+        wire_encode(message, &link->waiting);
+        link_flush(link);
+    }
     pthread_mutex_unlock(&link->lock);
 }
 
@@ -154,7 +191,8 @@ void link_close(link_conn *link) {
     if (link->state == STATE_UP) {
         link->state = STATE_CLOSING;
         link->close_by_ns = bt_now_ns() + link_ms_to_ns(link->hub->config.dead_ms);
-        link_queue(link, &ping);
+        wire_encode(&ping, &link->waiting);
+        link_flush(link);
     }
     pthread_mutex_unlock(&link->lock);
     if (is_stranger) link_conn_fail(link, "closed before the peer's HELLO");
@@ -162,13 +200,18 @@ void link_close(link_conn *link) {
 
 /* ---- receiving -------------------------------------------------------------------------------------------------- */
 
-/* Lock held, not DOWN. */
-static void link_read(link_conn *link) {
+/* Room for the rest of the frame that has begun. */
+static void link_make_room(link_conn *link) {
     size_t frame_bytes = 0;
     wire_frame_size(link->in.bytes, link->in.n_bytes, &frame_bytes, NULL);
     size_t want_bytes = frame_bytes > link->in.n_bytes ? frame_bytes - link->in.n_bytes : 0;
     if (want_bytes < READ_BYTES) want_bytes = READ_BYTES;
     bt_buf_reserve(&link->in, want_bytes);
+}
+
+/* Lock held, not DOWN. */
+static void link_read(link_conn *link) {
+    link_make_room(link);
     nng_iov iov = {link->in.bytes + link->in.n_bytes, link->in.cap_bytes - link->in.n_bytes};
     nng_aio_set_iov(link->recv_aio, 1, &iov);
     nng_stream_recv(link->stream, link->recv_aio);
@@ -205,7 +248,7 @@ static bt_status link_take_hello(link_conn *link, link_event *event, bt_error *e
     if (!is_up) return BT_CANCELED;
     bt_log(BT_LOG_INFO, "link", "up", "self=%s peer=%s incarnation=%016llx", link->hub->config.name, link->peer_name,
            (unsigned long long)link->peer_incarnation);
-    bt_queue_push(link->hub->config.queue, &event->node);
+    bt_queue_add(link->hub->config.queue, &event->node);
     return BT_OK;
 }
 
@@ -230,11 +273,12 @@ static bt_status link_take_message(link_conn *link, link_event *event, bool is_s
     pthread_mutex_lock(&link->lock);
     link->unhandled_bytes += event->n_bytes;
     pthread_mutex_unlock(&link->lock);
-    bt_queue_push(link->hub->config.queue, &event->node);
+    bt_queue_add(link->hub->config.queue, &event->node);
     return BT_OK;
 }
 
-static bt_status link_take_frame(link_conn *link, const uint8_t *frame, size_t frame_bytes, bt_error *err) {
+static bt_status link_take_frame(link_conn *link, const uint8_t *frame, size_t frame_bytes, bool *has_told,
+                                 bt_error *err) {
     pthread_mutex_lock(&link->lock);
     link_state state = link->state;
     pthread_mutex_unlock(&link->lock);
@@ -243,13 +287,14 @@ static bt_status link_take_frame(link_conn *link, const uint8_t *frame, size_t f
     memcpy(event->frame, frame, frame_bytes);
     bt_status status = wire_decode(event->frame, frame_bytes, &event->arena, &event->message, err);
     if (status == BT_OK) status = link_take_message(link, event, state == STATE_HELLO, err);
+    *has_told |= status == BT_OK;
     if (status == BT_OK) return BT_OK;
     event->kind = LINK_UP; /* was never counted as unhandled */
     link_event_free(event);
     return status == BT_CANCELED ? BT_OK : status;
 }
 
-static bt_status link_take_bytes(link_conn *link, size_t n_bytes, bt_error *err) {
+static bt_status link_take_bytes(link_conn *link, size_t n_bytes, bool *has_told, bt_error *err) {
     link->in.n_bytes += n_bytes;
     pthread_mutex_lock(&link->lock);
     link->heard_ns = bt_now_ns();
@@ -258,7 +303,7 @@ static bt_status link_take_bytes(link_conn *link, size_t n_bytes, bt_error *err)
     size_t at = 0, frame_bytes = 0;
     bt_status status;
     while ((status = wire_frame_size(link->in.bytes + at, link->in.n_bytes - at, &frame_bytes, err)) == BT_OK) {
-        status = link_take_frame(link, link->in.bytes + at, frame_bytes, err);
+        status = link_take_frame(link, link->in.bytes + at, frame_bytes, has_told, err);
         if (status != BT_OK) return status;
         is_stranger = false;
         at += frame_bytes;
@@ -271,23 +316,68 @@ static bt_status link_take_bytes(link_conn *link, size_t n_bytes, bt_error *err)
     return BT_OK;
 }
 
-static void on_received(void *arg) {
-    link_conn *link = arg;
-    int result = nng_aio_result(link->recv_aio);
+/* What a receive brought. true: the owner has something to take; it is not woken. */
+static bool link_take_received(link_conn *link, int result, size_t n_bytes) {
+    bool has_told = false;
     bt_error err = {0};
     if (result == NNG_ECONNSHUT || result == NNG_ECLOSED)
         link_conn_fail(link, "the peer closed the connection");
     else if (result != 0)
         link_conn_fail(link, nng_strerror(result));
-    else if (link_take_bytes(link, nng_aio_count(link->recv_aio), &err) != BT_OK)
+    else if (link_take_bytes(link, n_bytes, &has_told, &err) != BT_OK)
         link_conn_fail(link, err.text);
+    return has_told;
+}
+
+/* After that. false: receiving is over, for good or until link_event_free(). */
+static bool link_may_read_on(link_conn *link) {
     pthread_mutex_lock(&link->lock);
     link->is_paused = link->unhandled_bytes > link->hub->config.cap_unhandled_bytes;
-    link->is_receiving = link->state != STATE_DOWN && !link->is_paused;
-    bool is_over = !link->is_receiving;
-    if (!is_over) link_read(link);
+    bool is_receiving = link->is_receiving = link->state != STATE_DOWN && !link->is_paused;
     pthread_mutex_unlock(&link->lock);
-    if (is_over) link_op_end(link);
+    if (!is_receiving) link_op_end(link);
+    return is_receiving;
+}
+
+/* A hot link, or in the receive callback. */
+void link_conn_cool(link_conn *link) {
+    pthread_mutex_lock(&link->lock);
+    bool is_up = link->is_receiving = link->state != STATE_DOWN;
+    if (is_up) link_read(link);
+    pthread_mutex_unlock(&link->lock);
+    if (!is_up) link_op_end(link);
+}
+
+static void on_received(void *arg) {
+    link_conn *link = arg;
+    bool has_told = link_take_received(link, nng_aio_result(link->recv_aio), nng_aio_count(link->recv_aio));
+    if (link_may_read_on(link)) {
+        if (has_told && !link->hub->is_closing) {
+            link_hub_heat(link->hub, link);
+        } else {
+            link_conn_cool(link);
+        }
+    }
+    if (has_told) bt_queue_wake(link->hub->config.queue); /* it finds the link hot, so it has a turn for it */
+}
+
+bool link_conn_read_on(link_conn *link) {
+    size_t n_bytes = 0;
+    int result = NNG_ECANCELED;
+    link_make_room(link);
+    pthread_mutex_lock(&link->lock);
+    uint8_t *room = link->in.bytes + link->in.n_bytes;
+    if (link->state != STATE_DOWN)
+        result = link_try(link, nng_stream_recv, room, link->in.cap_bytes - link->in.n_bytes, &n_bytes);
+    pthread_mutex_unlock(&link->lock);
+    if (result == NNG_ECANCELED) {
+        link_conn_cool(link);
+        return false;
+    }
+    bool has_told = link_take_received(link, result, n_bytes);
+    if (link_may_read_on(link)) link_hub_heat(link->hub, link);
+    if (has_told) bt_queue_wake(link->hub->config.queue);
+    return true;
 }
 
 void link_event_free(link_event *event) {
@@ -320,6 +410,7 @@ link_conn *link_conn_new(link_hub *hub, nng_stream *stream, uint64_t tag, bool i
     link->stream = stream;
     link->recv_aio = link_aio_new(on_received, link);
     link->send_aio = link_aio_new(on_sent, link);
+    link->try_aio = link_aio_new(NULL, NULL);
     pthread_mutex_init(&link->lock, NULL);
     link->is_accepted = is_accepted;
     link->tag = tag;
@@ -337,7 +428,8 @@ void link_conn_begin(link_conn *link) {
                                           .cluster_key = config->cluster_key}};
     pthread_mutex_lock(&link->lock);
     if (link->state != STATE_DOWN) {
-        link_queue(link, &hello);
+        wire_encode(&hello, &link->waiting);
+        link_flush(link);
         link->is_receiving = true;
         link->n_in_flight++;
         link_read(link);
@@ -375,6 +467,7 @@ bool link_conn_is_over(link_conn *link) {
 void link_conn_release(link_conn *link) {
     nng_aio_free(link->recv_aio); /* waits until its callback has returned */
     nng_aio_free(link->send_aio);
+    nng_aio_free(link->try_aio);
     nng_stream_free(link->stream);
     link_conn_unref(link);
 }

@@ -25,6 +25,63 @@ void link_hub_unref(link_hub *hub) {
     free(hub);
 }
 
+/* ---- the owner's turn ------------------------------------------------------------------------------------------- */
+
+void link_hub_heat(link_hub *hub, link_conn *link) {
+    link_conn_ref(link);
+    pthread_mutex_lock(&hub->lock);
+    link->next_hot = hub->hot;
+    hub->hot = link;
+    pthread_mutex_unlock(&hub->lock);
+}
+
+static link_conn *take_hot(link_hub *hub, uint64_t n_turns) {
+    pthread_mutex_lock(&hub->lock);
+    link_conn *hot = hub->hot;
+    hub->hot = NULL;
+    hub->n_turns += n_turns;
+    pthread_mutex_unlock(&hub->lock);
+    return hot;
+}
+
+void link_hub_soil(link_hub *hub, link_conn *link) {
+    if (link->is_dirty) return;
+    link_conn_ref(link);
+    link->is_dirty = true;
+    link->next_dirty = hub->dirty;
+    hub->dirty = link;
+}
+
+static void flush(link_hub *hub) {
+    for (link_conn *link = hub->dirty, *next; link != NULL; link = next) {
+        next = link->next_dirty;
+        link->is_dirty = false;
+        link_conn_flush(link);
+        link_conn_unref(link);
+    }
+    hub->dirty = NULL;
+}
+
+bool link_hub_turn(link_hub *hub) {
+    flush(hub);
+    bool has_read = false;
+    for (link_conn *link = take_hot(hub, 1), *next; link != NULL; link = next) {
+        next = link->next_hot;
+        has_read |= link_conn_read_on(link);
+        link_conn_unref(link);
+    }
+    return has_read;
+}
+
+/* The owner had no turn lately: what it has not read it may miss, and pings want an answer. */
+static void hub_cool(link_hub *hub) {
+    for (link_conn *link = take_hot(hub, 0), *next; link != NULL; link = next) {
+        next = link->next_hot;
+        link_conn_cool(link);
+        link_conn_unref(link);
+    }
+}
+
 /* ---- connections come ------------------------------------------------------------------------------------------- */
 
 /* Enters the hub's list, whether it is welcome or not: what is in the list is released. */
@@ -171,13 +228,14 @@ static void hub_accept_again(link_hub *hub) {
 }
 
 /* Sleeps until kicked or due; returns whether there is anything left to do. */
-static bool hub_sleep(link_hub *hub, int64_t until_ns, link_conn **links) {
+static bool hub_sleep(link_hub *hub, int64_t until_ns, link_conn **links, uint64_t *n_turns) {
     struct timespec until = {until_ns / BT_NS_PER_S, until_ns % BT_NS_PER_S};
     pthread_mutex_lock(&hub->lock);
     while (!hub->is_kicked && pthread_cond_timedwait(&hub->kicked, &hub->lock, &until) == 0) {
     }
     hub->is_kicked = false;
     *links = hub->links;
+    *n_turns = hub->n_turns;
     bool is_done = hub->is_closing && hub->links == NULL && hub->dialers == NULL && !hub->is_accepting;
     pthread_mutex_unlock(&hub->lock);
     return !is_done;
@@ -187,9 +245,14 @@ static void *hub_run(void *arg) {
     link_hub *hub = arg;
     uint32_t shorter_ms = hub->config.ping_ms < hub->config.dead_ms ? hub->config.ping_ms : hub->config.dead_ms;
     int64_t turn_ns = link_ms_to_ns(shorter_ms / 4 + 1), last_ns = bt_now_ns(), due_ns = last_ns;
+    uint64_t n_turns, seen_turns = 0;
+    int64_t seen_ns = last_ns;
     link_conn *links;
-    while (hub_sleep(hub, due_ns, &links)) {
+    while (hub_sleep(hub, due_ns, &links, &n_turns)) {
         int64_t now_ns = bt_now_ns();
+        if (n_turns != seen_turns) seen_ns = now_ns;
+        seen_turns = n_turns;
+        if (hub->is_closing || now_ns - seen_ns >= turn_ns) hub_cool(hub);
         bool was_asleep = now_ns - last_ns > link_ms_to_ns(hub->config.dead_ms) / 2; /* stopped, or starved */
         last_ns = now_ns;
         hub_watch_links(hub, links, was_asleep, now_ns);
@@ -306,6 +369,7 @@ void link_dialer_close(link_dialer *dialer) {
 
 void link_hub_close(link_hub *hub, uint32_t linger_ms) {
     if (hub == NULL) return;
+    flush(hub);
     pthread_mutex_lock(&hub->lock);
     hub->close_by_ns = bt_now_ns() + link_ms_to_ns(linger_ms);
     hub->is_closing = true;

@@ -58,10 +58,11 @@ static link_dialer *end_dial(end *self, uint32_t port) {
 static link_event *end_next(end *self, int wait_ms) {
     int64_t until_ns = bt_now_ns() + (int64_t)wait_ms * BT_NS_PER_MS;
     while (self->taken == NULL) {
+        bool is_hot = self->hub != NULL && link_hub_turn(self->hub);
         self->taken = bt_queue_take(self->queue);
         int64_t left_ms = (until_ns - bt_now_ns()) / BT_NS_PER_MS;
         if (self->taken == NULL && left_ms <= 0) return NULL;
-        if (self->taken == NULL) bt_queue_wait(self->queue, (int)left_ms);
+        if (self->taken == NULL && !is_hot) bt_queue_wait(self->queue, (int)left_ms);
     }
     link_event *event = BT_QUEUE_ENTRY(self->taken, link_event, node);
     self->taken = self->taken->next;
@@ -80,6 +81,7 @@ static link_conn *end_expect(end *self, link_event_kind kind, int wait_ms) {
 
 static void end_close(end *self, uint32_t linger_ms) {
     link_hub_close(self->hub, linger_ms);
+    self->hub = NULL;
     for (link_event *event; (event = end_next(self, 0)) != NULL;) link_event_free(event);
     bt_queue_close(self->queue);
 }
@@ -166,6 +168,33 @@ static void test_a_flood_passes_while_the_reader_keeps_up_and_pauses_when_it_doe
     }
     CHECK(n_whole == N, "%u of %u arrived in order", n_whole, N);
     fprintf(stderr, "%d messages of 278 bytes in %.0f ms\n", N, (double)(bt_now_ns() - begin_ns) / BT_NS_PER_MS);
+    end_close(&gateway, 1000);
+    end_close(&worker, 1000);
+}
+
+/* Until the owner's turn comes the links' threads read for it. */
+static void test_an_owner_without_turns_loses_neither_peers_nor_messages(void) {
+    link_config config = end_config("prefill-0", WIRE_ROLE_PREFILL);
+    config.ping_ms = 50;
+    config.dead_ms = 300;
+    end worker = end_open(config);
+    config = end_config("gateway-0", WIRE_ROLE_GATEWAY);
+    config.ping_ms = 50;
+    config.dead_ms = 300;
+    end gateway = end_open(config);
+    end_dial(&gateway, end_listen(&worker));
+    link_conn *link = end_expect(&gateway, LINK_UP, 5000);
+    end_expect(&worker, LINK_UP, 5000);
+    enum { N = 60 };
+    for (uint32_t i = 0; i < N; i++) { /* 600 ms, and the worker computes */
+        CHECK(send_submit(link, i, 100) == BT_OK, "submit %u", i);
+        CHECK(end_next(&gateway, 10) == NULL, "the link did not stay up");
+    }
+    for (uint32_t i = 0; i < N; i++) {
+        link_event *event = end_next(&worker, 5000);
+        CHECK(event != NULL && submit_is_whole(event, i, 100), "%u of %u", i, N);
+        link_event_free(event);
+    }
     end_close(&gateway, 1000);
     end_close(&worker, 1000);
 }
@@ -398,6 +427,7 @@ int main(int argc, char **argv) {
     test_a_killed_peer_is_noticed_at_once_and_a_stopped_one_by_its_silence();
     test_links_carry_messages_of_every_size_in_order();
     test_a_flood_passes_while_the_reader_keeps_up_and_pauses_when_it_does_not();
+    test_an_owner_without_turns_loses_neither_peers_nor_messages();
     test_a_peer_that_does_not_read_is_given_up();
     test_strangers_with_another_secret_are_refused();
     test_bad_addresses_are_refused();

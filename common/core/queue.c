@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -43,15 +44,21 @@ void bt_queue_wake(bt_queue *queue) {
     (void)written; /* EAGAIN: the counter is full, so the owner is awake already */
 }
 
-void bt_queue_push(bt_queue *queue, bt_queue_node *node) {
+static bool append(bt_queue *queue, bt_queue_node *node) {
     node->next = NULL;
     pthread_mutex_lock(&queue->lock);
-    int was_empty = queue->head == NULL;
+    bool was_empty = queue->head == NULL;
     *queue->tail = node;
     queue->tail = &node->next;
     pthread_mutex_unlock(&queue->lock);
-    if (was_empty) bt_queue_wake(queue);
+    return was_empty;
 }
+
+void bt_queue_push(bt_queue *queue, bt_queue_node *node) {
+    if (append(queue, node)) bt_queue_wake(queue);
+}
+
+void bt_queue_add(bt_queue *queue, bt_queue_node *node) { append(queue, node); }
 
 bt_queue_node *bt_queue_take(bt_queue *queue) {
     uint64_t count;

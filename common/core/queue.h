@@ -23,6 +23,7 @@ bt_status bt_queue_open(bt_queue **out, bt_error *err); /* BT_INTERNAL: no file 
 void bt_queue_close(bt_queue *queue);                   /* must be empty: its nodes have owners */
 
 void bt_queue_push(bt_queue *queue, bt_queue_node *node); /* any thread; wakes the owner if the queue was empty */
+void bt_queue_add(bt_queue *queue, bt_queue_node *node);  /* the same without waking: a wake must follow */
 void bt_queue_wake(bt_queue *queue);                      /* any thread; makes one bt_queue_wait() return early */
 
 /* Owner thread. All nodes so far in the order in which they were pushed, as a list by `next`; NULL: none. */

@@ -38,6 +38,7 @@ typedef struct {
     void (*on_answered)(void *context, int status);                /* a status line is on its way, for metrics */
     /* CORS of what is refused here: as gw_access_origin(). */
     bool (*allow_origin)(void *context, const char *origin, size_t n_bytes, char out[GW_HTTP_CAP_ORIGIN]);
+    bool (*on_turn)(void *context); /* after each turn of the loop; true: have the next one without sleeping */
     void (*on_tick)(void *context); /* every GW_HTTP_TICK_MS */
 } gw_http_config;
 
@@ -89,7 +90,7 @@ void gw_http_add_header(gw_http_exchange *exchange, const char *lower_case_name,
 void gw_http_reply(gw_http_exchange *exchange, int status, const char *content_type, const void *body, size_t n_bytes);
 
 /* Or: begin, then writes, then end or abort. Nothing reaches the client before the first write. Each write holds whole
- * events; writes while another is in flight are joined. */
+ * events; those of one turn of the loop leave together, and so do those that wait for a write in flight. */
 void gw_http_stream_begin(gw_http_exchange *exchange, int status, const char *content_type);
 void gw_http_stream_write(gw_http_exchange *exchange, const void *bytes, size_t n_bytes);
 void gw_http_stream_end(gw_http_exchange *exchange);   /* ends the exchange after what is pending */

@@ -52,6 +52,7 @@ static void on_dispose(void *memory) {
     x->is_lost = true;
     tell_user(x); /* the connection broke before the answer was complete */
     h2o_linklist_unlink(&x->link);
+    if (h2o_linklist_is_linked(&x->dirty)) h2o_linklist_unlink(&x->dirty);
     x->http->n_exchanges--;
     bt_buf_fini(&x->pending);
     bt_buf_fini(&x->sending);
@@ -209,6 +210,11 @@ static void flush(gw_http_exchange *x) {
     h2o_send(x->req, &vec, vec.len > 0, x->is_ended ? H2O_SEND_STATE_FINAL : H2O_SEND_STATE_IN_PROGRESS);
 }
 
+/* Written at the turn's end, or by on_proceed() if a write is in flight. */
+static void soil(gw_http_exchange *x) {
+    if (!x->is_sending && !h2o_linklist_is_linked(&x->dirty)) h2o_linklist_insert(&x->http->dirty, &x->dirty);
+}
+
 static void on_proceed(h2o_generator_t *generator, h2o_req_t *req) {
     gw_http_exchange *x = (gw_http_exchange *)generator;
     x->is_sending = false;
@@ -224,7 +230,7 @@ static void on_proceed(h2o_generator_t *generator, h2o_req_t *req) {
 void gw_http_stream_write(gw_http_exchange *x, const void *bytes, size_t n_bytes) {
     if (x->is_lost || x->is_ending) return;
     bt_buf_put(&x->pending, bytes, n_bytes);
-    flush(x);
+    soil(x);
     /* beyond the cap the sweep drops it: not here, inside the writer's own call */
 }
 
@@ -232,7 +238,18 @@ void gw_http_stream_end(gw_http_exchange *x) {
     x->user = NULL;
     if (x->is_lost) return;
     x->is_ending = true;
-    flush(x);
+    soil(x);
+}
+
+bool gw_http_flush_dirty(gw_http *http) {
+    bool has_any = false;
+    while (!h2o_linklist_is_empty(&http->dirty)) {
+        gw_http_exchange *x = H2O_STRUCT_FROM_MEMBER(gw_http_exchange, dirty, http->dirty.next);
+        h2o_linklist_unlink(&x->dirty);
+        flush(x);
+        has_any = true;
+    }
+    return has_any;
 }
 
 void gw_http_stream_abort(gw_http_exchange *x) {

@@ -31,6 +31,7 @@ struct gw_http {
     bool is_stopped;
     h2o_linklist_t exchanges; /* of this loop, whole life */
     uint32_t n_exchanges;
+    h2o_linklist_t dirty;     /* exchanges with something to write at the turn's end */
     gw_http_watched *watches; /* owned */
     h2o_linklist_t heads;     /* connections whose first request head is not complete */
     h2o_linklist_t lingers;   /* refused requests whose rest is being thrown away */
@@ -48,7 +49,7 @@ struct gw_http_exchange {
     h2o_generator_t generator; /* first */
     h2o_req_t *req;
     gw_http *http;
-    h2o_linklist_t link;
+    h2o_linklist_t link, dirty;
     void *user;
     void (*on_gone)(void *user);
     bt_buf pending, sending;
@@ -75,6 +76,7 @@ typedef struct gw_http_linger {
 
 /* http_exchange.c */
 int gw_http_on_request(h2o_handler_t *handler, h2o_req_t *req);
+bool gw_http_flush_dirty(gw_http *http);                /* true: there was something to write */
 void gw_http_exchange_drop(gw_http_exchange *exchange); /* tells the user, then cuts the connection; may free it */
 bool gw_http_exchange_is_ours(const h2o_req_t *req);
 h2o_socket_t *gw_http_socket(const h2o_req_t *req);

@@ -93,6 +93,7 @@ bt_status gw_http_open(const gw_http_config *config, gw_http **out, bt_error *er
     gw_http *http = bt_calloc(1, sizeof *http);
     http->config = *config;
     h2o_linklist_init_anchor(&http->exchanges);
+    h2o_linklist_init_anchor(&http->dirty);
     h2o_linklist_init_anchor(&http->heads);
     h2o_linklist_init_anchor(&http->lingers);
     h2o_config_init(&http->global);
@@ -120,13 +121,20 @@ bt_status gw_http_open(const gw_http_config *config, gw_http **out, bt_error *er
 uint32_t gw_http_port(const gw_http *http) { return http->port; }
 
 void gw_http_run(gw_http *http) {
+    bool is_busy = false;
     while (!http->is_stopped) {
-        h2o_evloop_run(http->context.loop, GW_HTTP_TICK_MS); /* -1 on EINTR: the next turn is the answer */
+        h2o_evloop_run(http->context.loop,
+                       is_busy ? 0 : GW_HTTP_TICK_MS); /* -1 on EINTR: the next turn is the answer */
+        is_busy = http->config.on_turn(http->config.context);
         int64_t now_ns = bt_now_ns();
-        if (now_ns - http->last_tick_ns < (int64_t)GW_HTTP_TICK_MS * BT_NS_PER_MS) continue;
-        http->last_tick_ns = now_ns;
-        gw_http_guard_tick(http, now_ns);
-        http->config.on_tick(http->config.context);
+        if (now_ns - http->last_tick_ns >= (int64_t)GW_HTTP_TICK_MS * BT_NS_PER_MS) {
+            http->last_tick_ns = now_ns;
+            gw_http_guard_tick(http, now_ns);
+            http->config.on_tick(http->config.context);
+            is_busy = true;
+        }
+        /* what is written outside of h2o's turn is complete in the next one: it must not sleep before */
+        if (gw_http_flush_dirty(http)) is_busy = true;
     }
 }
 

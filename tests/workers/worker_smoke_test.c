@@ -153,7 +153,7 @@ static void on_event(client *client, link_event *event) {
     } while (0)
 
 static void client_look(client *client) {
-    reg_poll_run_once(client->poll, 5);
+    reg_poll_run_once(client->poll, link_hub_turn(client->hub) ? 0 : 5);
     reg_watcher_tick(client->watcher);
     bt_queue_node *node = bt_queue_take(client->queue);
     while (node != NULL) {
