@@ -5,7 +5,7 @@
  * What it sees to by itself: a client that leaves is noticed within two ticks in every phase (HTTP/1 of this h2o reads
  * nothing while an answer is pending, so a sweep asks the kernel); a client that does not read, or that does not finish
  * its request, is dropped; bodies and headers have limits; what h2o itself refuses is said as an error object too; one
- * write in flight per answer, later bytes wait in a bounded buffer. */
+ * write in flight per answer, later bytes wait in a bounded buffer; without a descriptor left, connections wait. */
 #ifndef BATON_GATEWAY_HTTP_HTTP_H
 #define BATON_GATEWAY_HTTP_HTTP_H
 

@@ -28,6 +28,8 @@ struct gw_http {
     h2o_accept_ctx_t accept;
     h2o_socket_t *listener;
     uint32_t port;
+    bool is_full;    /* no descriptor is left: the listener is not read until the next tick */
+    int64_t full_ns; /* when that was so last */
     bool is_stopped;
     h2o_linklist_t exchanges; /* of this loop, whole life */
     uint32_t n_exchanges;

@@ -24,15 +24,29 @@ const char *__lsan_default_suppressions(void) {
 
 #define ACCEPTS_PER_WAKE 16
 #define BACKLOG          4096
+#define FULL_LOG_MS      1000 /* without a shortage of descriptors; then the next one is told */
 
 /* ---- listener -------------------------------------------------------------------------------------------------------
  */
+
+/* A connection that cannot be accepted stays where it is, and the listener readable: do not look until the next tick.
+ */
+static void pause_accepting(gw_http *http) {
+    const char *reason = strerror(errno);
+    int64_t now_ns = bt_now_ns();
+    if (now_ns - http->full_ns > (int64_t)FULL_LOG_MS * BT_NS_PER_MS)
+        bt_log(BT_LOG_WARN, "http", "connections wait", "port=%u reason=\"%s\"", http->port, reason);
+    http->full_ns = now_ns;
+    http->is_full = true;
+    h2o_socket_read_stop(http->listener);
+}
 
 static void on_accept(h2o_socket_t *listener, const char *err) {
     if (err != NULL) return;
     gw_http *http = listener->data;
     for (int i = 0; i < ACCEPTS_PER_WAKE; i++) {
         h2o_socket_t *sock = h2o_evloop_socket_accept(listener);
+        if (sock == NULL && errno != EAGAIN && errno != EINTR && errno != ECONNABORTED) pause_accepting(http);
         if (sock == NULL) return;
         int on = 1; /* each event leaves at once */
         setsockopt(h2o_socket_get_fd(sock), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
@@ -120,6 +134,12 @@ bt_status gw_http_open(const gw_http_config *config, gw_http **out, bt_error *er
 
 uint32_t gw_http_port(const gw_http *http) { return http->port; }
 
+static void resume_accepting(gw_http *http) {
+    if (!http->is_full) return;
+    http->is_full = false;
+    h2o_socket_read_start(http->listener, on_accept);
+}
+
 void gw_http_run(gw_http *http) {
     bool is_busy = false;
     while (!http->is_stopped) {
@@ -130,6 +150,7 @@ void gw_http_run(gw_http *http) {
         if (now_ns - http->last_tick_ns >= (int64_t)GW_HTTP_TICK_MS * BT_NS_PER_MS) {
             http->last_tick_ns = now_ns;
             gw_http_guard_tick(http, now_ns);
+            resume_accepting(http);
             http->config.on_tick(http->config.context);
             is_busy = true;
         }

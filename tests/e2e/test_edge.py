@@ -3,6 +3,9 @@ secrets. What holds on every way in, through TLS and through two gateways behind
 test_contract.py."""
 
 import json
+import os
+import resource
+import select
 import shutil
 import signal
 import socket
@@ -293,6 +296,29 @@ def test_clients_that_hardly_read_cost_little_and_delay_nobody(beside, cluster):
     for connection in slow:
         connection.close()
     one.wait_idle()
+
+
+def test_without_descriptors_connections_wait_and_nothing_spins(beside, cluster):
+    one = beside()
+    pid = one.pid("gateway-0")
+
+    def cpu_s():
+        fields = open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{pid}/fd")) + 3, limits[1]))
+    idle = [socket.create_connection(one.address()) for _ in range(12)]
+    wait_for(lambda: "connections wait" in one.log("gateway-0"), 10, "nothing is left")
+    before = cpu_s()
+    for _ in range(20):
+        select.select([], [], [], 0.02)
+    assert cpu_s() - before < 0.2  # a loop that spins takes all of it
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+    assert post(one, CHAT)[0] == 200  # who waited is let in
+    assert one.log("gateway-0").count("connections wait") == 1
+    for connection in idle:
+        connection.close()
 
 
 # ---- logs
