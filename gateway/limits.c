@@ -209,14 +209,11 @@ static void on_down(void *context) {
 /* ---- requests -------------------------------------------------------------------------------------------------------
  */
 
-bt_status gw_limiter_admit(gw_limiter *limiter, const gw_payers *payers, gw_error *error) {
+bt_status gw_limiter_check(gw_limiter *limiter, const gw_payers *payers, gw_error *error) {
     static const char *const payer_names[] = {"model", "user", "key"};
     gw_limit_hit hit;
     if (limiter == NULL) return BT_OK;
-    if (gw_limits_admit(limiter->limits, payers, limiter->config.wall_s(), &hit)) {
-        flush(limiter);
-        return BT_OK;
-    }
+    if (gw_limits_check(limiter->limits, payers, limiter->config.wall_s(), &hit)) return BT_OK;
     bool is_requests = hit.unit == GW_REQUESTS;
     gw_fail(error, 429, "", "%s: %s has exceeded %s: %llu", payer_names[hit.payer], hit.name,
             is_requests ? "RPM" : "TPM", (unsigned long long)hit.limit);
@@ -228,6 +225,12 @@ bt_status gw_limiter_admit(gw_limiter *limiter, const gw_payers *payers, gw_erro
                                                    : "x-error-rpm-exceeded",
                         "true");
     return BT_BAD_REQUEST;
+}
+
+void gw_limiter_count(gw_limiter *limiter, const gw_payers *payers) {
+    if (limiter == NULL) return;
+    gw_limits_count(limiter->limits, payers, limiter->config.wall_s());
+    flush(limiter);
 }
 
 void gw_limiter_spend(gw_limiter *limiter, const gw_payers *payers, uint32_t n_tokens) {

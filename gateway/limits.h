@@ -28,8 +28,9 @@ void gw_limiter_close(gw_limiter *limiter); /* NULL is accepted, here and below:
 void gw_limiter_tick(gw_limiter *limiter);   /* every 50 to 250 ms */
 void gw_limiter_reload(gw_limiter *limiter); /* once a second: if the file has changed; if it is wrong, nothing does */
 
-/* May it run? Then it is counted. BT_BAD_REQUEST: a 429 that says when and why. */
-bt_status gw_limiter_admit(gw_limiter *limiter, const gw_payers *payers, gw_error *error);
+/* May it run? BT_BAD_REQUEST: a 429 that says when and why. */
+bt_status gw_limiter_check(gw_limiter *limiter, const gw_payers *payers, gw_error *error);
+void gw_limiter_count(gw_limiter *limiter, const gw_payers *payers); /* it does */
 void gw_limiter_spend(gw_limiter *limiter, const gw_payers *payers, uint32_t n_tokens);
 
 #endif

@@ -81,7 +81,9 @@ static bool await_used(const char *user, long long want) {
 
 static bool ask(int limiter, const char *user, gw_error *error) {
     const gw_payers payers = {{[GW_BY_USER] = user}};
-    return gw_limiter_admit(limiters[limiter], &payers, error) == BT_OK;
+    if (gw_limiter_check(limiters[limiter], &payers, error) != BT_OK) return false;
+    gw_limiter_count(limiters[limiter], &payers);
+    return true;
 }
 
 /* Until the limiter refuses; how many it let in before. */

@@ -68,12 +68,12 @@ bt_status gw_serve_find_model(const gw_model *model, const gw_request *request, 
 }
 
 /* The header `user` is whoever it says, as AIBrix has it; who must not choose has a key, and limits for that. */
-static bt_status charge(const gw_call *call, const char *model_name, gw_answer *answer, gw_error *error) {
+static bt_status check_limits(const gw_call *call, const char *model_name, gw_answer *answer, gw_error *error) {
     gw_http_text user = gw_http_header(call->exchange, "user");
     answer->payers.names[GW_BY_MODEL] = model_name;
     answer->payers.names[GW_BY_KEY] = answer->call.user;
     if (user.n_bytes > 0) answer->payers.names[GW_BY_USER] = bt_arena_strndup(&answer->arena, user.bytes, user.n_bytes);
-    return gw_limiter_admit(call->loop->limiter, &answer->payers, error);
+    return gw_limiter_check(call->loop->limiter, &answer->payers, error);
 }
 
 /* `is_filtered`: there are some, but not of the kind that was asked for. */
@@ -282,9 +282,17 @@ static bt_status submit_choice(gw_loop *loop, const gw_request *request, const g
     if (status != BT_OK) return gw_fail(error, 400, "", "%s", err.text);
     gw_telemetry_admitted(loop->server->telemetry, choice->n_prompt);
     gw_admission_enter(&loop->admission, &choice->ticket, choice->n_prompt, bt_now_ns());
-    if (choice->index % request->n_choices == 0) /* its choices share it, as in usage */
-        gw_limiter_spend(loop->limiter, &choice->answer->payers, choice->n_prompt);
     return BT_OK;
+}
+
+/* One request, whatever `n`, as in AIBrix; a prompt's choices share it, as in usage. Who was refused has cost nothing,
+ * or an overloaded cluster would use up its clients' minutes. */
+static void charge(gw_loop *loop, const gw_answer *answer) {
+    uint32_t n_tokens = 0;
+    for (uint32_t i = 0; i < answer->n_choices; i += answer->n_per_prompt)
+        if (answer->choices[i].serial != 0) n_tokens += answer->choices[i].n_prompt;
+    gw_limiter_count(loop->limiter, &answer->payers);
+    gw_limiter_spend(loop->limiter, &answer->payers, n_tokens);
 }
 
 static bt_status submit_all(gw_loop *loop, const gw_request *request, const gw_routing *routing, gw_answer *answer,
@@ -338,7 +346,7 @@ static bt_status admit(const gw_call *call, const gw_request *request, gw_error 
         return fail_no_worker(error, "No worker can take the request now. Please try again.", false);
     gw_answer *answer = make_answer(call, request, model_name);
     answer->strategy = routing.strategy;
-    status = charge(call, model_name, answer, error);
+    status = check_limits(call, model_name, answer, error);
     for (uint32_t i = 0; i < answer->n_choices && status == BT_OK; i++)
         status = prepare_choice(loop, request, &answer->choices[i], error);
     if (status == BT_OK) status = check_wait(answer, error);
@@ -352,6 +360,7 @@ static bt_status admit(const gw_call *call, const gw_request *request, gw_error 
         gw_answer_end(answer);
         return status;
     }
+    charge(loop, answer);
     gw_http_set_user(call->exchange, answer, gw_answer_on_gone);
     for (uint32_t i = 0; i < answer->n_choices; i++)
         if (answer->choices[i].serial == 0) gw_choice_finish_empty(&answer->choices[i]);

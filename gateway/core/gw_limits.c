@@ -231,7 +231,7 @@ static void add(gw_limits *limits, account *a, gw_unit unit, uint64_t amount) {
     limits->now.dirty[limits->now.n_dirty++] = (uint32_t)(a - limits->now.accounts);
 }
 
-bool gw_limits_admit(gw_limits *limits, const gw_payers *payers, int64_t wall_s, gw_limit_hit *hit) {
+bool gw_limits_check(gw_limits *limits, const gw_payers *payers, int64_t wall_s, gw_limit_hit *hit) {
     if (!gw_limits_has_rules(limits)) return true;
     gw_limits_window(limits, wall_s);
     for (int payer = 0; payer < GW_N_PAYERS; payer++) {
@@ -245,11 +245,16 @@ bool gw_limits_admit(gw_limits *limits, const gw_payers *payers, int64_t wall_s,
             return false;
         }
     }
+    return true;
+}
+
+void gw_limits_count(gw_limits *limits, const gw_payers *payers, int64_t wall_s) {
+    if (!gw_limits_has_rules(limits)) return;
+    gw_limits_window(limits, wall_s);
     for (int payer = 0; payer < GW_N_PAYERS; payer++) {
         account *a = payer_account(limits, payers, (gw_payer)payer);
         if (a != NULL) add(limits, a, GW_REQUESTS, 1);
     }
-    return true;
 }
 
 void gw_limits_spend(gw_limits *limits, const gw_payers *payers, uint32_t n_tokens, int64_t wall_s) {

@@ -2,9 +2,10 @@
  * rules and one account per name that has a limit. No I/O, no clock. One thread.
  *
  * Windows are the minutes of wall_s, the caller's seconds since 1970: a new minute starts from nothing. A request
- * counts when it is admitted, tokens (prompt and output) when they are known, in the minute in which they are; a
- * request is refused when an account has spent its requests or its tokens. What runs already is not held back, so
- * tokens may exceed their limit by those of the requests that were let in before it was reached.
+ * counts when it is sent to a worker or queued for one, one that is refused before counts nowhere; tokens (prompt and
+ * output) when they are known, in the minute in which they are; a request is refused when an account has spent its
+ * requests or its tokens. What runs already is not held back, so tokens may exceed their limit by those of the requests
+ * that were let in before it was reached.
  *
  * Many gateways share one limit. Each counts its own at once, tells Redis what it has added (gw_limits_take()) and is
  * told totals: the answer to that, and what others publish. Totals of a minute only grow, so the highest one heard
@@ -60,8 +61,11 @@ typedef struct {
     char name[GW_CAP_PAYER]; /* of the account */
 } gw_limit_hit;
 
-/* May it run? Then it is counted in all its accounts. false: in none, and *hit says which one has nothing left. */
-bool gw_limits_admit(gw_limits *limits, const gw_payers *payers, int64_t wall_s, gw_limit_hit *hit);
+/* May it run? false: *hit says which account has nothing left. */
+bool gw_limits_check(gw_limits *limits, const gw_payers *payers, int64_t wall_s, gw_limit_hit *hit);
+
+/* It does: it is counted in all its accounts. */
+void gw_limits_count(gw_limits *limits, const gw_payers *payers, int64_t wall_s);
 
 /* Tokens of an admitted request have become known. */
 void gw_limits_spend(gw_limits *limits, const gw_payers *payers, uint32_t n_tokens, int64_t wall_s);

@@ -17,6 +17,7 @@ import scale  # noqa: E402
 LIMITS = """user rpm-10 10 -
 user tpm-9 - 9
 user rpm-1 1 -
+user refused 1 -
 """
 
 
@@ -76,6 +77,14 @@ def test_a_refusal_says_why_and_when_to_come_back(simulated):
             assert not ask_as(client, user) and not ask_as(client, user)
 
     in_one_minute(story)
+
+
+def test_what_is_refused_is_not_counted(simulated):
+    client = client_of(simulated)
+    for _ in range(3):
+        with pytest.raises(openai.BadRequestError):
+            client.completions.create(model="nano-r1", prompt="Hi", max_tokens=10**7, extra_headers={"user": "refused"})
+    assert ask_as(client, "refused") is None
 
 
 def test_requests_count_at_every_gateway_also_one_that_starts(simulated):
