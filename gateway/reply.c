@@ -32,7 +32,8 @@ void gw_call_add_headers(const gw_call *call) {
     if (origin.bytes == NULL || !gw_access_origin(call->loop->access, origin.bytes, origin.n_bytes, allowed)) return;
     gw_http_add_header(call->exchange, "access-control-allow-origin", allowed);
     gw_http_add_header(call->exchange, "access-control-expose-headers",
-                       "x-request-id, request-id, retry-after, x-baton-reason, x-baton-prefill, x-baton-decode, "
+                       "x-request-id, request-id, retry-after, x-baton-reason, x-llm-d-request-dropped-reason, "
+                       "x-baton-prefill, x-baton-decode, "
                        "x-baton-strategy, x-baton-cached-tokens, x-baton-local-prefill, routing-strategy, target-pod, "
                        "target-pod-ip, prefill-target-pod, prefill-target-pod-ip, x-session-id");
 }
@@ -42,6 +43,18 @@ void gw_reply(const gw_call *call, int status, const char *content_type, const v
     gw_http_reply(call->exchange, status, content_type, body, n_bytes);
 }
 
+/* llm-d's word for our reason. */
+static const char *dropped_reason(const gw_error *error) {
+    static const char *const words[][2] = {
+        {"saturated", "rejected-saturated"},    {"predicted_ttft", "rejected-saturated"},
+        {"queue_full", "rejected-saturated"},   {"queue_timeout", "rejected-ttl-expired"},
+        {"no_worker", "rejected-no-endpoints"}, {"draining", "rejected-shutting-down"},
+    };
+    for (size_t i = 0; i < sizeof words / sizeof words[0] && error->reason != NULL; i++)
+        if (strcmp(error->reason, words[i][0]) == 0) return words[i][1];
+    return NULL;
+}
+
 void gw_reply_error(const gw_call *call, const gw_error *error) {
     if (error->retry_after_s > 0) {
         char seconds[16];
@@ -49,6 +62,8 @@ void gw_reply_error(const gw_call *call, const gw_error *error) {
         gw_http_add_header(call->exchange, "retry-after", seconds);
     }
     if (error->reason != NULL) gw_http_add_header(call->exchange, "x-baton-reason", error->reason);
+    const char *dropped = dropped_reason(error);
+    if (dropped != NULL) gw_http_add_header(call->exchange, "x-llm-d-request-dropped-reason", dropped);
     if (error->http_status == 401) gw_http_add_header(call->exchange, "www-authenticate", "Bearer");
     if (error->header != NULL) gw_http_add_header(call->exchange, error->header, error->header_value);
     if (error->header != NULL && strcmp(error->header, "x-error-invalid-routing-strategy") == 0)

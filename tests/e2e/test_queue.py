@@ -58,7 +58,8 @@ def fill(one):
 def why(error):
     """The reason of a 503 that says when to come back; else what it is instead."""
     headers = error.response.headers if isinstance(error, openai.APIStatusError) else {}
-    return headers.get("x-baton-reason") if headers.get("retry-after") == "1" else repr(error)
+    is_polite = headers.get("retry-after") == "1" and headers["x-llm-d-request-dropped-reason"].startswith("rejected-")
+    return headers.get("x-baton-reason") if is_polite else repr(error)
 
 
 def test_a_full_queue_refuses_and_those_in_it_go_by_priority(narrow):
