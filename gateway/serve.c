@@ -253,6 +253,9 @@ static uint32_t queue_limit_ms(const gw_answer *answer) {
     return left_ns > 0 ? (uint32_t)(left_ns / BT_NS_PER_MS) : 0;
 }
 
+/* Up to a day, gw_slo_read() says. */
+static uint32_t target_ms(const gw_slo *slo) { return (uint32_t)((slo->ttft_ns + BT_NS_PER_MS - 1) / BT_NS_PER_MS); }
+
 static bt_status submit_choice(gw_loop *loop, const gw_request *request, const gw_routing *routing, gw_choice *choice,
                                gw_error *error) {
     wire_sampling sampling = request->sampling;
@@ -270,6 +273,7 @@ static bt_status submit_choice(gw_loop *loop, const gw_request *request, const g
                         .cache_salt = request->cache_salt,
                         .strategy = &routing->strategy,
                         .filter = routing->has_filter ? &routing->filter : NULL,
+                        .slo_ttft_ms = target_ms(&choice->answer->slo),
                         .priority = routing->priority,
                         .queue_ms = queue_limit_ms(choice->answer),
                         .session_key = routing->session_key,

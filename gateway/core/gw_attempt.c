@@ -90,6 +90,7 @@ static bt_status choose(gw_core *core, gw_slot *slot, bool needs_room, gw_route 
                             .avoid_decode = slot->avoid_decode,
                             .session_key = slot->session_key,
                             .session_name = slot->session_name,
+                            .slo_ttft_ms = slot->slo_ttft_ms,
                             .needs_room = needs_room,
                             .may_be_local = !slot->shuns_local && slot->sampling.n_prompt_logprobs == 0};
     return gw_router_choose(core->router, &query, out, err);

@@ -181,6 +181,7 @@ static void fill_slot(gw_core *core, gw_slot *slot, const gw_submit *submit, int
     snprintf(slot->cache_salt, sizeof(slot->cache_salt), "%s", submit->cache_salt);
     slot->strategy = *submit->strategy;
     slot->filter = copy_filter(submit->filter, &slot->arena);
+    slot->slo_ttft_ms = submit->slo_ttft_ms;
     slot->priority = submit->priority;
     slot->queue_until_ns = gw_after_ms(now_ns, submit->queue_ms);
     slot->session_key = submit->session_key;

@@ -80,6 +80,7 @@ typedef struct {
     const gw_strategy *strategy;        /* copied */
     const bt_selector *filter;          /* copied; NULL: every worker will do */
     uint64_t session_key, session_name; /* gw_strategy.h; 0: none */
+    uint32_t slo_ttft_ms;               /* strategy slo: its own target; 0: the options' */
     int64_t priority;                   /* lower goes first */
     uint32_t queue_ms;                  /* how long it may wait for room */
     void *user;                         /* comes back in the actions */

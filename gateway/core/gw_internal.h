@@ -31,6 +31,7 @@ typedef struct {
     int64_t queue_until_ns; /* in the queue */
     bool is_queued;         /* WAITING for room; else for any worker at all */
     uint64_t session_key, session_name;
+    uint32_t slo_ttft_ms;
     gw_info info;           /* phase, attempt, n_prompt, n_output (delivered), times */
     wire_block_name *names; /* [n_prompt / KV_BLOCK_TOKENS] owned: of the prompt's full blocks, */
     uint64_t names_model;   /* for this model; 0: not computed yet */

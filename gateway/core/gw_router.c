@@ -367,7 +367,7 @@ static gw_worker *choose_prefill(gw_router *router, const gw_route_query *query,
                       .session_key = query->session_key,
                       .session_name = query->session_name,
                       .saturation_ms = router->options.saturation_ms,
-                      .slo_ttft_ms = router->options.slo_ttft_ms,
+                      .slo_ttft_ms = query->slo_ttft_ms != 0 ? query->slo_ttft_ms : router->options.slo_ttft_ms,
                       .random = gw_random_next(&router->random)};
     return router->workers[router->candidates[gw_strategy_choose(query->strategy, &scene, router->costs)]];
 }

@@ -118,6 +118,7 @@ typedef struct {
     const wire_block_name *names; /* [n_names] of the prompt's full blocks that need not be computed where they are */
     uint32_t n_names;
     uint64_t session_key, session_name; /* gw_strategy.h */
+    uint32_t slo_ttft_ms;               /* likewise; 0: the router's */
 } gw_route_query;
 
 typedef struct {

@@ -283,6 +283,27 @@ static void test_the_strategy_sees_what_was_sent_and_what_is_known(void) {
     gw_router_close(router);
 }
 
+static void test_a_request_may_have_its_own_target(void) {
+    gw_router *router = open_router(2, 1);
+    static const wire_block_name names[] = {{1, 1}, {2, 1}};
+    for (uint64_t w = 100; w < 102; w++) /* 100 knows most of it, and has work for half a second */
+        gw_router_status(
+            router, w,
+            &(wire_load){.kv_blocks_total = 100, .prefill_tokens_per_s = 1000, .waiting_tokens = w == 100 ? 500 : 0});
+    CHECK(gw_router_blocks(router, 100, &(wire_blocks){.come = names, .n_come = 2}), "-");
+    static const uint32_t targets[] = {0, 600, 300}, chosen[] = {100, 100, 101};
+    gw_strategy strategy;
+    CHECK(gw_strategy_parse("slo", &strategy, NULL) == BT_OK, "slo");
+    for (int i = 0; i < 3; i++) {
+        gw_route_query query = {.strategy = &strategy, .n_tokens = 200, .names = names, .n_names = 2};
+        query.slo_ttft_ms = targets[i];
+        gw_route route;
+        CHECK(gw_router_choose(router, &query, &route, NULL) == BT_OK, "-");
+        CHECK(route.prefill->incarnation == chosen[i], "target %u ms", targets[i]);
+    }
+    gw_router_close(router);
+}
+
 /* Several gateways send a burst to the same workers. Each knows what it sent itself at once, and what the others did
  * from STATUS, which comes late: after every N_LATE requests. Nothing is ever finished. */
 static void test_gateways_that_share_workers_stay_balanced(void) {
@@ -378,6 +399,7 @@ int main(void) {
     test_of_equals_decode_sends_the_fewest_bytes();
     test_a_prefill_worker_s_share_is_counted_once_whatever_overtakes_it();
     test_the_strategy_sees_what_was_sent_and_what_is_known();
+    test_a_request_may_have_its_own_target();
     test_gateways_that_share_workers_stay_balanced();
     test_a_worker_that_comes_back_has_another_link();
     TEST_END();

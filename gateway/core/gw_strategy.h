@@ -27,7 +27,7 @@
  * session's key (Thaler and Ravishankar, 1998); without either, requests there.
  *
  * slo: tokens of this prompt to be computed, among those whose wait is at most `slo_ttft_ms`: the cheapest that meets
- * the target. If none does, the wait. Stands alone in a list, like pd.
+ * the target (--slo-ttft-ms, or the request's own). If none does, the wait. Stands alone in a list, like pd.
  *
  * random: nothing.
  *
