@@ -41,7 +41,8 @@ void pre_check(const wrk_sched *base) {
         if (slot->phase == PRE_FREE) continue;
         check_slot(sched, slot);
         if (slot->phase != PRE_QUEUED && slot->phase != PRE_COMPUTING) continue;
-        n_left += slot->n_tokens - slot->n_computed;
+        BT_ASSERT(slot->n_hoped_tokens == 0 || slot->phase == PRE_QUEUED);
+        n_left += slot->n_tokens - slot->n_computed - slot->n_hoped_tokens;
     }
     BT_ASSERT(n[PRE_FREE] == sched->base.n_free_slots && n[PRE_QUEUED] == sched->n_queued);
     BT_ASSERT(n[PRE_COMPUTING] == sched->n_computing && n[PRE_COMPUTED] == sched->n_computed);

@@ -43,6 +43,7 @@ typedef struct {
     uint32_t n_prefix;
     uint32_t n_cached_blocks; /* of these, the first ones are in the cache: from there, or offered */
     uint32_t n_cached_tokens; /* found in it at the beginning */
+    uint32_t n_hoped_tokens;  /* QUEUED: were in it when the request came */
     bt_arena arena;           /* the candidates' strings, the constraint's lists */
 
     uint32_t n_computed;  /* positions in the cache, of all layers */
@@ -80,7 +81,7 @@ typedef struct {
 
     uint32_t *order; /* slots, first come first: n_computing COMPUTING and n_queued QUEUED ones, mixed */
     uint32_t n_computing, n_queued, n_computed;
-    uint64_t n_tokens_left; /* positions not computed, of QUEUED and COMPUTING */
+    uint64_t n_tokens_left; /* positions not computed, of QUEUED (as hoped) and COMPUTING */
 
     uint32_t n_layers_done, n_step_samples, n_step_rows; /* of the step */
 
@@ -114,12 +115,15 @@ void pre_slot_fail(pre_sched *sched, pre_slot *slot, bt_status status, const cha
                    int64_t now_ns);                                               /* FAILED too */
 void pre_slot_release_if_quiet(pre_sched *sched, pre_slot *slot, int64_t now_ns); /* CLOSING: frees what it can */
 
-/* Positions that no step has begun. */
+/* Positions that no step has begun; of QUEUED those that it may have to compute. */
 static inline uint32_t pre_n_left(const pre_slot *slot) {
-    return slot->n_tokens - slot->n_computed - slot->n_step_rows;
+    return slot->n_tokens - slot->n_computed - slot->n_step_rows - slot->n_hoped_tokens;
 }
 
 /* pre_pick.c */
+
+/* The first of its blocks may come from the cache: so many. */
+uint32_t pre_n_cacheable(const pre_slot *slot);
 void pre_queue_admit(pre_sched *sched, int64_t now_ns);        /* lets queued requests take blocks, as far as they go */
 void pre_queue_remove(pre_sched *sched, const pre_slot *slot); /* from order[] */
 void pre_pick_rows(pre_sched *sched);                          /* fills step_slots[n_step], n_step_rows of each */

@@ -19,11 +19,15 @@ void pre_queue_remove(pre_sched *sched, const pre_slot *slot) {
 
 /* ---- blocks ----------------------------------------------------------------------------------------------------- */
 
+uint32_t pre_n_cacheable(const pre_slot *slot) {
+    uint32_t n_most = (slot->n_tokens - 1) / KV_BLOCK_TOKENS; /* the last position is computed in any case */
+    if (pre_is_scored(slot)) return 0;                        /* and here every one */
+    return n_most < slot->n_prefix ? n_most : slot->n_prefix;
+}
+
 /* Blocks for all its tokens: what the cache has, and new ones. false: there are too few, and it has none. */
 static bool take_blocks(pre_sched *sched, pre_slot *slot) {
-    uint32_t n_blocks = kv_blocks_for(slot->n_tokens), n_most = (slot->n_tokens - 1) / KV_BLOCK_TOKENS;
-    if (n_most > slot->n_prefix) n_most = slot->n_prefix; /* the last position is computed in any case */
-    if (pre_is_scored(slot)) n_most = 0;                  /* and here every one */
+    uint32_t n_blocks = kv_blocks_for(slot->n_tokens), n_most = pre_n_cacheable(slot);
     uint32_t n_cached = kv_prefix_take(sched->base.prefix, slot->prefix, n_most, slot->blocks);
     if (kv_pool_acquire(sched->pool, n_blocks - n_cached, slot->blocks + n_cached) != BT_OK) {
         kv_pool_release(sched->pool, slot->blocks, n_cached); /* rule 5 */
@@ -32,7 +36,9 @@ static bool take_blocks(pre_sched *sched, pre_slot *slot) {
     slot->n_blocks = n_blocks;
     slot->n_cached_blocks = n_cached;
     slot->n_computed = slot->n_cached_tokens = n_cached * KV_BLOCK_TOKENS;
+    sched->n_tokens_left += slot->n_hoped_tokens;
     sched->n_tokens_left -= slot->n_cached_tokens;
+    slot->n_hoped_tokens = 0;
     if (sched->base.options.has_prefix_cache) sched->counters.n_prefix_queries += slot->n_prompt;
     sched->counters.n_prefix_hits += slot->n_cached_tokens;
     return true;
@@ -54,13 +60,13 @@ static pre_slot *find_short(pre_sched *sched) {
     uint32_t n = sched->n_computing + sched->n_queued, n_seqs = 0;
     for (uint32_t at = 0; at < n; at++) {
         pre_slot *slot = &sched->slots[sched->order[at]];
-        if (slot->phase == PRE_QUEUED && (best == NULL || slot->n_tokens < best->n_tokens)) best = slot;
+        if (slot->phase == PRE_QUEUED && (best == NULL || pre_n_left(slot) < pre_n_left(best))) best = slot;
     }
     if (best == NULL) return NULL;
     uint64_t n_rows = 0;
     for (uint32_t at = 0; at < n; at++) {
         const pre_slot *slot = &sched->slots[sched->order[at]];
-        if (slot->phase != PRE_COMPUTING || pre_n_left(slot) == 0 || pre_n_left(slot) > best->n_tokens) continue;
+        if (slot->phase != PRE_COMPUTING || pre_n_left(slot) == 0 || pre_n_left(slot) > pre_n_left(best)) continue;
         n_rows += pre_n_left(slot);
         n_seqs++;
     }

@@ -75,7 +75,7 @@ void pre_slot_end(pre_sched *sched, pre_slot *slot, int64_t now_ns) {
     if (slot->phase == PRE_COMPUTED) {
         sched->n_computed--;
     } else {
-        sched->n_tokens_left -= slot->n_tokens - slot->n_computed;
+        sched->n_tokens_left -= slot->n_tokens - slot->n_computed - slot->n_hoped_tokens;
         pre_queue_remove(sched, slot);
     }
     slot->phase = PRE_CLOSING;
@@ -162,6 +162,8 @@ static void fill_slot(pre_sched *sched, pre_slot *slot, const wire_submit *submi
     slot->n_prefix = o->has_prefix_cache ? submit->n_prompt / KV_BLOCK_TOKENS : 0;
     slot->prefix = bt_calloc(slot->n_prefix, sizeof(wire_block_name));
     kv_prefix_names(o->model_hash, submit->cache_salt, slot->tokens, slot->n_prefix, slot->prefix);
+    uint32_t n_cached = kv_prefix_count(sched->base.prefix, slot->prefix, pre_n_cacheable(slot));
+    slot->n_hoped_tokens = n_cached * KV_BLOCK_TOKENS;
     for (uint32_t i = 0; i < submit->n_candidates; i++) {
         const wire_candidate *from = &submit->candidates[i];
         slot->candidates[i] =
@@ -188,10 +190,11 @@ static void take_submit(pre_sched *sched, uint64_t gateway, const wire_submit *s
         refuse(sched, request, BT_NO_CAPACITY, "The prefill worker's queue is full.");
     } else {
         uint32_t index = wrk_slot_take(&sched->base);
-        fill_slot(sched, &sched->slots[index], submit, now_ns);
+        pre_slot *slot = &sched->slots[index];
+        fill_slot(sched, slot, submit, now_ns);
         bt_map_put(&sched->base.by_request, wrk_request_key(request), index);
         sched->order[sched->n_computing + sched->n_queued++] = index;
-        sched->n_tokens_left += submit->n_tokens;
+        sched->n_tokens_left += pre_n_left(slot);
         wrk_act(&sched->base, WRK_SEND_GATEWAY, gateway)->message =
             (wire_message){.type = WIRE_ACCEPTED, .accepted = {*request}};
         pre_queue_admit(sched, now_ns);

@@ -228,6 +228,33 @@ static void test_a_known_beginning_is_not_computed_but_pushed_at_once(void) {
     stop();
 }
 
+static void test_what_is_cached_is_no_load(void) {
+    start();
+    is_alike = true;
+    submit(1, 300, 300, 1);
+    run_step(50);
+    run_step(50);
+    cancel(1);
+    is_alike = false;
+    submit(2, 600, 600, 1);
+    is_alike = true;
+    submit(3, 300, 300, 1);
+    wire_load load;
+    sched->load(sched, &load);
+    CHECK(load.waiting == 0 && load.waiting_tokens == 600 + 44,
+          "%u waiting, %u tokens: its rest is short, and shares the step", load.waiting, load.waiting_tokens);
+    is_alike = false;
+    submit(4, 200, 200, 1);
+    sched->load(sched, &load);
+    CHECK(load.waiting == 1 && load.waiting_tokens == 600 + 44 + 200,
+          "%u waiting, %u tokens: there are no blocks for it", load.waiting, load.waiting_tokens);
+    cancel(4);
+    cancel(3);
+    sched->load(sched, &load);
+    CHECK(load.waiting_tokens == 600, "%u", load.waiting_tokens);
+    stop();
+}
+
 static void test_the_last_position_is_always_computed_and_output_is_not_kept(void) {
     start();
     is_alike = true;
@@ -552,6 +579,7 @@ int main(void) {
     test_a_short_prompt_does_not_wait_for_a_long_one();
     test_a_long_prompt_is_not_starved_by_short_ones();
     test_a_known_beginning_is_not_computed_but_pushed_at_once();
+    test_what_is_cached_is_no_load();
     test_the_last_position_is_always_computed_and_output_is_not_kept();
     test_a_replayed_request_keeps_its_forms();
     test_a_scored_prompt_has_logits_at_every_row();

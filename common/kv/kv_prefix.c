@@ -91,6 +91,12 @@ uint32_t kv_prefix_take(kv_prefix *prefix, const wire_block_name *names, uint32_
     return n;
 }
 
+uint32_t kv_prefix_count(const kv_prefix *prefix, const wire_block_name *names, uint32_t n_names) {
+    uint32_t n = 0;
+    while (n < n_names && find(prefix, &names[n]) != BT_MAP_NONE) n++;
+    return n;
+}
+
 void kv_prefix_put(kv_prefix *prefix, const wire_block_name *names, const uint32_t *blocks, uint32_t n) {
     for (uint32_t i = 0; i < n; i++) {
         if (find(prefix, &names[i]) != BT_MAP_NONE) continue;

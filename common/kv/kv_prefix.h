@@ -32,6 +32,9 @@ void kv_prefix_names(uint64_t model_hash, wire_str cache_salt, const uint32_t *t
  * their numbers are in blocks[]. */
 uint32_t kv_prefix_take(kv_prefix *prefix, const wire_block_name *names, uint32_t n_names, uint32_t *blocks);
 
+/* How many of them kv_prefix_take() would find now. */
+uint32_t kv_prefix_count(const kv_prefix *prefix, const wire_block_name *names, uint32_t n_names);
+
 /* The caller holds blocks[n], each complete and right, named names[n]. A name that is here already keeps its block. */
 void kv_prefix_put(kv_prefix *prefix, const wire_block_name *names, const uint32_t *blocks, uint32_t n);
 

@@ -55,6 +55,7 @@ static void test_the_longest_chain_is_taken_and_cached_blocks_count_as_free(void
     names_of(0, 3, names);
     kv_pool_acquire(pool, 3, blocks);
     kv_prefix_put(prefix, names, blocks, 2);
+    CHECK(kv_prefix_count(prefix, names, 3) == 2 && kv_prefix_count(prefix, names, 1) == 1, "without holding them");
     CHECK(kv_prefix_take(prefix, names, 3, found) == 2 && found[0] == blocks[0] && found[1] == blocks[1],
           "two of three");
     CHECK(kv_pool_n_holders(pool, blocks[1]) == 2 && kv_pool_n_cached(pool) == 0, "one holder more");
