@@ -23,6 +23,8 @@ typedef struct {
     trie_node *nodes; /* nodes[0] is the root */
     size_t n_nodes, cap_nodes;
     bool is_first[256]; /* bytes that begin a token */
+    int n_first;
+    uint8_t a_first; /* one of them */
 } trie;
 
 struct add_tokens {
@@ -59,7 +61,9 @@ static void trie_insert(trie *trie, const char *content, size_t n_bytes, uint32_
         }
         node = child;
     }
-    trie->is_first[(uint8_t)content[0]] = true;
+    trie->n_first += !trie->is_first[(uint8_t)content[0]];
+    trie->a_first = (uint8_t)content[0];
+    trie->is_first[trie->a_first] = true;
     trie->nodes[node].token = token;
 }
 
@@ -70,6 +74,16 @@ static uint32_t trie_longest(const trie *trie, const uint8_t *p, const uint8_t *
         if (trie->nodes[node].token != 0) found = trie->nodes[node].token;
     }
     return found;
+}
+
+/* Where a token may begin, from p on. DeepSeek's all begin with '<': memchr() takes a fortieth of the table's time. */
+static const uint8_t *next_first(const trie *trie, const uint8_t *p, const uint8_t *end) {
+    if (trie->n_first <= 1) {
+        const uint8_t *found = trie->n_first == 1 ? memchr(p, trie->a_first, (size_t)(end - p)) : NULL;
+        return found != NULL ? found : end;
+    }
+    while (p < end && !trie->is_first[*p]) p++;
+    return p;
 }
 
 static bool is_word_at(const uint8_t *p) {
@@ -113,8 +127,8 @@ static bt_status walk_pass(const add_walk *walk, int pass, const uint8_t *text, 
     const trie *trie = &walk->tokens->passes[pass];
     const uint8_t *end = text + n_bytes, *plain = text, *p = text;
     bt_status status = BT_OK;
-    while (p < end && status == BT_OK) {
-        uint32_t found = trie->is_first[*p] ? trie_longest(trie, p, end) : 0;
+    while ((p = next_first(trie, p, end)) < end && status == BT_OK) {
+        uint32_t found = trie_longest(trie, p, end);
         if (found == 0) {
             p++;
             continue;

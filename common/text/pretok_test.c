@@ -88,6 +88,7 @@ static void test_v3_scanner(void) {
     srand(7);
     for (int i = 0; i < 20000; i++) {
         random_text(&text);
+        utf8_put_slack(&text);
         bt_buf_clear(&got);
         bt_buf_clear(&want);
         ptk_split(fast, fast_scratch, text.bytes, text.n_bytes, collect, &got, NULL);
