@@ -457,6 +457,21 @@ static void test_depth(void) {
     }
 }
 
+/* Each special byte at each place of a string of plain ones, which are read eight at a time. */
+static void test_special_bytes(void) {
+    for (int byte = 1; byte < 256; byte++) {
+        for (size_t at = 1; at < 20; at++) {
+            char text[24] = "\"abcdefghijklmnopqrs\"";
+            text[at] = (char)byte;
+            gw_json_notes notes;
+            bool is_plain = byte >= 0x20 && byte < 0x80 && byte != '"' && byte != '\\';
+            bool escapes_next = byte == '\\' && strchr("bfnr", text[at + 1]) != NULL; /* a letter, or the end */
+            bool is_right = gw_json_check(text, 21, &notes, NULL) == BT_OK;
+            CHECK(is_right == (is_plain || escapes_next), "byte %d at %zu", byte, at);
+        }
+    }
+}
+
 static void check_string(const char *text, size_t n, const char *want, const char *why) {
     bt_buf out = {0};
     gw_json_put_string(&out, text, n);
@@ -501,6 +516,7 @@ int main(void) {
     test_tool_choice();
     test_variables();
     test_depth();
+    test_special_bytes();
     test_strings();
     test_error();
     TEST_END();
