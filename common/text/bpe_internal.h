@@ -35,6 +35,7 @@ typedef struct {
     uint32_t order; /* a merge with a lower one is done first; from 1 on */
     uint32_t id;
 } bpe_merge;
+enum { BPE_LEFT = 1, BPE_RIGHT = 2 };
 
 /* How a whole token comes about, and what else begins as it does. */
 typedef struct {
@@ -54,6 +55,7 @@ struct bpe_model {
     bpe_slot *slots;     /* [slot_mask + 1] */
     bpe_merge *merges;   /* [merge_mask + 1] */
     uint8_t *merge_tags; /* [merge_mask + 1] a byte of the pair's hash; 0: no merge there */
+    uint8_t *sides;      /* [n_ids] BPE_LEFT, BPE_RIGHT: it is that side of some merge */
     uint32_t n_ids, slot_mask, merge_mask;
     uint32_t byte_ids[256];
     bool ignores_merges;
@@ -68,9 +70,10 @@ static inline uint64_t bpe_pair_hash(uint32_t left, uint32_t right) {
 
 static inline uint8_t bpe_pair_tag(uint64_t hash) { return (uint8_t)(hash >> 56 | 1); }
 
-/* Most pairs that are asked for do not merge, and the tags, a quarter of a megabyte for a large model, say so without a
- * look at the merges themselves. NULL: none. */
+/* Most pairs that are asked for do not merge: most tokens are no side of any merge, and the tags, a quarter of a
+ * megabyte for a large model, say of most others that they are not there. NULL: none. */
 static inline const bpe_merge *bpe_merge_find(const bpe_model *model, uint32_t left, uint32_t right) {
+    if (!(model->sides[left] & BPE_LEFT) || !(model->sides[right] & BPE_RIGHT)) return NULL;
     uint64_t pair = (uint64_t)left << 32 | right, hash = bpe_pair_hash(left, right);
     for (uint32_t at = (uint32_t)(hash >> 32);; at++) {
         uint8_t tag = model->merge_tags[at & model->merge_mask];
@@ -91,7 +94,7 @@ void *bpe_scratch_reserve(bpe_scratch *scratch, size_t bytes); /* at least so ma
 
 /* Appends the ids of a piece by merging. *last: the merge that was the last one, if there was any; may be NULL. */
 void bpe_merge_encode(const bpe_model *model, bpe_scratch *scratch, const uint8_t *piece, size_t n_bytes, tok_ids *out,
-                      bpe_split *last);
+                      bpe_merge *last);
 
 /* After the whole tokens are known, with their splits: sets can_match and what it needs. */
 void bpe_match_open(bpe_model *model);

@@ -17,7 +17,7 @@ static void look_at_pair(const bpe_model *model, short_symbol *left) {
     left->merged = merge != NULL ? merge->id : BPE_NO_ID;
 }
 
-static void merge_short(const bpe_model *model, const uint8_t *piece, size_t n_bytes, tok_ids *out, bpe_split *last) {
+static void merge_short(const bpe_model *model, const uint8_t *piece, size_t n_bytes, tok_ids *out, bpe_merge *last) {
     short_symbol symbols[BPE_SHORT_BYTES];
     size_t n = 0;
     for (size_t i = 0; i < n_bytes; i++) {
@@ -30,7 +30,7 @@ static void merge_short(const bpe_model *model, const uint8_t *piece, size_t n_b
         for (size_t i = 1; i + 1 < n; i++) best = symbols[i].order < symbols[best].order ? i : best;
         short_symbol *left = &symbols[best];
         if (left->order == BPE_NO_ORDER) break;
-        if (last != NULL) *last = (bpe_split){left[0].id, left[1].id, left->order, BPE_NO_ID};
+        if (last != NULL) *last = (bpe_merge){(uint64_t)left[0].id << 32 | left[1].id, left->order, left->merged};
         left->id = left->merged;
         n--;
         memmove(left + 1, left + 2, (n - best - 1) * sizeof(*left));
@@ -96,7 +96,7 @@ static int32_t read_symbols(const bpe_model *model, const uint8_t *piece, size_t
 }
 
 void bpe_merge_encode(const bpe_model *model, bpe_scratch *scratch, const uint8_t *piece, size_t n_bytes, tok_ids *out,
-                      bpe_split *last) {
+                      bpe_merge *last) {
     if (n_bytes <= BPE_SHORT_BYTES) {
         merge_short(model, piece, n_bytes, out, last);
         return;
@@ -114,7 +114,7 @@ void bpe_merge_encode(const bpe_model *model, bpe_scratch *scratch, const uint8_
         bpe_symbol *right = &symbols[left->next];
         const bpe_merge *merge = bpe_merge_find(model, left->id, right->id);
         if (merge == NULL || merge->id != top.id) continue; /* stale: a neighbour has been merged since */
-        if (last != NULL) *last = (bpe_split){left->id, right->id, merge->order, BPE_NO_ID};
+        if (last != NULL) *last = *merge;
         left->id = merge->id;
         left->next = right->next;
         right->id = BPE_NO_ID;

@@ -96,6 +96,8 @@ static void put_merge(bpe_model *model, uint32_t left, uint32_t right, uint32_t 
     uint32_t at = (uint32_t)(hash >> 32) & model->merge_mask;
     while (model->merge_tags[at] != 0 && model->merges[at].pair != pair) at = (at + 1) & model->merge_mask;
     model->merge_tags[at] = bpe_pair_tag(hash);
+    model->sides[left] |= BPE_LEFT;
+    model->sides[right] |= BPE_RIGHT;
     model->merges[at] = (bpe_merge){.pair = pair, .order = order, .id = merged};
 }
 
@@ -105,6 +107,7 @@ static bt_status read_merges(bpe_model *model, const cJSON *merges, bt_error *er
     if (n_merges > BPE_MAX_IDS) return bt_fail(err, BT_BAD_REQUEST, "tokenizer model has too many merges");
     model->merge_mask = bpe_table_mask(n_merges);
     model->merges = bt_calloc((size_t)model->merge_mask + 1, sizeof(*model->merges));
+    model->sides = bt_calloc(model->n_ids, 1);
     model->merge_tags = bt_calloc((size_t)model->merge_mask + 1, 1);
     uint8_t *both = bt_calloc(2 * BPE_MAX_TOKEN_BYTES + UTF8_SLACK_BYTES, 1);
     const cJSON *item;
@@ -134,7 +137,10 @@ static void find_whole_tokens(bpe_model *model) {
         bpe_token *token = &model->tokens[id];
         if (!token->is_byte_level || token->n_bytes == 0) continue;
         ids.n_ids = 0;
-        bpe_merge_encode(model, &scratch, model->bytes + token->offset, token->n_bytes, &ids, &model->splits[id]);
+        bpe_merge last = {0};
+        bpe_merge_encode(model, &scratch, model->bytes + token->offset, token->n_bytes, &ids, &last);
+        model->splits[id] =
+            (bpe_split){.left = (uint32_t)(last.pair >> 32), .right = (uint32_t)last.pair, .order = last.order};
         token->is_whole = ids.n_ids == 1 && ids.ids[0] == id;
         if (token->is_whole || model->ignores_merges) bpe_slot_set_piece(model, id);
     }
@@ -165,6 +171,7 @@ void bpe_close(bpe_model *model) {
     free(model->slots);
     free(model->merges);
     free(model->merge_tags);
+    free(model->sides);
     free(model->splits);
     bpe_trie_fini(&model->trie);
     free(model);
