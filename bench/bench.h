@@ -31,6 +31,10 @@ typedef struct {
 /* "1,8,32" of flag --name. BT_BAD_REQUEST: not numbers up to `max`, or too many. */
 bt_status bench_list_parse(const char *name, const char *text, uint32_t max, bench_list *out, bt_error *err);
 
+/* Processor time of this thread: what the machine does for others does not count, what it does to the caches does. A
+ * call takes a microsecond. */
+int64_t bench_cpu_ns(void);
+
 double bench_median(double *values, uint32_t n); /* sorts */
 
 #endif

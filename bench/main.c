@@ -3,9 +3,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "bench/bench.h"
 #include "common/core/alloc.h"
+#include "common/core/clock.h"
 
 static const bench_verb *const verbs[] = {&bench_engine, &bench_ep,     &bench_prompt,  &bench_route,
                                           &bench_sched,  &bench_scrape, &bench_tokenize};
@@ -26,6 +28,12 @@ bt_status bench_list_parse(const char *name, const char *text, uint32_t max, ben
         if (*end == 0) return BT_OK;
         at = end + 1;
     }
+}
+
+int64_t bench_cpu_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return (int64_t)now.tv_sec * BT_NS_PER_S + now.tv_nsec;
 }
 
 static int compare_doubles(const void *a, const void *b) {

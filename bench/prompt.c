@@ -6,7 +6,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "bench/bench.h"
 #include "common/core/alloc.h"
@@ -35,14 +34,7 @@ typedef struct {
     double us[N_PARTS];
 } bench;
 
-/* Of this thread: what the machine does for others does not count, what it does to the caches does. */
-static int64_t cpu_ns(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-    return (int64_t)now.tv_sec * BT_NS_PER_S + now.tv_nsec;
-}
-
-static double us_since(int64_t begin_ns) { return (double)(cpu_ns() - begin_ns) / BT_NS_PER_US; }
+static double us_since(int64_t begin_ns) { return (double)(bench_cpu_ns() - begin_ns) / BT_NS_PER_US; }
 
 static void copy_body(bench *b) {
     bt_buf_clear(&b->copy);
@@ -53,10 +45,10 @@ static void copy_body(bench *b) {
 static bt_status time_build(bench *b, const gw_request *request, bt_error *err) {
     tok_ids ids = {0};
     bt_buf_clear(&b->text);
-    int64_t begin_ns = cpu_ns();
+    int64_t begin_ns = bench_cpu_ns();
     bt_status status = tpl_render(b->model->chat_template, request->variables, &b->text, err);
     b->us[RENDER] = us_since(begin_ns);
-    begin_ns = cpu_ns();
+    begin_ns = bench_cpu_ns();
     if (status == BT_OK)
         status = tok_encode(b->model->tokenizer, (const char *)b->text.bytes, b->text.n_bytes, 0, &ids, err);
     b->us[ENCODE] = us_since(begin_ns);
@@ -67,7 +59,7 @@ static bt_status time_build(bench *b, const gw_request *request, bt_error *err) 
 static void time_names(bench *b, const gw_tokens *tokens) {
     uint32_t n_blocks = (uint32_t)tokens->ids.n_ids / KV_BLOCK_TOKENS;
     wire_block_name *names = bt_calloc(n_blocks, sizeof(*names));
-    int64_t begin_ns = cpu_ns();
+    int64_t begin_ns = bench_cpu_ns();
     kv_prefix_names(1, wire_str_from(""), tokens->ids.ids, n_blocks, names);
     b->us[NAMES] = us_since(begin_ns);
     free(names);
@@ -79,15 +71,15 @@ static bt_status run_once(bench *b, bt_error *err) {
     gw_tokens tokens = {0};
     gw_error error = {0};
     copy_body(b);
-    int64_t begin_ns = cpu_ns();
+    int64_t begin_ns = bench_cpu_ns();
     bt_status status = gw_json_check((char *)b->copy.bytes, b->copy.n_bytes, &notes, err);
     b->us[CHECK] = us_since(begin_ns);
     if (status != BT_OK) return status;
     copy_body(b);
-    begin_ns = cpu_ns();
+    begin_ns = bench_cpu_ns();
     status = gw_api_parse(GW_CHAT, &b->model->rules, (char *)b->copy.bytes, b->copy.n_bytes, &request, &error);
     b->us[PARSE] = us_since(begin_ns);
-    begin_ns = cpu_ns();
+    begin_ns = bench_cpu_ns();
     if (status == BT_OK) status = gw_prompt_build(b->model, &request, 0, UINT32_MAX, &tokens, &error);
     b->us[BUILD] = us_since(begin_ns);
     if (status != BT_OK) return bt_fail(err, BT_BAD_REQUEST, "the body is refused: %s", error.message);
