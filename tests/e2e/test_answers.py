@@ -56,9 +56,9 @@ def test_the_cluster_computes_what_the_engine_alone_computes(client, tmp_path):
 
 def test_a_hundred_requests_at_once_are_answered_as_one_at_a_time(cluster, client):
     questions = [f"What is {a} + {b}?" for a in range(10, 20) for b in range(31, 41)]
-    alone = [text_of(ask(client, question, max_tokens=60)) for question in questions]
-    with ThreadPoolExecutor(16) as pool:
-        together = list(pool.map(lambda question: text_of(ask(client, question, max_tokens=60)), questions))
+    alone = [text_of(ask(client, question, max_tokens=24)) for question in questions]
+    with ThreadPoolExecutor(len(questions)) as pool:
+        together = list(pool.map(lambda question: text_of(ask(client, question, max_tokens=24)), questions))
     assert together == alone
     cluster.wait_idle()
 

@@ -22,7 +22,7 @@ def streams(one):
 
     def run(job):
         prompt, sampling = job
-        choice = client.completions.create(model="nano-r1", prompt=prompt, max_tokens=60, logprobs=3, **sampling,
+        choice = client.completions.create(model="nano-r1", prompt=prompt, max_tokens=30, logprobs=3, **sampling,
                                            extra_body={"ignore_eos": True, "return_token_ids": True}).choices[0]
         return choice.token_ids, choice.logprobs.token_logprobs, choice.logprobs.top_logprobs
 
@@ -34,9 +34,10 @@ def streams(one):
 def test_streams_are_equal_on_any_number_of_ranks_and_each_reads_its_own_experts(start_cluster):
     expected = alone_bytes = None
     experts_bytes = set()
-    for n_prefill, n_ranks in ((1, 1), (1, 2), (1, 3), (2, 4)):
+    for n_prefill, n_ranks in ((1, 1), (2, 3), (1, 4)):  # `cluster` has 2, and its tokens are the golden ones
         one = start_cluster(n_prefill=n_prefill, n_decode=n_ranks, prefill_ep=n_prefill)
         got = streams(one)
+        assert all(one.metrics(f"decode-{i}").value("baton_ep_group_formed") == (n_ranks > 1) for i in range(n_ranks))
         read_bytes = [one.metrics(f"decode-{i}").value("baton_weight_bytes") for i in range(n_ranks)]
         one.down()
         expected, alone_bytes = expected or got, alone_bytes or read_bytes[0]
@@ -81,18 +82,12 @@ def test_a_placement_planned_from_measured_loads_is_used_and_changes_no_token(st
     one.down()
 
 
-def test_prefill_2_decode_3_works(start_cluster):
-    one = start_cluster(n_prefill=2, n_decode=3)
-    assert text_of(ask(client_of(one), "Solve 17 * 23. Show the final answer only."))[1].strip() == "391"
-    assert [one.metrics(f"decode-{i}").value("baton_ep_group_formed") for i in range(3)] == [1, 1, 1]
-    one.down()
-
-
 def test_an_incomplete_group_takes_nothing_and_says_so(cluster, client):
     epoch = cluster.metrics("decode-0").value("baton_ep_group_epoch")
     cluster.kill("decode-1")
     wait_for(lambda: cluster.get("/health")[0] == 503, 5, "unhealthy")
-    assert cluster.get("/health", "decode-0") == (503, "the expert-parallel group is incomplete\n")
+    incomplete = (503, "the expert-parallel group is incomplete\n")
+    wait_for(lambda: cluster.get("/health", "decode-0") == incomplete, 15, "decode-0 knows, too")
     wait_for(lambda: cluster.metrics().value("baton_workers_incomplete", role="decode") == 1, 5, "one rank waits")
     with pytest.raises(openai.APIStatusError) as caught:
         ask(client, "hi", max_tokens=3)
@@ -116,7 +111,7 @@ def test_a_request_outlives_a_rank_that_comes_back(cluster, client, which):
 
 
 def test_a_rank_that_hangs_is_lost_and_comes_back_by_itself(start_cluster):
-    one = start_cluster(decode=f"--ep-timeout-ms {2000 * SLOW}")
+    one = start_cluster(decode=f"--ep-timeout-ms {1000 * SLOW}")
     client = client_of(one)
     expected = client.completions.create(**LONG).choices[0].token_ids
     running = Background(lambda: client.completions.create(**LONG))

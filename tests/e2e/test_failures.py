@@ -9,7 +9,7 @@ import pytest
 from cluster import SLOW, wait_for
 from conftest import ask, client_of, text_of
 
-LONG = {"model": "nano-r1", "prompt": [100, 101, 102], "max_tokens": 800, "temperature": 0,
+LONG = {"model": "nano-r1", "prompt": [100, 101, 102], "max_tokens": 500, "temperature": 0,
         "extra_body": {"ignore_eos": True, "return_token_ids": True}}
 
 

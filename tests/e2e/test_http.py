@@ -86,7 +86,7 @@ def test_a_body_that_is_no_request_is_a_400(cluster, name, path):
     assert_serves(cluster)
 
 
-@pytest.mark.parametrize("content", ["a\0b", "\ud800", "\udc00x", "\U0001f600", "\u2028\u2029\u0085", " " * 20000])
+@pytest.mark.parametrize("content", ["a\0b", "\ud800", "\udc00x", "\U0001f600", "\u2028\u2029\u0085", " " * 5000])
 def test_strange_text_is_served(cluster, content):
     body = json.dumps({"messages": [{"role": "user", "content": content}], "max_tokens": 2})
     assert post(cluster, body)[0] == 200

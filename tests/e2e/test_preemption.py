@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from conftest import client_of
 
-N_BLOCKS, N_REQUESTS, N_PROMPTS = 40, 64, 16
+N_BLOCKS, N_REQUESTS, N_PROMPTS = 20, 32, 8
 BLOCK_BYTES = 6 * 64 * (512 + 64) * 2  # nano-r1: layers, tokens, latent and rotated key, bfloat16
 
 
