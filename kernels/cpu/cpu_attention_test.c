@@ -205,9 +205,10 @@ static void check_mixture(const char *what, const fixture *f, engine *e, uint16_
           {0, 64, KRN_EXPANDED, 39},
           {0, 70, KRN_ABSORBED, 18}}},
     };
+    run_whole(f, e, KRN_EXPANDED, MAX_ROWS, 0, out); /* fills blocks 0..17 */
+    run_whole(f, e, KRN_EXPANDED, MAX_ROWS, 20,
+              out); /* and 20..37; the parts of the first mixture write what is there */
     for (size_t m = 0; m < sizeof(mixtures) / sizeof(mixtures[0]); m++) {
-        run_whole(f, e, KRN_EXPANDED, MAX_ROWS, 0, out);  /* fills blocks 0..17 */
-        run_whole(f, e, KRN_EXPANDED, MAX_ROWS, 20, out); /* and 20..37 */
         run_parts(f, e, mixtures[m].parts, mixtures[m].n, out);
         size_t row = 0;
         for (uint32_t i = 0; i < mixtures[m].n; i++) {
