@@ -10,8 +10,9 @@
 #include "common/core/alloc.h"
 #include "common/text/utf8.h"
 
-/* Nesting, and whether U+0000 or a number worth keeping occurs at all: most texts need no second walk. */
-static size_t scan(const char *text, size_t n_bytes, bool *needs_notes) {
+/* Nesting, whether U+0000 or a number worth keeping occurs at all (most texts need no second walk), and whether a
+ * control character stands outside of strings, which cJSON takes for white space and the second walk does not. */
+static size_t scan(const char *text, size_t n_bytes, bool *needs_notes, bool *has_control) {
     size_t depth = 0, max_depth = 0;
     bool is_in_string = false;
     for (size_t i = 0; i < n_bytes; i++) {
@@ -23,6 +24,7 @@ static size_t scan(const char *text, size_t n_bytes, bool *needs_notes) {
             continue;
         }
         is_in_string = c == '"';
+        if ((uint8_t)c < 0x20 && c != '\t' && c != '\n' && c != '\r') *has_control = true;
         if (c == '.' || c == 'e' || c == 'E') *needs_notes = true;
         if (c == '{' || c == '[') max_depth = ++depth > max_depth ? depth : max_depth;
         if ((c == '}' || c == ']') && depth > 0) depth--;
@@ -82,11 +84,12 @@ bt_status txt_json_parse(const char *text, size_t n_bytes, cJSON **out, bt_error
     if (n_bytes > INT32_MAX) return bt_fail(err, BT_BAD_REQUEST, "the JSON text is over 2 GiB");
     if (!utf8_is_valid((const uint8_t *)text, n_bytes))
         return bt_fail(err, BT_BAD_REQUEST, "the JSON text is not UTF-8");
-    bool needs_notes = false;
-    size_t depth = scan(text, n_bytes, &needs_notes);
+    bool needs_notes = false, has_control = false;
+    size_t depth = scan(text, n_bytes, &needs_notes, &has_control);
     if (depth > TXT_JSON_MAX_DEPTH) {
         return bt_fail(err, BT_BAD_REQUEST, "the JSON text nests %zu levels, limit %d", depth, (int)TXT_JSON_MAX_DEPTH);
     }
+    if (has_control) return bt_fail(err, BT_BAD_REQUEST, "the JSON text has a control character between its values");
     bt_buf copy = {0}; /* with a NUL behind it, which strict ends need */
     bt_buf_put(&copy, text, n_bytes);
     const char *end = NULL;
@@ -97,7 +100,8 @@ bt_status txt_json_parse(const char *text, size_t n_bytes, cJSON **out, bt_error
         status = bt_fail(err, BT_BAD_REQUEST, "the text is not valid JSON (at byte %zu)", at);
         cJSON_Delete(item);
     } else {
-        if (needs_notes) note(item, bt_buf_text(&copy));
+        bool has_mark = n_bytes >= 3 && memcmp(text, "\xef\xbb\xbf", 3) == 0; /* a byte order mark: cJSON skips it */
+        if (needs_notes) note(item, bt_buf_text(&copy) + (has_mark ? 3 : 0));
         *out = item;
     }
     bt_buf_fini(&copy);

@@ -37,7 +37,8 @@ static void test_lossy_utf8(void) {
 }
 
 static void test_json(void) {
-    static const char *const bad[] = {"", "{", "[1,]", "{} x", "\"\\ud800\"", "\"\xff\"", "nul", "[1 2]"};
+    static const char *const bad[] = {
+        "", "{", "[1,]", "{} x", "\"\\ud800\"", "\"\xff\"", "nul", "[1 2]", "{\x01\"a\":1.5}", "[1.5,\x0b\"a\"]"};
     for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
         cJSON *item = NULL;
         CHECK(txt_json_parse(bad[i], strlen(bad[i]), &item, NULL) == BT_BAD_REQUEST, "%s is accepted", bad[i]);
@@ -59,6 +60,9 @@ static void test_json(void) {
     CHECK(txt_json_number_text(numbers) == NULL, "a plain integer has no text");
     CHECK(strcmp(txt_json_number_text(numbers->next), "1.0") == 0, "how 1.0 was written is lost");
     CHECK(strcmp(txt_json_number_text(numbers->next->next), "2e3") == 0, "how 2e3 was written is lost");
+    cJSON_Delete(item);
+    CHECK(txt_json_parse("\xef\xbb\xbf[1.0]", 8, &item, NULL) == BT_OK, "a byte order mark is refused");
+    CHECK(strcmp(txt_json_number_text(item->child), "1.0") == 0, "how 1.0 was written is lost behind a mark");
     cJSON_Delete(item);
     bt_buf out = {0};
     txt_json_put_string(&out, "a\"\\\n\x01\0\xc3\xa9\xff", 9);
