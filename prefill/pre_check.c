@@ -51,6 +51,7 @@ void pre_check(const wrk_sched *base) {
     BT_ASSERT(sched->base.by_request.n_used == sched->n_queued + sched->n_computing + sched->n_computed);
     for (uint32_t i = 0; i < sched->n_computing + sched->n_queued; i++) {
         pre_phase phase = sched->slots[sched->order[i]].phase;
+        BT_ASSERT(i == 0 || sched->slots[sched->order[i - 1]].priority <= sched->slots[sched->order[i]].priority);
         BT_ASSERT(phase == PRE_COMPUTING || phase == PRE_QUEUED);
     }
 }

@@ -33,6 +33,7 @@ typedef struct {
     wire_constraint constraint; /* lists in arena */
     wire_end_rule end;          /* ids owned */
     uint32_t n_stop_ids;        /* the last of end.ids: what COMMIT hands on */
+    uint64_t priority;          /* wire_submit's */
     uint32_t max_tokens;
     uint32_t *tokens;  /* [n_tokens + 1] owned: prompt, output of earlier attempts, the first token */
     uint32_t n_tokens; /* to be computed here */
@@ -121,6 +122,8 @@ static inline uint32_t pre_n_left(const pre_slot *slot) {
 }
 
 /* pre_pick.c */
+
+void pre_queue_put(pre_sched *sched, const pre_slot *slot); /* QUEUED, behind those that go before it */
 
 /* The first of its blocks may come from the cache: so many. */
 uint32_t pre_n_cacheable(const pre_slot *slot);

@@ -1,10 +1,18 @@
 /* Who is computed next: which requests take blocks, and whose rows a step has.
  *
  * Rows are shared by wrk_rows.h's two rules: half of a step for those that have least left, the rest for those that
- * came first. Blocks follow the same two. order[] holds requests as they came. */
+ * came first. Blocks follow the same two. order[] holds requests by priority, then as they came; "older" below means
+ * earlier there. */
 #include <string.h>
 
 #include "prefill/pre_internal.h"
+
+void pre_queue_put(pre_sched *sched, const pre_slot *slot) {
+    uint32_t at = sched->n_computing + sched->n_queued++;
+    for (; at > 0 && sched->slots[sched->order[at - 1]].priority > slot->priority; at--)
+        sched->order[at] = sched->order[at - 1];
+    sched->order[at] = pre_slot_index(sched, slot);
+}
 
 void pre_queue_remove(pre_sched *sched, const pre_slot *slot) {
     uint32_t index = pre_slot_index(sched, slot), n = sched->n_computing + sched->n_queued, at = 0;

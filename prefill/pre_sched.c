@@ -148,6 +148,7 @@ static void fill_slot(pre_sched *sched, pre_slot *slot, const wire_submit *submi
         .end = wrk_end_rule(&sched->base, &submit->sampling, submit->stop_token_ids, submit->n_stop_token_ids,
                             wire_end_max_output(submit->max_tokens, submit->n_prompt, o->max_model_len)),
         .n_stop_ids = submit->n_stop_token_ids,
+        .priority = submit->priority,
         .max_tokens = submit->max_tokens,
         .tokens = bt_calloc((size_t)submit->n_tokens + 1, sizeof(uint32_t)),
         .n_tokens = submit->n_tokens,
@@ -193,7 +194,7 @@ static void take_submit(pre_sched *sched, uint64_t gateway, const wire_submit *s
         pre_slot *slot = &sched->slots[index];
         fill_slot(sched, slot, submit, now_ns);
         bt_map_put(&sched->base.by_request, wrk_request_key(request), index);
-        sched->order[sched->n_computing + sched->n_queued++] = index;
+        pre_queue_put(sched, slot);
         sched->n_tokens_left += pre_n_left(slot);
         wrk_act(&sched->base, WRK_SEND_GATEWAY, gateway)->message =
             (wire_message){.type = WIRE_ACCEPTED, .accepted = {*request}};

@@ -52,6 +52,7 @@ static void stop(void) {
 static wire_request request(uint64_t serial) { return (wire_request){GATEWAY, serial, 0}; }
 
 static wire_sampling sampling = {.top_p = 1};
+static uint64_t priority;
 
 static void submit(uint64_t serial, uint32_t n_prompt, uint32_t n_tokens, uint32_t n_candidates) {
     static uint32_t tokens[1000];
@@ -64,6 +65,7 @@ static void submit(uint64_t serial, uint32_t n_prompt, uint32_t n_tokens, uint32
     wire_message message = {.type = WIRE_SUBMIT,
                             .submit = {.request = request(serial),
                                        .sampling = sampling,
+                                       .priority = priority,
                                        .max_tokens = 50,
                                        .n_prompt = n_prompt,
                                        .cache_salt = wire_str_from(is_alike ? "" : salt),
@@ -198,6 +200,26 @@ static void test_a_long_prompt_is_not_starved_by_short_ones(void) {
         cancel(serial);
     }
     CHECK(n_steps == 6, "700 positions at 129 a step: %u steps", n_steps);
+    stop();
+}
+
+static void test_a_lower_priority_goes_first_but_among_the_shortest(void) {
+    start();
+    priority = 5;
+    submit(1, 700, 700, 1);
+    submit(2, 60, 60, 1);
+    submit(3, 400, 400, 1);
+    priority = 4;
+    submit(4, 300, 300, 1);
+    priority = 0;
+    CHECK(begin() && step.n_sequences == 2, "%u of them", step.n_sequences);
+    for (uint32_t layer = 0; layer < LAYERS; layer++) layer_done(layer);
+    end(50);
+    cancel(1); /* eleven of sixteen blocks */
+    CHECK(begin() && step.n_sequences == 1 && step.n_rows == 256, "one fills the step");
+    for (uint32_t layer = 0; layer < LAYERS; layer++) layer_done(layer);
+    end(50);
+    CHECK(step_answers(4), "the later one of a lower priority");
     stop();
 }
 
@@ -578,6 +600,7 @@ int main(void) {
     test_short_prompts_share_a_step_and_long_ones_are_split();
     test_a_short_prompt_does_not_wait_for_a_long_one();
     test_a_long_prompt_is_not_starved_by_short_ones();
+    test_a_lower_priority_goes_first_but_among_the_shortest();
     test_a_known_beginning_is_not_computed_but_pushed_at_once();
     test_what_is_cached_is_no_load();
     test_the_last_position_is_always_computed_and_output_is_not_kept();

@@ -24,7 +24,7 @@
 
 enum {
     WIRE_MAGIC = 0x5442, /* "BT" */
-    WIRE_VERSION = 6,
+    WIRE_VERSION = 7,
     WIRE_HEADER_BYTES = 8,
     WIRE_MAX_PAYLOAD_BYTES = 8 << 20,
     WIRE_MAX_NAME = 128,

@@ -19,18 +19,18 @@ static void test_golden_bytes_do_not_change(void) {
     wire_request request = {.gateway = 0x1122334455667788, .serial = 5, .attempt = 1};
     check_bytes("cancel", &(wire_message){.type = WIRE_CANCEL, .cancel = {.request = request}},
                 "14000000"
-                "42540603"
+                "42540703"
                 "8877665544332211"
                 "0500000000000000"
                 "01000000");
     check_bytes("drain", &(wire_message){.type = WIRE_DRAIN},
                 "04000000"
-                "4254060d"
+                "4254070d"
                 "00000000");
     wire_token tokens[] = {{.request = request, .index = 7, .token = 300}};
     check_bytes("tokens", &(wire_message){.type = WIRE_TOKENS, .tokens = {.tokens = tokens, .n_tokens = 1}},
                 "24000000"
-                "42540607"
+                "42540707"
                 "01000000"
                 "8877665544332211"
                 "0500000000000000"
@@ -43,7 +43,7 @@ static void test_golden_bytes_do_not_change(void) {
                 &(wire_message){.type = WIRE_RESERVE,
                                 .reserve = {.request = request, .n_tokens = 65, .max_tokens = 9, names, 1}},
                 "30000000"
-                "42540622"
+                "42540722"
                 "8877665544332211"
                 "0500000000000000"
                 "01000000"
@@ -56,7 +56,7 @@ static void test_golden_bytes_do_not_change(void) {
                 &(wire_message){.type = WIRE_FAILED,
                                 .failed = {.request = request, .status = BT_NO_CAPACITY, .text = wire_str_from("no")}},
                 "1b000000"
-                "42540609"
+                "42540709"
                 "8877665544332211"
                 "0500000000000000"
                 "01000000"
@@ -65,7 +65,7 @@ static void test_golden_bytes_do_not_change(void) {
                 "6e6f");
     check_bytes("ep_rows", &(wire_message){.type = WIRE_EP_ROWS, .ep_rows = {9, 300, 3, 16, 17}},
                 "1c000000"
-                "42540633"
+                "42540733"
                 "0900000000000000"
                 "2c01000000000000"
                 "03000000"
@@ -93,6 +93,7 @@ static wire_message big_submit(void) {
                                      .n_tokens = 4,
                                      .stop_token_ids = stops,
                                      .n_stop_token_ids = 1,
+                                     .priority = (UINT64_C(1) << 63) - 5,
                                      .cache_salt = wire_str_from("salt"),
                                      .candidates = candidates,
                                      .n_candidates = 2}};
@@ -114,6 +115,7 @@ static void test_a_submit_survives_the_round_trip(void) {
     CHECK(constraint->n_bad_words == 2 && words[0].n_tokens == 1 && words[1].n_tokens == 3, "bad_words");
     CHECK(words[0].tokens[0] == 9 && words[1].tokens[2] == 491, "their tokens");
     CHECK(back.submit.sampling.top_p == 0.95f && back.submit.sampling.ignore_eos == 1, "sampling");
+    CHECK(back.submit.priority == (UINT64_C(1) << 63) - 5, "priority");
     CHECK(back.submit.cache_salt.n_bytes == 4 && memcmp(back.submit.cache_salt.bytes, "salt", 4) == 0, "salt");
     bt_arena_fini(&arena);
     bt_buf_fini(&out);

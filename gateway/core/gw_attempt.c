@@ -42,6 +42,7 @@ static void send_submit(gw_core *core, const gw_slot *slot, uint64_t prefill) {
                                      .submit = {.request = gw_slot_request(core, slot),
                                                 .sampling = slot->sampling,
                                                 .constraint = slot->constraint,
+                                                .priority = (uint64_t)slot->priority + (UINT64_C(1) << 63),
                                                 .max_tokens = slot->max_tokens,
                                                 .n_prompt = slot->info.n_prompt,
                                                 .tokens = slot->tokens, /* looked up again by gw_core_next() */

@@ -50,7 +50,8 @@ def wait_in_queue(one, n):
 
 def fill(one):
     """Nothing else is computed until the connection is closed that this returns: of a prompt that takes long."""
-    connection = raw_post(one, {"model": "nano-r1", "prompt": [100 + i % 997 for i in range(38000)], "max_tokens": 1})
+    connection = raw_post(one, {"model": "nano-r1", "prompt": [100 + i % 997 for i in range(38000)], "max_tokens": 1,
+                                "cache_salt": "fill"})
     wait_for(lambda: sum(one.used("prefill-0")) > 0, 10, "prefill works")
     return connection
 
