@@ -83,7 +83,8 @@ bt_status link_hub_dial(link_hub *hub, const char *address, uint64_t tag, link_d
 void link_dialer_close(link_dialer *dialer);
 
 /* Once per turn of the owner's loop, before it sleeps or computes: what link_send() queued leaves, and links that were
- * just heard from are read into the queue. true: something came, and more may: have another turn rather than sleep. */
+ * just heard from are read into the queue. true: something came, and more may: have another turn rather than sleep.
+ * NULL is accepted. */
 bool link_hub_turn(link_hub *hub);
 
 /* Queues one message; frames that wait leave in one write at the owner's next turn. BT_PEER_LOST: the link is down or

@@ -63,6 +63,7 @@ static void flush(link_hub *hub) {
 }
 
 bool link_hub_turn(link_hub *hub) {
+    if (hub == NULL) return false;
     flush(hub);
     bool has_read = false;
     for (link_conn *link = take_hot(hub, 1), *next; link != NULL; link = next) {
