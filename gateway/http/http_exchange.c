@@ -241,15 +241,12 @@ void gw_http_stream_end(gw_http_exchange *x) {
     soil(x);
 }
 
-bool gw_http_flush_dirty(gw_http *http) {
-    bool has_any = false;
+void gw_http_flush_dirty(gw_http *http) {
     while (!h2o_linklist_is_empty(&http->dirty)) {
         gw_http_exchange *x = H2O_STRUCT_FROM_MEMBER(gw_http_exchange, dirty, http->dirty.next);
         h2o_linklist_unlink(&x->dirty);
         flush(x);
-        has_any = true;
     }
-    return has_any;
 }
 
 void gw_http_stream_abort(gw_http_exchange *x) {

@@ -31,6 +31,8 @@ struct gw_http {
     bool is_full;    /* no descriptor is left: the listener is not read until the next tick */
     int64_t full_ns; /* when that was so last */
     bool is_stopped;
+    bool is_busy;             /* the next turn does not sleep */
+    h2o_timeout_entry_t turn; /* runs what is ours of a turn */
     h2o_linklist_t exchanges; /* of this loop, whole life */
     uint32_t n_exchanges;
     h2o_linklist_t dirty;     /* exchanges with something to write at the turn's end */
@@ -78,7 +80,7 @@ typedef struct gw_http_linger {
 
 /* http_exchange.c */
 int gw_http_on_request(h2o_handler_t *handler, h2o_req_t *req);
-bool gw_http_flush_dirty(gw_http *http);                /* true: there was something to write */
+void gw_http_flush_dirty(gw_http *http);
 void gw_http_exchange_drop(gw_http_exchange *exchange); /* tells the user, then cuts the connection; may free it */
 bool gw_http_exchange_is_ours(const h2o_req_t *req);
 h2o_socket_t *gw_http_socket(const h2o_req_t *req);

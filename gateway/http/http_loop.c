@@ -140,23 +140,31 @@ static void resume_accepting(gw_http *http) {
     h2o_socket_read_start(http->listener, on_accept);
 }
 
-void gw_http_run(gw_http *http) {
-    bool is_busy = false;
-    while (!http->is_stopped) {
-        h2o_evloop_run(http->context.loop,
-                       is_busy ? 0 : GW_HTTP_TICK_MS); /* -1 on EINTR: the next turn is the answer */
-        is_busy = http->config.on_turn(http->config.context);
-        int64_t now_ns = bt_now_ns();
-        if (now_ns - http->last_tick_ns >= (int64_t)GW_HTTP_TICK_MS * BT_NS_PER_MS) {
-            http->last_tick_ns = now_ns;
-            gw_http_guard_tick(http, now_ns);
-            resume_accepting(http);
-            http->config.on_tick(http->config.context);
-            is_busy = true;
-        }
-        /* what is written outside of h2o's turn is complete in the next one: it must not sleep before */
-        if (gw_http_flush_dirty(http)) is_busy = true;
+static void on_turn(h2o_timeout_entry_t *entry) {
+    gw_http *http = H2O_STRUCT_FROM_MEMBER(gw_http, turn, entry);
+    http->is_busy = http->config.on_turn(http->config.context);
+    int64_t now_ns = bt_now_ns();
+    if (now_ns - http->last_tick_ns >= (int64_t)GW_HTTP_TICK_MS * BT_NS_PER_MS) {
+        http->last_tick_ns = now_ns;
+        gw_http_guard_tick(http, now_ns);
+        resume_accepting(http);
+        http->config.on_tick(http->config.context);
+        http->is_busy = true; /* what it said leaves in the next turn */
     }
+    gw_http_flush_dirty(http);
+}
+
+/* Our part of a turn is a timer that is due at once: h2o 2.2.5 must not be written to outside of its own turn, or it
+ * finds a socket writable, later, of which nobody waits for that any more, and aborts. */
+void gw_http_run(gw_http *http) {
+    http->turn.cb = on_turn;
+    while (!http->is_stopped) {
+        if (!http->is_busy) h2o_evloop_run(http->context.loop, GW_HTTP_TICK_MS); /* -1 on EINTR: look, then again */
+        if (h2o_timeout_is_linked(&http->turn)) h2o_timeout_unlink(&http->turn); /* the clock went back */
+        h2o_timeout_link(http->context.loop, &http->context.zero_timeout, &http->turn);
+        h2o_evloop_run(http->context.loop, 0);
+    }
+    if (h2o_timeout_is_linked(&http->turn)) h2o_timeout_unlink(&http->turn);
 }
 
 void gw_http_stop(gw_http *http) { http->is_stopped = true; }
