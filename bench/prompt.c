@@ -18,6 +18,7 @@
 #define FLAGS(F)                                                                                                       \
     F(str, model, "", "folder of the checkpoint; weights are not read")                                                \
     F(str, body, "", "file with the body of a chat request")                                                           \
+    F(u32, cache_mb, "0", "of text that is not encoded again, so that `build` is that of a known prompt; 0: none")     \
     F(u32, repeat, "101", "repetitions; the median counts")
 CFG_OWN(FLAGS)
 
@@ -29,6 +30,7 @@ static const char *const part_names[] = {"check of parse", "parse", "render of b
 
 typedef struct {
     const gw_model *model;
+    tok_cache *cache;
     bt_buf body, copy, text;
     size_t n_tokens;
     double us[N_PARTS];
@@ -80,7 +82,7 @@ static bt_status run_once(bench *b, bt_error *err) {
     status = gw_api_parse(GW_CHAT, &b->model->rules, (char *)b->copy.bytes, b->copy.n_bytes, &request, &error);
     b->us[PARSE] = us_since(begin_ns);
     begin_ns = bench_cpu_ns();
-    if (status == BT_OK) status = gw_prompt_build(b->model, &request, 0, UINT32_MAX, &tokens, &error);
+    if (status == BT_OK) status = gw_prompt_build(b->model, b->cache, &request, 0, UINT32_MAX, &tokens, &error);
     b->us[BUILD] = us_since(begin_ns);
     if (status != BT_OK) return bt_fail(err, BT_BAD_REQUEST, "the body is refused: %s", error.message);
     time_names(b, &tokens);
@@ -118,6 +120,7 @@ static bt_status run(const void *own, bt_error *err) {
     bt_status status = read_body(config->body, &b.body, err);
     if (status == BT_OK) status = gw_model_open(&options, &model, err);
     b.model = model;
+    if (config->cache_mb > 0) b.cache = tok_cache_open((size_t)config->cache_mb << 20, 1);
     for (uint32_t turn = 0; turn < config->repeat && status == BT_OK; turn++) {
         status = run_once(&b, err);
         for (int i = 0; i < N_PARTS; i++) us[(size_t)i * config->repeat + turn] = b.us[i];
@@ -132,6 +135,7 @@ static bt_status run(const void *own, bt_error *err) {
     bt_buf_fini(&b.body);
     bt_buf_fini(&b.copy);
     bt_buf_fini(&b.text);
+    tok_cache_close(b.cache);
     gw_model_close(model);
     return status;
 }

@@ -219,6 +219,8 @@ bt_status gw_loop_open(gw_server *server, uint32_t index, uint32_t port, gw_loop
     loop->index = index;
     loop->incarnation = link_random_u64();
     loop->random = link_random_u64();
+    if (server->config.token_cache_mb > 0)
+        loop->tok_cache = tok_cache_open((size_t)server->config.token_cache_mb << 20, link_random_u64());
     bt_status status = gw_access_open(&server->config, index == 0, &loop->access, err);
     if (status == BT_OK) status = open_http(loop, port, err);
     if (status == BT_OK) status = open_core(loop, err);
@@ -239,6 +241,7 @@ void gw_loop_run(gw_loop *loop) { gw_http_run(loop->http); }
 void gw_loop_close(gw_loop *loop) {
     if (loop == NULL) return;
     gw_limiter_close(loop->limiter);
+    tok_cache_close(loop->tok_cache);
     reg_watcher_close(loop->watcher);
     gw_members_close(loop->members);
     link_hub_close(loop->hub, LINGER_MS);

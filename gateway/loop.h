@@ -26,6 +26,7 @@ typedef struct gw_loop {
     reg_watcher *watcher;
     gw_admission admission; /* prompts without a first token, and how fast they get one */
     gw_limiter *limiter;    /* NULL: no limits */
+    tok_cache *tok_cache;   /* NULL: text is encoded anew each time */
     gw_answer *answers;     /* alive, newest first */
     gw_answer *ended;       /* to be freed when no action can point to them any more */
     uint32_t n_answers;

@@ -171,7 +171,8 @@ static bt_status prepare_choice(gw_loop *loop, const gw_request *request, gw_cho
     uint32_t n = request->n_choices, prompt = choice->index / n;
     bt_status status = BT_OK;
     if (choice->index % n == 0) {
-        status = gw_prompt_build(model, request, prompt, gw_loop_max_model_len(loop), &choice->prompt, error);
+        status = gw_prompt_build(model, loop->tok_cache, request, prompt, gw_loop_max_model_len(loop), &choice->prompt,
+                                 error);
     } else {
         choice->prompt = gw_tokens_copy(&choice->answer->choices[prompt * n].prompt);
     }

@@ -134,12 +134,23 @@ void bpe_slot_set_piece(bpe_model *model, uint32_t id) {
     model->slots[slot - model->slots].note |= PIECE_BIT;
 }
 
+static void reserve_ids(tok_ids *ids, size_t n_ids) {
+    if (n_ids <= ids->cap_ids) return;
+    ids->cap_ids += ids->cap_ids / 2 + 64;
+    if (ids->cap_ids < n_ids) ids->cap_ids = n_ids;
+    ids->ids = bt_realloc(ids->ids, ids->cap_ids, sizeof(*ids->ids));
+}
+
 void tok_ids_put(tok_ids *ids, uint32_t id) {
-    if (ids->n_ids == ids->cap_ids) {
-        ids->cap_ids += ids->cap_ids / 2 + 64;
-        ids->ids = bt_realloc(ids->ids, ids->cap_ids, sizeof(*ids->ids));
-    }
+    reserve_ids(ids, ids->n_ids + 1);
     ids->ids[ids->n_ids++] = id;
+}
+
+void tok_ids_append(tok_ids *ids, const uint32_t *more, size_t n_more) {
+    if (n_more == 0) return;
+    reserve_ids(ids, ids->n_ids + n_more);
+    memcpy(ids->ids + ids->n_ids, more, n_more * sizeof(*more));
+    ids->n_ids += n_more;
 }
 
 void *bpe_scratch_reserve(bpe_scratch *scratch, size_t bytes) {

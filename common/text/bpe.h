@@ -30,6 +30,7 @@ typedef struct {
 } bpe_scratch;
 
 void tok_ids_put(tok_ids *ids, uint32_t id); /* appends one */
+void tok_ids_append(tok_ids *ids, const uint32_t *more, size_t n_more);
 
 enum { BPE_MAX_IDS = 1 << 24 };
 

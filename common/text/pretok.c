@@ -289,6 +289,10 @@ void ptk_close(ptk_splitter *splitter) {
     free(splitter);
 }
 
+size_t ptk_chunk(const ptk_splitter *splitter, const uint8_t *text, size_t n_bytes) {
+    return splitter->is_v3 ? ptk_v3_chunk(text, n_bytes) : 0;
+}
+
 void ptk_use_regex_only(ptk_splitter *splitter) { splitter->is_v3 = false; }
 
 ptk_scratch *ptk_scratch_open(const ptk_splitter *splitter) {

@@ -32,6 +32,10 @@ typedef void (*ptk_sink)(void *context, const utf8_piece *pieces, size_t n_piece
 bt_status ptk_split(const ptk_splitter *splitter, ptk_scratch *scratch, const uint8_t *text, size_t n_bytes,
                     ptk_sink sink, void *context, bt_error *err);
 
+/* How long a beginning of the text is, at most all of it, that is split alike with and without what follows; a place
+ * that the text itself says, so that what two texts share has mostly the same ones. 0: this splitter knows none. */
+size_t ptk_chunk(const ptk_splitter *splitter, const uint8_t *text, size_t n_bytes);
+
 /* Turns the hand-written scanner off, so that tests can compare it with the regular expressions. Right after open. */
 void ptk_use_regex_only(ptk_splitter *splitter);
 
@@ -53,5 +57,6 @@ static inline void ptk_batch_put(ptk_batch *batch, const uint8_t *piece, size_t 
 /* The hand-written scanner for DeepSeek-V3's three regular expressions (pretok_v3.c); same pieces, many times faster.
  */
 void ptk_v3_split(const uint8_t *text, size_t n_bytes, ptk_batch *batch);
+size_t ptk_v3_chunk(const uint8_t *text, size_t n_bytes);
 
 #endif

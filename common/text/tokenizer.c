@@ -1,6 +1,7 @@
 /* Owns the files of a tokenizer and puts its parts together: added tokens cut the text (added.c), the pre-tokenizer
- * cuts the rest into pieces (pretok.c), BPE turns pieces into ids (bpe.c). Ignores the file's truncation and padding,
- * which are the trainer's, and its decoder and post-processor, of which byte-level models use one kind only. */
+ * cuts the rest into pieces (pretok.c), BPE turns pieces into ids (bpe.c), and a cache spares what it knows of that.
+ * Ignores the file's truncation and padding, which are the trainer's, and its decoder and post-processor, of which
+ * byte-level models use one kind only. */
 #include "common/text/tokenizer.h"
 
 #include <cjson/cJSON.h>
@@ -16,7 +17,11 @@
 #include "common/text/unicode.h"
 #include "common/text/utf8.h"
 
-enum { MAX_FILE_BYTES = 256 << 20 };
+enum {
+    MAX_FILE_BYTES = 256 << 20,
+    KEEP_MIN = 64,      /* bytes of a chunk that the cache is asked for: less is encoded as fast */
+    KEEP_MAX = 16 << 10 /* and text without places to cut it does not repeat by accident */
+};
 
 struct tok_tokenizer {
     bpe_model *model;
@@ -184,6 +189,7 @@ void tok_close(tok_tokenizer *tokenizer) {
 /* What one tok_encode() carries through the cutting. */
 typedef struct {
     const tok_tokenizer *tokenizer;
+    tok_cache *cache; /* may be NULL */
     ptk_scratch *split;
     bpe_scratch merge;
     tok_ids *out;
@@ -194,18 +200,38 @@ static void encode_pieces(void *context, const utf8_piece *pieces, size_t n_piec
     bpe_encode(run->tokenizer->model, &run->merge, pieces, n_pieces, run->out);
 }
 
+/* By chunks, each as the cache knows it or as it is encoded now. */
+static bt_status encode_text(encode_run *run, const uint8_t *text, size_t n_bytes, bt_error *err) {
+    const ptk_splitter *splitter = run->tokenizer->splitter;
+    bt_status status = BT_OK;
+    for (size_t n; n_bytes > 0 && status == BT_OK; text += n, n_bytes -= n) {
+        n = run->cache != NULL ? ptk_chunk(splitter, text, n_bytes) : 0;
+        bool may_keep = n >= KEEP_MIN && n <= KEEP_MAX;
+        if (n == 0) n = n_bytes;
+        if (may_keep && tok_cache_get(run->cache, text, n, run->out)) continue;
+        size_t n_before = run->out->n_ids;
+        status = ptk_split(splitter, run->split, text, n, encode_pieces, run, err);
+        if (may_keep && status == BT_OK)
+            tok_cache_put(run->cache, text, n, run->out->ids + n_before, run->out->n_ids - n_before);
+    }
+    return status;
+}
+
 static bt_status encode_part(void *context, const add_token *token, const uint8_t *text, size_t n_bytes,
                              bt_error *err) {
     encode_run *run = context;
-    if (token == NULL) {
-        return ptk_split(run->tokenizer->splitter, run->split, text, n_bytes, encode_pieces, run, err);
-    }
+    if (token == NULL) return encode_text(run, text, n_bytes, err);
     tok_ids_put(run->out, token->id);
     return BT_OK;
 }
 
 bt_status tok_encode(const tok_tokenizer *tokenizer, const char *text, size_t n_bytes, unsigned flags, tok_ids *out,
                      bt_error *err) {
+    return tok_encode_cached(tokenizer, NULL, text, n_bytes, flags, out, err);
+}
+
+bt_status tok_encode_cached(const tok_tokenizer *tokenizer, tok_cache *cache, const char *text, size_t n_bytes,
+                            unsigned flags, tok_ids *out, bt_error *err) {
     if (n_bytes > TOK_MAX_TEXT_BYTES) {
         return bt_fail(err, BT_BAD_REQUEST, "the text has %zu bytes, limit %d", n_bytes, (int)TOK_MAX_TEXT_BYTES);
     }
@@ -213,7 +239,8 @@ bt_status tok_encode(const tok_tokenizer *tokenizer, const char *text, size_t n_
     utf8_put_lossy(&valid, (const uint8_t *)text, n_bytes);
     utf8_put_slack(&valid);
     size_t n_before = out->n_ids;
-    encode_run run = {.tokenizer = tokenizer, .split = ptk_scratch_open(tokenizer->splitter), .out = out};
+    encode_run run = {
+        .tokenizer = tokenizer, .cache = cache, .split = ptk_scratch_open(tokenizer->splitter), .out = out};
     if ((flags & TOK_ADD_BOS) && tokenizer->adds_bos) tok_ids_put(out, tokenizer->bos_id);
     bt_status status = BT_OK;
     if (flags & TOK_PLAIN) {

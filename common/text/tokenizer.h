@@ -9,6 +9,7 @@
 
 #include "common/core/status.h"
 #include "common/text/bpe.h" /* tok_ids */
+#include "common/text/tok_cache.h"
 
 typedef struct tok_tokenizer tok_tokenizer; /* immutable after open, any thread */
 
@@ -32,6 +33,10 @@ void tok_close(tok_tokenizer *tokenizer);
 bt_status tok_encode(const tok_tokenizer *tokenizer, const char *text, size_t n_bytes, unsigned flags, tok_ids *out,
                      bt_error *err);
 void tok_ids_fini(tok_ids *ids);
+
+/* The same ids, with what `cache` knows of the text not encoded again, and kept there; NULL: none. */
+bt_status tok_encode_cached(const tok_tokenizer *tokenizer, tok_cache *cache, const char *text, size_t n_bytes,
+                            unsigned flags, tok_ids *out, bt_error *err);
 
 /* One past the highest id that has text. The model's logits may be wider; ids beyond have no text. */
 uint32_t tok_vocab_size(const tok_tokenizer *tokenizer);

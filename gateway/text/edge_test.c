@@ -20,7 +20,7 @@ static bt_status build(gw_endpoint endpoint, const char *body, uint32_t max_mode
     bt_status status = gw_api_parse(endpoint, &model->rules, copy, strlen(copy), &request, error);
     if (status == BT_OK) {
         status = gw_prompt_open_call(model, &request, error);
-        if (status == BT_OK) status = gw_prompt_build(model, &request, 0, max_model_len, out, error);
+        if (status == BT_OK) status = gw_prompt_build(model, NULL, &request, 0, max_model_len, out, error);
         gw_request_fini(&request);
     }
     free(copy);

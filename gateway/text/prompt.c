@@ -51,14 +51,14 @@ static bt_status check_bytes(const gw_model *model, const gw_request *request, s
         max_model_len, n_least);
 }
 
-static bt_status encode(const gw_model *model, const gw_request *request, const char *text, size_t n_bytes,
-                        uint32_t max_model_len, gw_tokens *out, gw_error *error) {
+static bt_status encode(const gw_model *model, tok_cache *cache, const gw_request *request, const char *text,
+                        size_t n_bytes, uint32_t max_model_len, gw_tokens *out, gw_error *error) {
     bt_status status = check_bytes(model, request, n_bytes, max_model_len, error);
     if (status != BT_OK) return status;
     bt_error err = {0};
     unsigned flags = request->add_special_tokens ? TOK_ADD_BOS : 0;
     const char *param = request->endpoint == GW_CHAT ? "messages" : "prompt";
-    if (tok_encode(model->tokenizer, text, n_bytes, flags, &out->ids, &err) != BT_OK)
+    if (tok_encode_cached(model->tokenizer, cache, text, n_bytes, flags, &out->ids, &err) != BT_OK)
         return gw_fail(error, 400, param, "The prompt could not be tokenised: %s.", err.text);
     return BT_OK;
 }
@@ -77,8 +77,8 @@ static void put_opening(const gw_request *request, bt_buf *text) {
     bt_buf_puts(text, request->call_opening);
 }
 
-static bt_status build_chat(const gw_model *model, const gw_request *request, uint32_t max_model_len, gw_tokens *out,
-                            gw_error *error) {
+static bt_status build_chat(const gw_model *model, tok_cache *cache, const gw_request *request, uint32_t max_model_len,
+                            gw_tokens *out, gw_error *error) {
     if (model->chat_template == NULL)
         return gw_fail(error, 400, "messages", "This model has no chat template: use /v1/completions.");
     add_token_texts(model, request->variables);
@@ -93,16 +93,17 @@ static bt_status build_chat(const gw_model *model, const gw_request *request, ui
         if (request->continue_final_message) status = cut_after_last_message(request, &text, error);
         put_opening(request, &text);
         if (status == BT_OK)
-            status = encode(model, request, (const char *)text.bytes, text.n_bytes, max_model_len, out, error);
+            status = encode(model, cache, request, (const char *)text.bytes, text.n_bytes, max_model_len, out, error);
     }
     bt_buf_fini(&text);
     return status;
 }
 
-static bt_status build_completion(const gw_model *model, const gw_request *request, uint32_t index,
+static bt_status build_completion(const gw_model *model, tok_cache *cache, const gw_request *request, uint32_t index,
                                   uint32_t max_model_len, gw_tokens *out, gw_error *error) {
     const gw_prompt *prompt = &request->prompts[index];
-    if (prompt->text != NULL) return encode(model, request, prompt->text, prompt->n_bytes, max_model_len, out, error);
+    if (prompt->text != NULL)
+        return encode(model, cache, request, prompt->text, prompt->n_bytes, max_model_len, out, error);
     out->ids.ids = bt_realloc(NULL, prompt->n_ids, sizeof *out->ids.ids);
     memcpy(out->ids.ids, prompt->ids, prompt->n_ids * sizeof *out->ids.ids);
     out->ids.n_ids = out->ids.cap_ids = prompt->n_ids;
@@ -135,25 +136,25 @@ static void truncate_prompt(const gw_request *request, gw_tokens *out) {
     out->ids.n_ids = (size_t)keep;
 }
 
-static bt_status build(const gw_model *model, const gw_request *request, uint32_t index, uint32_t max_model_len,
-                       gw_tokens *out, gw_error *error) {
-    return request->endpoint == GW_CHAT ? build_chat(model, request, max_model_len, out, error)
-                                        : build_completion(model, request, index, max_model_len, out, error);
+static bt_status build(const gw_model *model, tok_cache *cache, const gw_request *request, uint32_t index,
+                       uint32_t max_model_len, gw_tokens *out, gw_error *error) {
+    return request->endpoint == GW_CHAT ? build_chat(model, cache, request, max_model_len, out, error)
+                                        : build_completion(model, cache, request, index, max_model_len, out, error);
 }
 
 bt_status gw_prompt_encode(const gw_model *model, const gw_request *request, uint32_t max_model_len, tok_ids *out,
                            gw_error *error) {
     gw_tokens tokens = {0};
-    bt_status status = build(model, request, 0, max_model_len, &tokens, error);
+    bt_status status = build(model, NULL, request, 0, max_model_len, &tokens, error);
     if (status == BT_OK) *out = tokens.ids;
     if (status != BT_OK) gw_tokens_fini(&tokens);
     return status;
 }
 
-bt_status gw_prompt_build(const gw_model *model, const gw_request *request, uint32_t index, uint32_t max_model_len,
-                          gw_tokens *out, gw_error *error) {
+bt_status gw_prompt_build(const gw_model *model, tok_cache *cache, const gw_request *request, uint32_t index,
+                          uint32_t max_model_len, gw_tokens *out, gw_error *error) {
     gw_tokens tokens = {0};
-    bt_status status = build(model, request, index, max_model_len, &tokens, error);
+    bt_status status = build(model, cache, request, index, max_model_len, &tokens, error);
     if (status == BT_OK) truncate_prompt(request, &tokens);
     if (status == BT_OK) status = check_length(request, max_model_len, &tokens, error);
     if (status != BT_OK) {

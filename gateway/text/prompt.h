@@ -11,10 +11,10 @@ typedef struct {
     uint32_t max_tokens; /* what the client asked for, cut to the room; 0 only for completions that asked for 0 */
 } gw_tokens;
 
-/* Prompt number `index` (0 for chat). `max_model_len`: the model's or less. BT_BAD_REQUEST: *error says why: the
- * template refused, or the prompt does not fit (param input_tokens). */
-bt_status gw_prompt_build(const gw_model *model, const gw_request *request, uint32_t index, uint32_t max_model_len,
-                          gw_tokens *out, gw_error *error);
+/* Prompt number `index` (0 for chat). `cache`: of the model's tokenizer; NULL: none. `max_model_len`: the model's or
+ * less. BT_BAD_REQUEST: *error says why: the template refused, or the prompt does not fit (param input_tokens). */
+bt_status gw_prompt_build(const gw_model *model, tok_cache *cache, const gw_request *request, uint32_t index,
+                          uint32_t max_model_len, gw_tokens *out, gw_error *error);
 
 /* Only the ids, however many: of a chat or a completion's first prompt, for /tokenize. BT_BAD_REQUEST: the template
  * refused, or the text is so long that it cannot fit in max_model_len. */
