@@ -31,7 +31,7 @@ struct gw_router {
     uint64_t random;
     uint32_t lengths[GW_INDEX_MAX_WORKERS]; /* of the prompt that is being placed: blocks known, by column */
 
-    /* Scratch of choosing a prefill worker, [cap_workers] each; costs twice as many. */
+    /* Scratch of choosing a worker, [cap_workers] each; costs twice as many. */
     uint32_t *candidates; /* places */
     gw_figures *figures;
     double *costs;
@@ -374,7 +374,7 @@ static gw_worker *choose_prefill(gw_router *router, const gw_route_query *query,
 
 /* ---- decode ------------------------------------------------------------------------------------------------------ */
 
-enum { N_KEYS = 8 };
+enum { N_KEYS = 5 };
 
 /* What decode workers are ranked by, compared from the first to the last; the lowest is best. */
 typedef struct {
@@ -392,15 +392,18 @@ static bool has_room(const gw_figures *worker, const gw_route_query *query) {
     return !has_reported || n_free_blocks(worker) >= query->n_tokens / KV_BLOCK_TOKENS + 1;
 }
 
-/* Requests of the decode worker with room that has fewest; UINT32_MAX: none has room. */
-static uint32_t n_requests_least(const gw_router *router, const gw_route_query *query) {
-    uint32_t least = UINT32_MAX;
+/* Candidates are all that are allowed. *n_least: requests of the one with room that has fewest; UINT32_MAX: none has
+ * room. */
+static uint32_t find_decodes(gw_router *router, const gw_route_query *query, uint32_t *n_least) {
+    uint32_t n = 0;
+    *n_least = UINT32_MAX;
     for (uint32_t i = 0; i < router->n_workers; i++) {
+        if (!is_allowed(router, i, WIRE_ROLE_DECODE, query->filter)) continue;
+        router->candidates[n++] = i;
         const gw_figures *worker = &router->standings[i].figures;
-        if (!is_allowed(router, i, WIRE_ROLE_DECODE, query->filter) || !has_room(worker, query)) continue;
-        if (worker->n_requests < least) least = worker->n_requests;
+        if (worker->n_requests < *n_least && has_room(worker, query)) *n_least = worker->n_requests;
     }
-    return least;
+    return n;
 }
 
 /* Not much busier than the one that has least to do. What a prompt's blocks are worth is a short prefill and its
@@ -419,10 +422,11 @@ static ranked rank_decode(gw_router *router, uint32_t at, const gw_route_query *
     bool is_short = one->local_prefill_tokens > 0 && n_missing <= one->local_prefill_tokens;
     bool is_local = query->may_be_local && is_free && is_short;
     bool is_holder = is_free && n_known > query->n_tokens / 2;
-    return (ranked){at,
-                    is_local,
-                    {is_avoided, !is_roomy, !is_local, !is_holder, worker->n_requests, n_missing,
-                     UINT64_MAX - n_free_blocks(worker), gw_random_next(&router->random)}};
+    uint64_t tier = is_avoided * 8u + !is_roomy * 4u + !is_local * 2u + !is_holder;
+    return (ranked){
+        at,
+        is_local,
+        {tier, worker->n_requests, n_missing, UINT64_MAX - n_free_blocks(worker), gw_random_next(&router->random)}};
 }
 
 static bool is_before(const ranked *x, const ranked *y) {
@@ -433,10 +437,9 @@ static bool is_before(const ranked *x, const ranked *y) {
 
 static void choose_decodes(gw_router *router, const gw_route_query *query, gw_route *out) {
     ranked best[WIRE_MAX_CANDIDATES];
-    uint32_t n = 0, n_least = n_requests_least(router, query);
-    for (uint32_t i = 0; i < router->n_workers; i++) {
-        if (!is_allowed(router, i, WIRE_ROLE_DECODE, query->filter)) continue;
-        ranked one = rank_decode(router, i, query, n_least);
+    uint32_t n = 0, n_least, n_candidates = find_decodes(router, query, &n_least);
+    for (uint32_t i = 0; i < n_candidates; i++) {
+        ranked one = rank_decode(router, router->candidates[i], query, n_least);
         if (n == WIRE_MAX_CANDIDATES && !is_before(&one, &best[n - 1])) continue;
         uint32_t at = n < WIRE_MAX_CANDIDATES ? n++ : n - 1;
         for (; at > 0 && is_before(&one, &best[at - 1]); at--) best[at] = best[at - 1];

@@ -85,12 +85,12 @@ static void cost_prefix_cache(const gw_scene *scene, double *costs) {
         double n_tokens = (double)worker->n_queued_tokens + n_missing(scene, worker);
         costs[i] = n_tokens + worker->n_blocks_kept * 0x1p-24;
     }
-    double mean = mean_speed(scene), most = greatest(costs, scene->n_workers) + 1;
+    double mean = mean_speed(scene), scale = 1 / (greatest(costs, scene->n_workers) + 1);
     for (uint32_t i = 0; i < scene->n_workers; i++) {
         const gw_figures *worker = &scene->workers[i];
-        bool is_saturated = gw_figures_queue_ms(worker, mean) > scene->saturation_ms;
-        bool is_home = is_worth_it && worker->n_known_tokens == longest && !is_saturated;
-        costs[i] = costs[i] / most + (is_home ? 0 : 1);
+        bool is_home = is_worth_it && worker->n_known_tokens == longest &&
+                       gw_figures_queue_ms(worker, mean) <= scene->saturation_ms;
+        costs[i] = costs[i] * scale + (is_home ? 0 : 1);
     }
 }
 
