@@ -8,13 +8,11 @@
 _Static_assert(4 + WIRE_MAX_STEP_TOKENS * (44 + 8 * WIRE_MAX_TOP_LOGPROBS) <= WIRE_MAX_PAYLOAD_BYTES,
                "TOKENS of a whole step fits a frame, and so does PROMPT_LOGPROBS");
 
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "numbers and arrays of them travel as they lie in memory");
+
 /* ---- writing ---- */
 
-static void put_uint(bt_buf *out, uint64_t value, size_t n_bytes) {
-    uint8_t bytes[8];
-    for (size_t i = 0; i < n_bytes; i++) bytes[i] = (uint8_t)(value >> (8 * i));
-    bt_buf_put(out, bytes, n_bytes);
-}
+static void put_uint(bt_buf *out, uint64_t value, size_t n_bytes) { bt_buf_put(out, &value, n_bytes); }
 
 static void put_f32(bt_buf *out, float value) {
     uint32_t bits;
@@ -36,10 +34,10 @@ static void put_count(bt_buf *out, uint32_t count, uint32_t max) {
     bt_buf_put(out, in->field.bytes, in->field.n_bytes);
 #define U32S(field, max)                                                                                               \
     put_count(out, in->n_##field, max);                                                                                \
-    for (uint32_t i = 0; i < in->n_##field; i++) put_uint(out, in->field[i], 4);
+    bt_buf_put(out, in->field, in->n_##field * sizeof(uint32_t));
 #define U64S(field, max)                                                                                               \
     put_count(out, in->n_##field, max);                                                                                \
-    for (uint32_t i = 0; i < in->n_##field; i++) put_uint(out, in->field[i], 8);
+    bt_buf_put(out, in->field, in->n_##field * sizeof(uint64_t));
 #define RECORD(field, type) put_##type(out, &in->field);
 #define RECORDS(field, type, max)                                                                                      \
     put_count(out, in->n_##field, max);                                                                                \
@@ -85,7 +83,7 @@ static uint64_t get_uint(reader *in, size_t n_bytes, const char *field) {
         return 0;
     }
     uint64_t value = 0;
-    for (size_t i = 0; i < n_bytes; i++) value |= (uint64_t)in->at[i] << (8 * i);
+    memcpy(&value, in->at, n_bytes);
     in->at += n_bytes;
     return value;
 }
@@ -103,6 +101,14 @@ static uint32_t get_count(reader *in, uint32_t max, size_t elem_bytes, const cha
     if (in->bad_field == NULL && (count > max || count > (size_t)(in->end - in->at) / elem_bytes))
         in->bad_field = field;
     return in->bad_field == NULL ? count : 0;
+}
+
+/* Elements that get_count() has found to be there. */
+static void *get_array(reader *in, uint32_t n, size_t elem_bytes) {
+    void *elems = bt_arena_alloc(in->arena, n * elem_bytes);
+    if (n > 0) memcpy(elems, in->at, n * elem_bytes);
+    in->at += n * elem_bytes;
+    return elems;
 }
 
 static wire_str get_str(reader *in, uint32_t max, const char *field) {
@@ -124,19 +130,11 @@ static wire_str get_str(reader *in, uint32_t max, const char *field) {
 #define F32(field)      out->field = get_f32(in, #field);
 #define STR(field, max) out->field = get_str(in, max, #field);
 #define U32S(field, max)                                                                                               \
-    {                                                                                                                  \
-        out->n_##field = get_count(in, max, 4, #field);                                                                \
-        uint32_t *elems = bt_arena_alloc(in->arena, out->n_##field * sizeof(uint32_t));                                \
-        for (uint32_t i = 0; i < out->n_##field; i++) elems[i] = (uint32_t)get_uint(in, 4, #field);                    \
-        out->field = elems;                                                                                            \
-    }
+    out->n_##field = get_count(in, max, sizeof(uint32_t), #field);                                                     \
+    out->field = get_array(in, out->n_##field, sizeof(uint32_t));
 #define U64S(field, max)                                                                                               \
-    {                                                                                                                  \
-        out->n_##field = get_count(in, max, 8, #field);                                                                \
-        uint64_t *elems = bt_arena_alloc(in->arena, out->n_##field * sizeof(uint64_t));                                \
-        for (uint32_t i = 0; i < out->n_##field; i++) elems[i] = get_uint(in, 8, #field);                              \
-        out->field = elems;                                                                                            \
-    }
+    out->n_##field = get_count(in, max, sizeof(uint64_t), #field);                                                     \
+    out->field = get_array(in, out->n_##field, sizeof(uint64_t));
 #define RECORD(field, type) get_##type(in, &out->field);
 #define RECORDS(field, type, max)                                                                                      \
     {                                                                                                                  \
