@@ -125,11 +125,11 @@ static bt_status run(const void *own, bt_error *err) {
         status = run_once(&b, err);
         for (int i = 0; i < N_PARTS; i++) us[(size_t)i * config->repeat + turn] = b.us[i];
     }
-    if (status == BT_OK) printf("commit,part,body_bytes,tokens,us,us_min\n");
+    if (status == BT_OK) printf("commit,part,body_bytes,tokens,cache_mb,us,us_min\n");
     for (int i = 0; i < N_PARTS && status == BT_OK; i++) {
         double median = bench_median(&us[(size_t)i * config->repeat], config->repeat); /* sorts */
-        printf("%s,%s,%zu,%zu,%.1f,%.1f\n", BATON_COMMIT, part_names[i], b.body.n_bytes, b.n_tokens, median,
-               us[(size_t)i * config->repeat]);
+        printf("%s,%s,%zu,%zu,%u,%.1f,%.1f\n", BATON_COMMIT, part_names[i], b.body.n_bytes, b.n_tokens,
+               config->cache_mb, median, us[(size_t)i * config->repeat]);
     }
     free(us);
     bt_buf_fini(&b.body);
