@@ -59,8 +59,8 @@ def test_killing_the_prefill_worker_of_a_request_changes_nothing_but_time(pair):
 
 
 def test_killing_the_only_prefill_worker_gives_an_error_or_an_answer_and_heals(cluster, client):
-    running = Background(lambda: client.completions.create(
-        **{**LONG, "prompt": [100 + i % 997 for i in range(4000)], "max_tokens": 4}))
+    unknown = {"prompt": [100 + i % 997 for i in range(4000)], "extra_body": {"cache_salt": "nobody has asked this"}}
+    running = Background(lambda: client.completions.create(**{**LONG, **unknown, "max_tokens": 4}))
     wait_for(lambda: sum(cluster.used("prefill-0")) > 0, 10, "prefill works")
     cluster.kill("prefill-0")
     try:
