@@ -13,12 +13,13 @@
 #include "common/core/clock.h"
 #include "common/core/log.h"
 #include "common/core/test.h"
+#include "common/core/test_dir.h"
 #include "common/registry/redis_keys.h"
 #include "common/registry/registry_internal.h"
 
 enum { N = 2, PATIENCE_MS = 20000, NOON = 43200 };
 
-static char folder[64], address[128], socket_path[96], rules_path[96];
+static char folder[TEST_DIR_BYTES], address[128], socket_path[96], rules_path[96];
 static pid_t redis_pid;
 static reg_poll *poll_loop;
 static gw_limiter *limiters[N];
@@ -184,8 +185,7 @@ int main(void) {
         TEST_SKIP("there is no redis-server or no redis-cli");
     signal(SIGPIPE, SIG_IGN);
     bt_log_set_level(BT_LOG_ERROR);
-    snprintf(folder, sizeof folder, "/tmp/baton-limits-XXXXXX");
-    BT_ASSERT(mkdtemp(folder) != NULL);
+    test_dir_make(folder);
     snprintf(socket_path, sizeof socket_path, "%s/redis.sock", folder);
     snprintf(address, sizeof address, "unix:%s", socket_path);
     snprintf(rules_path, sizeof rules_path, "%s/limits", folder);
@@ -201,8 +201,6 @@ int main(void) {
     for (int i = 0; i < N; i++) gw_limiter_close(limiters[i]);
     reg_poll_close(poll_loop);
     redis_kill();
-    char command[96];
-    snprintf(command, sizeof command, "rm -rf %s", folder);
-    CHECK(system(command) == 0, "-");
+    test_dir_remove(folder);
     TEST_END();
 }

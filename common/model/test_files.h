@@ -1,39 +1,16 @@
-/* For tests: files in a temporary folder. */
+/* For tests: files in a temporary folder, made-up safetensors files. */
 #ifndef BATON_COMMON_MODEL_TEST_FILES_H
 #define BATON_COMMON_MODEL_TEST_FILES_H
 
-#include <dirent.h>
 #include <stdint.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "common/core/buf.h"
 #include "common/core/status.h"
+#include "common/core/test_dir.h"
 
 enum { TEST_PATH_BYTES = 512 };
-
-static inline void test_dir_make(char dir[TEST_PATH_BYTES]) {
-    const char *parent = getenv("TMPDIR");
-    snprintf(dir, TEST_PATH_BYTES, "%s/baton-test-XXXXXX", parent != NULL ? parent : "/tmp");
-    BT_ASSERT(mkdtemp(dir) != NULL);
-}
-
-static inline void test_dir_clear(const char *dir) {
-    DIR *folder = opendir(dir);
-    for (struct dirent *entry; folder != NULL && (entry = readdir(folder)) != NULL;) {
-        char path[2 * TEST_PATH_BYTES];
-        snprintf(path, sizeof(path), "%s/%s", dir, entry->d_name);
-        if (entry->d_name[0] != '.') unlink(path);
-    }
-    if (folder != NULL) closedir(folder);
-}
-
-static inline void test_dir_remove(const char *dir) {
-    test_dir_clear(dir);
-    rmdir(dir);
-}
 
 static inline void test_file_write(const char *dir, const char *name, const void *bytes, size_t n_bytes) {
     char path[2 * TEST_PATH_BYTES];

@@ -12,11 +12,12 @@
 #include "common/core/clock.h"
 #include "common/core/log.h"
 #include "common/core/test.h"
+#include "common/core/test_dir.h"
 #include "common/registry/redis_conn.h"
 #include "common/registry/redis_keys.h"
 #include "common/registry/registry_internal.h"
 
-static char folder[64], address[128];
+static char folder[TEST_DIR_BYTES], address[128];
 static pid_t redis_pid;
 
 static void redis_start(void) {
@@ -454,8 +455,7 @@ int main(int argc, char **argv) {
     bt_log_set_level(BT_LOG_ERROR + 1); /* what is logged here is expected */
     test_an_announcement_survives_json_and_bad_ones_are_refused();
     if (system("command -v redis-server >/dev/null") != 0) TEST_SKIP("redis-server is not installed");
-    snprintf(folder, sizeof(folder), "/tmp/registry-test-XXXXXX");
-    BT_ASSERT(mkdtemp(folder) != NULL);
+    test_dir_make(folder);
     redis_start();
     test_wrong_configurations_are_refused();
     test_a_worker_joins_drains_and_leaves();
@@ -468,8 +468,6 @@ int main(int argc, char **argv) {
     test_workers_stay_in_the_mirror_while_redis_is_killed_and_restarted_empty();
     test_a_redis_that_hangs_is_noticed_and_forgiven();
     redis_kill();
-    char command[96];
-    snprintf(command, sizeof(command), "rm -rf %s", folder);
-    CHECK(system(command) == 0, "%s", command);
+    test_dir_remove(folder);
     TEST_END();
 }

@@ -8,9 +8,10 @@
 #include <unistd.h>
 
 #include "common/core/test.h"
+#include "common/core/test_dir.h"
 #include "gateway/http/watch.h"
 
-static char folder[] = "/tmp/access_test-XXXXXX", keys_path[64], certificate_path[64], key_path[64];
+static char folder[TEST_DIR_BYTES], keys_path[96], certificate_path[96], key_path[96];
 
 static void write_bytes(const char *path, const void *bytes, size_t n_bytes) {
     FILE *file = fopen(path, "wb");
@@ -243,7 +244,7 @@ static void test_access_reads_anew(void) {
 }
 
 int main(void) {
-    CHECK(mkdtemp(folder) != NULL, "a folder");
+    test_dir_make(folder);
     snprintf(keys_path, sizeof keys_path, "%s/keys", folder);
     snprintf(certificate_path, sizeof certificate_path, "%s/certificate.pem", folder);
     snprintf(key_path, sizeof key_path, "%s/key.pem", folder);
@@ -254,6 +255,6 @@ int main(void) {
     test_certificates();
     test_origins();
     test_access_reads_anew();
-    rmdir(folder);
+    test_dir_remove(folder);
     TEST_END();
 }

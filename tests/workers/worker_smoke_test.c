@@ -14,6 +14,7 @@
 #include "common/core/clock.h"
 #include "common/core/log.h"
 #include "common/core/test.h"
+#include "common/core/test_dir.h"
 #include "common/registry/registry_internal.h"
 #include "kernels/forward.h"
 #include "kernels/sampler.h"
@@ -21,7 +22,7 @@
 enum { WAIT_MS = 60000, N_REQUESTS = 9, MAX_PROMPT = 600, MAX_OUTPUT = 400, MODEL_LEN = 1024 };
 static const char model_dir[] = "deploy/models/nano-r1";
 static const char *backend = "cpu"; /* or "ref", where the processor lacks what cpu needs */
-static char bin_dir[512], redis_address[64], work_dir[] = "/tmp/baton-smoke-XXXXXX";
+static char bin_dir[512], redis_address[64], work_dir[TEST_DIR_BYTES];
 
 /* ---- processes ---- */
 
@@ -413,7 +414,7 @@ int main(int argc, char **argv) {
     snprintf(bin_dir, sizeof(bin_dir), "%.480s/../bin", dirname(self));
     if (system("command -v redis-server > /dev/null") != 0) TEST_SKIP("no redis-server");
     bt_log_set_level(BT_LOG_ERROR);
-    if (mkdtemp(work_dir) == NULL) return 1;
+    test_dir_make(work_dir);
     __builtin_cpu_init();
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) backend = "ref";
     char port[16];
@@ -445,9 +446,7 @@ int main(int argc, char **argv) {
     kill(redis, SIGTERM);
     waitpid(redis, NULL, 0);
     if (test_n_failed == 0) {
-        char command[600];
-        snprintf(command, sizeof(command), "rm -r '%s'", work_dir);
-        if (system(command) != 0) return 1;
+        test_dir_remove(work_dir);
     } else {
         fprintf(stderr, "logs are in %s\n", work_dir);
     }
