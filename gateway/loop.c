@@ -79,8 +79,6 @@ static bool on_turn(void *context) {
     return is_talking || has_events;
 }
 
-static void on_events(void *context) { (void)context; /* on_turn() follows */ }
-
 static bool allow_origin(void *context, const char *origin, size_t n_bytes, char out[GW_HTTP_CAP_ORIGIN]) {
     return gw_access_origin(((gw_loop *)context)->access, origin, n_bytes, out);
 }
@@ -193,7 +191,7 @@ static bt_status open_links(gw_loop *loop, bt_error *err) {
     gw_members_config members = {
         .core = loop->core, .hub = loop->hub, .serves = serves, .settle = settle, .context = loop};
     loop->members = gw_members_open(&members);
-    return gw_http_watch(loop->http, bt_queue_fd(loop->events), on_events, loop, err);
+    return gw_http_wake_on(loop->http, bt_queue_fd(loop->events), err);
 }
 
 static bt_status open_watcher(gw_loop *loop, bt_error *err) {

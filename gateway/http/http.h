@@ -53,8 +53,8 @@ uint32_t gw_http_n_exchanges(const gw_http *http); /* requests whose answer is n
 void gw_http_close(
     gw_http *http); /* after gw_http_run() returned; connections are cut, without on_gone. NULL is fine */
 
-/* Calls fn(arg) whenever fd is readable, on the loop's thread, as long as the loop runs. Borrows fd. */
-bt_status gw_http_watch(gw_http *http, int fd, void (*fn)(void *arg), void *arg, bt_error *err);
+/* While fd is readable the loop does not sleep; on_turn() takes what is there. Borrows fd. */
+bt_status gw_http_wake_on(gw_http *http, int fd, bt_error *err);
 
 /* The same loop in the registry's words; valid as long as `http`. */
 reg_loop gw_http_reg_loop(gw_http *http);

@@ -228,7 +228,6 @@ struct gw_http_watched {
     h2o_socket_t *sock;
     reg_ready ready;
     void *arg;
-    void (*fn)(void *arg); /* gw_http_watch() only */
     bool wants_read, wants_write, is_dead;
     uint32_t n_callbacks; /* running: the owner may unwatch inside its own callback */
 };
@@ -310,18 +309,12 @@ reg_loop gw_http_reg_loop(gw_http *http) {
         .context = http, .watch = watch, .want_read = want_read, .want_write = want_write, .unwatch = unwatch};
 }
 
-static void on_fn_readable(h2o_socket_t *sock, const char *err) {
-    (void)err;
-    gw_http_watched *w = sock->data;
-    w->fn(w->arg);
-}
+static void on_wakeup(void *arg) { (void)arg; /* the turn that follows looks */ }
 
-bt_status gw_http_watch(gw_http *http, int fd, void (*fn)(void *arg), void *arg, bt_error *err) {
-    static const reg_ready nothing = {NULL, NULL};
-    gw_http_watched *w = watch(http, fd, &nothing, arg);
+bt_status gw_http_wake_on(gw_http *http, int fd, bt_error *err) {
+    static const reg_ready wakes = {.on_readable = on_wakeup};
+    void *w = watch(http, fd, &wakes, NULL);
     if (w == NULL) return bt_fail(err, BT_INTERNAL, "cannot watch a descriptor: %s", strerror(errno));
-    w->fn = fn;
-    w->wants_read = true;
-    h2o_socket_read_start(w->sock, on_fn_readable);
+    want_read(w, true);
     return BT_OK;
 }
