@@ -1,4 +1,4 @@
-/* Headers into a route's query, a route into headers. Decides nothing about workers: that is gw_router.c's business. */
+/* Headers into a route's query, a route into headers. Decides nothing about workers: that is gw_choose.c's business. */
 #include "gateway/routing.h"
 
 #include <errno.h>
