@@ -40,6 +40,7 @@ static void test_a_dropped_lease_is_in_quarantine_until_it_is_closed(void) {
         walk();
         CHECK(find(WRK_LEASE_CLOSE, 0)->lease_close.n_pushes == 0, "how %u: no further push begins", how);
         CHECK(kv_pool_n_free(pool) == BLOCKS - 2, "how %u: one may be landing", how);
+        CHECK(dec_sched_counters(sched)->n_prefill_lost == (how == 3), "how %u: a cut transfer is counted", how);
         commit(1, lease, 100, 10);
         CHECK(find(WRK_SEND_PEER, WIRE_COMMIT_FAILED) != NULL, "how %u: too late", how);
         reserve(1, 100);
@@ -88,6 +89,7 @@ static void test_what_has_not_landed_right_is_not_taken(void) {
         const wrk_action *failed = find(WRK_SEND_PEER, WIRE_COMMIT_FAILED);
         CHECK(failed != NULL && strncmp(failed->message.commit_failed.text.bytes, whys[how], strlen(whys[how])) == 0,
               "how %u: says why", how);
+        CHECK(dec_sched_counters(sched)->n_commit_failed == 1, "how %u: counted", how);
         CHECK(!begin(), "how %u", how);
         CHECK(kv_pool_n_free(pool) == BLOCKS, "how %u: and nothing is kept", how);
         stop();

@@ -432,6 +432,7 @@ static void test_a_failed_commit_is_tried_once_more(void) {
     failed.commit_failed.lease = 6;
     say(DECODE, failed);
     CHECK(find(WRK_SEND_GATEWAY, WIRE_FAILED)->message.failed.status == BT_INTERNAL, "twice is enough");
+    CHECK(pre_sched_counters(sched)->n_commit_failed == 2, "both are counted");
     finish_pushes();
     stop();
 }
@@ -456,6 +457,8 @@ static void test_a_baton_in_the_air_is_never_given_to_a_second(void) {
                   find(WRK_CONNECT, 0) == NULL,
               "the gateway starts anew, prefill does not");
         CHECK(is_lost || find(WRK_SEND_PEER, WIRE_ABORT)->message.abort.lease == 5, "decode is told");
+        const pre_counters *counters = pre_sched_counters(sched);
+        CHECK(counters->n_decode_lost == (is_lost ? 1 : 0) && counters->n_timeouts == (is_lost ? 0 : 1), "counted");
         stop();
     }
 }

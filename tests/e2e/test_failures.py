@@ -58,6 +58,38 @@ def test_killing_the_prefill_worker_of_a_request_changes_nothing_but_time(pair):
     assert answer == client.completions.create(**long_prompt).choices[0].token_ids
 
 
+def transfer(pair, client):
+    """A request whose KV cache travels now: (sender, receiver, what was asked, Background). The sender stands still."""
+    def holder(role, what):
+        return next((name for name in pair.workers if name.startswith(role) and pair.used(name)[what]), None)
+
+    for i in range(20):
+        asked = {**LONG, "prompt": [100 + j % 997 for j in range(2500)], "max_tokens": 16}
+        asked["extra_body"] = {**LONG["extra_body"], "cache_salt": f"transfer {i}"}
+        running = Background(lambda: client.completions.create(**asked))
+        wait_for(lambda: holder("prefill", 0) and holder("decode", 3) or not running.thread.is_alive(), 10, "a transfer")
+        sender = holder("prefill", 0)
+        if sender:
+            pair.signal(sender, signal.SIGSTOP)
+            receiver = holder("decode", 3)
+            if receiver:
+                return sender, receiver, asked, running
+            pair.signal(sender, signal.SIGCONT)
+        running.result()  # it was faster than we looked
+    raise AssertionError("no transfer seen")
+
+
+def test_check_72_a_transfer_that_is_cut_is_counted_and_changes_nothing_but_time(pair):
+    client = client_of(pair)
+    sender, receiver, asked, running = transfer(pair, client)
+    pair.kill(receiver)
+    pair.signal(sender, signal.SIGCONT)
+    answer = running.result().choices[0].token_ids
+    for name in ("baton_kv_transfer_failures_total", "vllm:nixl_num_failed_transfers_total"):
+        assert pair.metrics(sender).value(name, reason="decode_lost") == 1, name
+    assert answer == client.completions.create(**asked).choices[0].token_ids
+
+
 def test_killing_the_only_prefill_worker_gives_an_error_or_an_answer_and_heals(cluster, client):
     unknown = {"prompt": [100 + i % 997 for i in range(4000)], "extra_body": {"cache_salt": "nobody has asked this"}}
     running = Background(lambda: client.completions.create(**{**LONG, **unknown, "max_tokens": 4}))
