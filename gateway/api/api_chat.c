@@ -217,10 +217,7 @@ static bt_status parse_kwargs(gw_request *request, gw_error *error) {
             cJSON_Delete(item);
             continue;
         }
-        char *name = item->string; /* set_member() names it anew */
-        item->string = NULL;
-        set_member(request->variables, name, item);
-        cJSON_free(name);
+        set_member(request->variables, item->string, item);
     }
     return BT_OK;
 }

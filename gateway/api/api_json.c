@@ -1,12 +1,11 @@
-/* A strict, non-recursive JSON checker (a bit per level says object or array) and the string writer of the hot path.
- * Builds no tree: cJSON does, after the check has bounded what it will see and refused what it would let through
- * (raw control characters, bad UTF-8, "01", trailing bytes). */
+/* A strict, non-recursive JSON reader and the string writer of the hot path. The tree is cJSON's, the reader is not:
+ * one walk checks what cJSON would let through (raw control characters, bad UTF-8, "01", trailing bytes), bounds what
+ * is made, and leaves strings where they are, of which cJSON's own parser makes copies byte by byte. */
 #include "gateway/api/api_json.h"
 
 #include <stdbool.h>
+#include <stdlib.h>
 #include <string.h>
-
-#define KEEP_NUMBER_BYTES 63 /* cJSON copies a number into 64 bytes */
 
 /* Length of the well-formed UTF-8 character at `at` (RFC 3629), 0: there is none. */
 static size_t utf8_length(const unsigned char *at, size_t n) {
@@ -21,24 +20,26 @@ static size_t utf8_length(const unsigned char *at, size_t n) {
     return want;
 }
 
-/* ---- check ---------------------------------------------------------------------------------------------------- */
+/* ---- read ------------------------------------------------------------------------------------------------------- */
+
+enum { MAX_NUMBER_BYTES = 63 };
 
 typedef struct {
     unsigned char *text;
     size_t at, n;
-    uint64_t is_object[GW_JSON_MAX_DEPTH / 64]; /* one bit per open level */
+    cJSON *levels[GW_JSON_MAX_DEPTH]; /* [depth] objects and arrays that are open, the root first */
     uint32_t depth, n_values;
     bt_error *err;
-} checker;
+} reader;
 
-static bt_status refuse(checker *c, const char *what) {
-    return bt_fail(c->err, BT_BAD_REQUEST, "%s at byte %zu", what, c->at);
+static bt_status refuse(reader *r, const char *what) {
+    return bt_fail(r->err, BT_BAD_REQUEST, "%s at byte %zu", what, r->at);
 }
 
-static void skip_space(checker *c) {
-    while (c->at < c->n &&
-           (c->text[c->at] == ' ' || c->text[c->at] == '\n' || c->text[c->at] == '\r' || c->text[c->at] == '\t'))
-        c->at++;
+static void skip_space(reader *r) {
+    while (r->at < r->n &&
+           (r->text[r->at] == ' ' || r->text[r->at] == '\n' || r->text[r->at] == '\r' || r->text[r->at] == '\t'))
+        r->at++;
 }
 
 static int hex4(const unsigned char *at) {
@@ -54,194 +55,247 @@ static int hex4(const unsigned char *at) {
     return value;
 }
 
-/* At the 'u' of an escape. Replaces what UTF-8 C strings cannot hold. */
-static bt_status check_unicode_escape(checker *c) {
-    int unit = c->n - c->at >= 5 ? hex4(c->text + c->at + 1) : -1;
-    if (unit < 0) return refuse(c, "a \\u escape without four hexadecimal digits");
-    bool is_high = unit >= 0xD800 && unit <= 0xDBFF, is_low = unit >= 0xDC00 && unit <= 0xDFFF;
-    if (is_high && c->n - c->at >= 11 && c->text[c->at + 5] == '\\' && c->text[c->at + 6] == 'u') {
-        int second = hex4(c->text + c->at + 7);
-        if (second >= 0xDC00 && second <= 0xDFFF) {
-            c->at += 11;
-            return BT_OK;
-        }
+static size_t put_utf8(unsigned char *out, uint32_t c) {
+    if (c < 0x80) {
+        out[0] = (unsigned char)c;
+        return 1;
     }
-    if (is_high || is_low || unit == 0) memcpy(c->text + c->at + 1, "fffd", 4);
-    c->at += 5;
+    size_t n = c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
+    for (size_t i = n - 1; i > 0; i--, c >>= 6) out[i] = (unsigned char)(0x80 | (c & 0x3F));
+    out[0] = (unsigned char)(0xF00 >> n | c); /* n bits set */
+    return n;
+}
+
+/* At the 'u' of an escape; leaves behind it. */
+static bt_status read_unicode_escape(reader *r, uint32_t *out) {
+    int unit = r->n - r->at >= 5 ? hex4(r->text + r->at + 1) : -1;
+    if (unit < 0) return refuse(r, "a \\u escape without four hexadecimal digits");
+    r->at += 5;
+    bool is_high = unit >= 0xD800 && unit <= 0xDBFF, is_low = unit >= 0xDC00 && unit <= 0xDFFF;
+    *out = is_high || is_low || unit == 0 ? 0xFFFD : (uint32_t)unit;
+    if (!is_high || r->n - r->at < 6 || r->text[r->at] != '\\' || r->text[r->at + 1] != 'u') return BT_OK;
+    int second = hex4(r->text + r->at + 2);
+    if (second < 0xDC00 || second > 0xDFFF) return BT_OK;
+    *out = 0x10000 + ((uint32_t)(unit - 0xD800) << 10) + (uint32_t)(second - 0xDC00);
+    r->at += 6;
     return BT_OK;
 }
 
-/* Past printable ASCII but for quotes and backslashes, eight bytes at a time: a long prompt is checked in a fifth of
- * the time. A byte may borrow only from one behind it, so the first that is marked is right. */
-static void skip_plain(checker *c) {
+/* At the backslash; leaves behind the escape. */
+static bt_status read_escape(reader *r, uint32_t *out) {
+    static const unsigned char meant[256] = {
+        ['"'] = '"', ['\\'] = '\\', ['/'] = '/', ['b'] = '\b', ['f'] = '\f', ['n'] = '\n', ['r'] = '\r', ['t'] = '\t'};
+    if (++r->at == r->n) return refuse(r, "a string without its end");
+    if (r->text[r->at] == 'u') return read_unicode_escape(r, out);
+    *out = meant[r->text[r->at]];
+    if (*out == 0) return refuse(r, "an unknown escape");
+    r->at++;
+    return BT_OK;
+}
+
+/* Moves printable ASCII but for quotes and backslashes down to `to`, eight bytes at a time; returns what is behind it.
+ * A byte may borrow only from one behind it, so the first that is marked is right; those from there on stay. */
+static unsigned char *move_plain(reader *r, unsigned char *to) {
     const uint64_t ones = 0x0101010101010101u, tops = 0x80 * ones;
-    for (uint64_t word; c->n - c->at >= sizeof(word); c->at += sizeof(word)) {
-        memcpy(&word, c->text + c->at, sizeof(word));
+    unsigned char *from = r->text + r->at, *end = r->text + r->n;
+    size_t n_plain = sizeof(uint64_t);
+    for (uint64_t word, there; n_plain == sizeof(word) && (size_t)(end - from) >= sizeof(word);) {
+        memcpy(&word, from, sizeof(word));
         uint64_t quote = word ^ '"' * ones, backslash = word ^ '\\' * ones;
         uint64_t is_special = (word | (word - 0x20 * ones) | (quote - ones) | (backslash - ones)) & tops;
         if (is_special != 0) {
-            c->at += (unsigned)__builtin_ctzll(is_special) / 8;
-            return;
+            n_plain = (unsigned)__builtin_ctzll(is_special) / 8;
+            uint64_t plain = ((uint64_t)1 << 8 * n_plain) - 1;
+            memcpy(&there, to, sizeof(there));
+            word = (word & plain) | (there & ~plain);
         }
+        memcpy(to, &word, sizeof(word));
+        from += n_plain;
+        to += n_plain;
     }
+    r->at = (size_t)(from - r->text);
+    return to;
 }
 
-/* At the opening quote; leaves behind the closing one. */
-static bt_status check_string(checker *c) {
-    c->at++;
-    while (c->at < c->n) {
-        unsigned char byte = c->text[c->at];
-        if (byte == '"') {
-            c->at++;
-            return BT_OK;
-        }
-        if (byte < 0x20) return refuse(c, "a control character in a string");
+/* At the opening quote; leaves behind the closing one. What escapes mean is shorter than they are, so the string moves
+ * down where it stands, and a NUL behind it is at the latest where the quote was. */
+static bt_status read_string(reader *r, char **out) {
+    unsigned char *to = r->text + ++r->at;
+    *out = (char *)to;
+    for (;;) {
+        to = move_plain(r, to);
+        if (r->at == r->n) return refuse(r, "a string without its end");
+        unsigned char byte = r->text[r->at];
+        if (byte == '"') break;
+        if (byte < 0x20) return refuse(r, "a control character in a string");
         if (byte == '\\') {
-            c->at++;
-            if (c->at == c->n) break;
-            if (c->text[c->at] == 'u') {
-                bt_status status = check_unicode_escape(c);
-                if (status != BT_OK) return status;
-            } else {
-                if (c->text[c->at] == 0 || strchr("\"\\/bfnrt", c->text[c->at]) == NULL)
-                    return refuse(c, "an unknown escape");
-                c->at++;
-            }
+            uint32_t c = 0;
+            bt_status status = read_escape(r, &c);
+            if (status != BT_OK) return status;
+            to += put_utf8(to, c);
             continue;
         }
-        size_t length = utf8_length(c->text + c->at, c->n - c->at);
-        if (length == 0) return refuse(c, "bytes that are not UTF-8");
-        c->at += length;
-        if (length == 1) skip_plain(c);
+        size_t length = utf8_length(r->text + r->at, r->n - r->at);
+        if (length == 0) return refuse(r, "bytes that are not UTF-8");
+        for (size_t i = 0; i < length; i++) *to++ = r->text[r->at++];
     }
-    return refuse(c, "a string without its end");
-}
-
-static bool skip_digits(checker *c) {
-    size_t start = c->at;
-    while (c->at < c->n && c->text[c->at] >= '0' && c->text[c->at] <= '9') c->at++;
-    return c->at > start;
-}
-
-static bt_status check_number(checker *c) {
-    size_t start = c->at;
-    if (c->text[c->at] == '-') c->at++;
-    bool is_zero = c->at < c->n && c->text[c->at] == '0';
-    if (!skip_digits(c)) return refuse(c, "a number without digits");
-    if (is_zero && c->at - start - (c->text[start] == '-') > 1) return refuse(c, "a number with a leading zero");
-    if (c->at < c->n && c->text[c->at] == '.') {
-        c->at++;
-        if (!skip_digits(c)) return refuse(c, "a number without digits after its point");
-    }
-    if (c->at < c->n && (c->text[c->at] == 'e' || c->text[c->at] == 'E')) {
-        c->at++;
-        if (c->at < c->n && (c->text[c->at] == '+' || c->text[c->at] == '-')) c->at++;
-        if (!skip_digits(c)) return refuse(c, "a number without digits in its exponent");
-    }
-    if (c->at - start > KEEP_NUMBER_BYTES) return refuse(c, "a number of more than 63 characters");
+    r->at++;
+    *to = 0;
     return BT_OK;
 }
 
-static bt_status check_word(checker *c) {
+static bool skip_digits(reader *r) {
+    size_t start = r->at;
+    while (r->at < r->n && r->text[r->at] >= '0' && r->text[r->at] <= '9') r->at++;
+    return r->at > start;
+}
+
+static bt_status skip_number(reader *r) {
+    size_t start = r->at;
+    if (r->text[r->at] == '-') r->at++;
+    bool is_zero = r->at < r->n && r->text[r->at] == '0';
+    if (!skip_digits(r)) return refuse(r, "a number without digits");
+    if (is_zero && r->at - start - (r->text[start] == '-') > 1) return refuse(r, "a number with a leading zero");
+    if (r->at < r->n && r->text[r->at] == '.') {
+        r->at++;
+        if (!skip_digits(r)) return refuse(r, "a number without digits after its point");
+    }
+    if (r->at < r->n && (r->text[r->at] == 'e' || r->text[r->at] == 'E')) {
+        r->at++;
+        if (r->at < r->n && (r->text[r->at] == '+' || r->text[r->at] == '-')) r->at++;
+        if (!skip_digits(r)) return refuse(r, "a number without digits in its exponent");
+    }
+    if (r->at - start > MAX_NUMBER_BYTES) return refuse(r, "a number of more than 63 characters");
+    return BT_OK;
+}
+
+static bt_status read_number(reader *r, cJSON **out) {
+    char digits[MAX_NUMBER_BYTES + 1];
+    size_t start = r->at;
+    bt_status status = skip_number(r);
+    if (status != BT_OK) return status;
+    memcpy(digits, r->text + start, r->at - start);
+    digits[r->at - start] = 0;
+    *out = cJSON_CreateNumber(strtod(digits, NULL));
+    return BT_OK;
+}
+
+static bt_status read_word(reader *r, cJSON **out) {
     static const char *const words[] = {"true", "false", "null"};
+    static cJSON *(*const create[])(void) = {cJSON_CreateTrue, cJSON_CreateFalse, cJSON_CreateNull};
     for (int i = 0; i < 3; i++) {
         size_t length = strlen(words[i]);
-        if (c->n - c->at >= length && memcmp(c->text + c->at, words[i], length) == 0) {
-            c->at += length;
+        if (r->n - r->at >= length && memcmp(r->text + r->at, words[i], length) == 0) {
+            r->at += length;
+            *out = create[i]();
             return BT_OK;
         }
     }
-    return refuse(c,
-                  c->text[c->at] == 'N' || c->text[c->at] == 'I' ? "NaN and Infinity are not JSON" : "no JSON value");
+    return refuse(r,
+                  r->text[r->at] == 'N' || r->text[r->at] == 'I' ? "NaN and Infinity are not JSON" : "no JSON value");
 }
 
-static bool in_object(const checker *c) {
-    return c->depth > 0 && (c->is_object[(c->depth - 1) / 64] >> ((c->depth - 1) % 64) & 1) != 0;
-}
-
-static bt_status open_level(checker *c, bool is_object) {
-    if (c->depth == GW_JSON_MAX_DEPTH) return refuse(c, "more than 64 levels of nesting");
-    uint64_t bit = (uint64_t)1 << (c->depth % 64);
-    if (is_object) {
-        c->is_object[c->depth / 64] |= bit;
-    } else {
-        c->is_object[c->depth / 64] &= ~bit;
-    }
-    c->depth++;
-    c->at++;
-    skip_space(c);
-    return BT_OK;
-}
+static bool in_object(const reader *r) { return r->depth > 0 && cJSON_IsObject(r->levels[r->depth - 1]); }
 
 /* In an object, before a value: `"key" :`. */
-static bt_status check_key(checker *c, bool *is_seed) {
-    if (c->at == c->n || c->text[c->at] != '"') return refuse(c, "an object's key is missing");
-    size_t start = c->at;
-    bt_status status = check_string(c);
+static bt_status read_key(reader *r, char **out) {
+    if (r->at == r->n || r->text[r->at] != '"') return refuse(r, "an object's key is missing");
+    bt_status status = read_string(r, out);
     if (status != BT_OK) return status;
-    *is_seed = c->depth == 1 && c->at - start == 6 && memcmp(c->text + start, "\"seed\"", 6) == 0;
-    skip_space(c);
-    if (c->at == c->n || c->text[c->at] != ':') return refuse(c, "a colon is missing");
-    c->at++;
-    skip_space(c);
+    skip_space(r);
+    if (r->at == r->n || r->text[r->at] != ':') return refuse(r, "a colon is missing");
+    r->at++;
+    skip_space(r);
     return BT_OK;
 }
 
 /* After a value: closes levels that end here; BT_AGAIN: another value (or key) follows. */
-static bt_status check_after_value(checker *c) {
+static bt_status read_after_value(reader *r) {
     for (;;) {
-        skip_space(c);
-        if (c->depth == 0) return c->at == c->n ? BT_OK : refuse(c, "bytes behind the end of the JSON value");
-        if (c->at == c->n) return refuse(c, "the JSON text ends too early");
-        if (c->text[c->at] == ',') {
-            c->at++;
-            skip_space(c);
+        skip_space(r);
+        if (r->depth == 0) return r->at == r->n ? BT_OK : refuse(r, "bytes behind the end of the JSON value");
+        if (r->at == r->n) return refuse(r, "the JSON text ends too early");
+        if (r->text[r->at] == ',') {
+            r->at++;
+            skip_space(r);
             return BT_AGAIN;
         }
-        if (c->text[c->at] != (in_object(c) ? '}' : ']')) return refuse(c, "a comma or a closing bracket is missing");
-        c->at++;
-        c->depth--;
+        if (r->text[r->at] != (in_object(r) ? '}' : ']')) return refuse(r, "a comma or a closing bracket is missing");
+        r->at++;
+        r->depth--;
     }
 }
 
-/* One value's begin: a scalar whole, or an opening bracket. *is_open: a level was opened and is not empty. */
-static bt_status check_value(checker *c, bool *is_open) {
-    *is_open = false;
-    if (c->at == c->n) return refuse(c, "the JSON text ends too early");
-    if (++c->n_values > GW_JSON_MAX_VALUES) return refuse(c, "more than 2097152 JSON values");
-    unsigned char byte = c->text[c->at];
-    if (byte == '"') return check_string(c);
-    if (byte == '-' || (byte >= '0' && byte <= '9')) return check_number(c);
-    if (byte != '{' && byte != '[') return check_word(c);
-    bt_status status = open_level(c, byte == '{');
-    if (status != BT_OK) return status;
-    if (c->at < c->n && c->text[c->at] == (byte == '{' ? '}' : ']')) {
-        c->at++;
-        c->depth--;
-        return BT_OK;
+/* One value's begin: a scalar whole, or an opening bracket. */
+static bt_status read_value(reader *r, cJSON **out) {
+    if (r->at == r->n) return refuse(r, "the JSON text ends too early");
+    if (++r->n_values > GW_JSON_MAX_VALUES) return refuse(r, "more than 2097152 JSON values");
+    unsigned char byte = r->text[r->at];
+    if (byte == '"') {
+        char *text;
+        bt_status status = read_string(r, &text);
+        if (status == BT_OK) *out = cJSON_CreateStringReference(text);
+        return status;
     }
-    *is_open = true;
+    if (byte == '-' || (byte >= '0' && byte <= '9')) return read_number(r, out);
+    if (byte != '{' && byte != '[') return read_word(r, out);
+    if (r->depth == GW_JSON_MAX_DEPTH) return refuse(r, "more than 64 levels of nesting");
+    *out = byte == '{' ? cJSON_CreateObject() : cJSON_CreateArray();
+    r->at++;
+    skip_space(r);
     return BT_OK;
 }
 
-bt_status gw_json_check(char *text, size_t n_bytes, gw_json_notes *notes, bt_error *err) {
-    checker c = {.text = (unsigned char *)text, .n = n_bytes, .err = err};
-    *notes = (gw_json_notes){0};
-    if (n_bytes >= 3 && memcmp(text, "\xEF\xBB\xBF", 3) == 0) memset(text, ' ', 3);
-    skip_space(&c);
-    if (c.at == c.n) return bt_fail(err, BT_BAD_REQUEST, "the body is empty");
+/* Puts a value into the level that is open. *is_open: it is a level itself, and not empty. */
+static void place(reader *r, const char *key, cJSON *value, bool *is_open) {
+    BT_ASSERT(value != NULL); /* no memory */
+    if (in_object(r)) {
+        cJSON_AddItemToObjectCS(r->levels[r->depth - 1], key, value);
+    } else if (r->depth > 0) {
+        cJSON_AddItemToArray(r->levels[r->depth - 1], value);
+    }
+    *is_open = cJSON_IsObject(value) || cJSON_IsArray(value);
+    if (!*is_open) return;
+    if (r->at < r->n && r->text[r->at] == (cJSON_IsObject(value) ? '}' : ']')) {
+        r->at++;
+        *is_open = false;
+    } else {
+        r->levels[r->depth++] = value;
+    }
+}
+
+static bt_status read_tree(reader *r, gw_json_notes *notes, cJSON **root) {
     for (;;) {
-        bool is_seed = false, is_open = false;
-        bt_status status = BT_OK;
-        if (in_object(&c)) status = check_key(&c, &is_seed);
-        size_t start = c.at;
-        if (status == BT_OK) status = check_value(&c, &is_open);
+        char *key = NULL;
+        cJSON *value = NULL;
+        bool is_open;
+        bt_status status = in_object(r) ? read_key(r, &key) : BT_OK;
+        size_t start = r->at;
+        if (status == BT_OK) status = read_value(r, &value);
         if (status != BT_OK) return status;
-        if (is_seed) *notes = (gw_json_notes){start, c.at - start};
+        if (*root == NULL) *root = value;
+        if (r->depth == 1 && key != NULL && strcmp(key, "seed") == 0) *notes = (gw_json_notes){start, r->at - start};
+        place(r, key, value, &is_open);
         if (is_open) continue;
-        status = check_after_value(&c);
+        status = read_after_value(r);
         if (status != BT_AGAIN) return status;
     }
+}
+
+bt_status gw_json_parse(char *text, size_t n_bytes, gw_json_notes *notes, cJSON **out, bt_error *err) {
+    reader r = {.text = (unsigned char *)text, .n = n_bytes, .err = err};
+    *notes = (gw_json_notes){0};
+    if (n_bytes >= 3 && memcmp(text, "\xEF\xBB\xBF", 3) == 0) r.at = 3;
+    skip_space(&r);
+    if (r.at == r.n) return bt_fail(err, BT_BAD_REQUEST, "the body is empty");
+    cJSON *root = NULL;
+    bt_status status = read_tree(&r, notes, &root);
+    if (status == BT_OK) {
+        *out = root;
+    } else {
+        cJSON_Delete(root);
+    }
+    return status;
 }
 
 /* ---- write ---------------------------------------------------------------------------------------------------- */

@@ -154,10 +154,8 @@ static bt_status parse_truncation(gw_request *request, gw_error *error) {
 
 bt_status gw_api_parse_root(char *body, size_t n_bytes, gw_json_notes *notes, gw_request *request, gw_error *error) {
     bt_error err = {0};
-    if (gw_json_check(body, n_bytes, notes, &err) != BT_OK)
+    if (gw_json_parse(body, n_bytes, notes, &request->root, &err) != BT_OK)
         return gw_fail(error, 400, "", "The body is not valid JSON: %s.", err.text);
-    request->root = cJSON_ParseWithLength(body, n_bytes);
-    if (request->root == NULL) return gw_fail(error, 400, "", "The body is not valid JSON.");
     if (!cJSON_IsObject(request->root)) return gw_fail(error, 400, "", "The body must be a JSON object.");
     uint32_t n_keys = 0;
     for (const cJSON *child = request->root->child; child != NULL; child = child->next) n_keys++;

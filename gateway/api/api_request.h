@@ -104,8 +104,9 @@ typedef struct {
     bool reads_tool_calls;      /* there is a parser for how the model writes them */
 } gw_api_rules;
 
-/* `body` is changed (see gw_json_check) but not kept. On success the caller ends *out with gw_request_fini(); on
- * failure there is nothing to free and *error says what the client is told. */
+/* *out points into `body`, which is changed (see gw_json_parse). On success the caller ends *out with
+ * gw_request_fini() before the body goes; on failure there is nothing to free and *error says what the client is told.
+ */
 bt_status gw_api_parse(gw_endpoint endpoint, const gw_api_rules *rules, char *body, size_t n_bytes, gw_request *out,
                        gw_error *error);
 
