@@ -42,8 +42,8 @@ void tpl_close(tpl_template *tpl) {
 }
 
 bt_status tpl_render(const tpl_template *tpl, const cJSON *variables, bt_buf *out, bt_error *err) {
-    bt_buf text = {0};
-    tpl_run run = {.out = &text, .err = err, .line = 1};
+    size_t n_before = out->n_bytes;
+    tpl_run run = {.out = out, .err = err, .line = 1};
     tpl_scope *scope = tpl_scope_new(&run, NULL);
     const cJSON *item;
     cJSON_ArrayForEach(item, variables) {
@@ -52,9 +52,7 @@ bt_status tpl_render(const tpl_template *tpl, const cJSON *variables, bt_buf *ou
         tpl_scope_set(&run, scope, name.u.str, tpl_from_json(&run, item));
     }
     if (!run.failed) tpl_exec(&run, scope, tpl->root);
-    bool has_failed = run.failed;
-    if (!has_failed) bt_buf_put(out, text.bytes, text.n_bytes);
-    bt_buf_fini(&text);
+    if (run.failed) out->n_bytes = n_before;
     bt_arena_fini(&run.arena);
-    return has_failed ? BT_BAD_REQUEST : BT_OK;
+    return run.failed ? BT_BAD_REQUEST : BT_OK;
 }

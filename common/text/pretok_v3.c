@@ -152,7 +152,7 @@ void ptk_v3_split(const uint8_t *text, size_t n_bytes, ptk_batch *batch) {
 
 /* ---- chunks ------------------------------------------------------------------------------------------------------ */
 
-enum { CHUNK_MIN = 256, CHUNK_MAX = 4096, CHUNK_MEAN_BITS = 7 };
+enum { CHUNK_MIN = 768, CHUNK_MAX = 4096, CHUNK_MEAN_BITS = 6 };
 
 /* Between a letter and a space with a letter behind it one piece ends and the next begins, whatever is around: no
  * alternative goes on from a letter to a space, none begins with more than one space and a word, and all three
@@ -161,14 +161,14 @@ static bool is_seam(const uint8_t *space) {
     return *space == ' ' && is_ascii_letter(space[-1]) && is_ascii_letter(space[1]);
 }
 
-/* One of many seams, by the bytes before it. */
-static bool is_chosen(const uint8_t *seam) {
+/* One of many places, by the bytes before it. */
+static bool is_chosen(const uint8_t *at) {
     uint64_t word;
-    memcpy(&word, seam - sizeof(word), sizeof(word));
+    memcpy(&word, at - sizeof(word), sizeof(word));
     return word * 0x9e3779b97f4a7c15u >> (64 - CHUNK_MEAN_BITS) == 0;
 }
 
-/* Eight bytes at a time: spaces are every sixth byte of English. */
+/* Eight bytes at a time: spaces are every sixth byte of English. What is rarely true is asked first. */
 size_t ptk_v3_chunk(const uint8_t *text, size_t n_bytes) {
     const uint64_t ones = 0x0101010101010101u, tops = 0x80 * ones;
     for (size_t first = CHUNK_MIN; first + 1 < n_bytes; first += sizeof(uint64_t)) {
@@ -178,7 +178,7 @@ size_t ptk_v3_chunk(const uint8_t *text, size_t n_bytes) {
         for (uint64_t spaces = (word - ones) & ~word & tops; spaces != 0; spaces &= spaces - 1) {
             size_t at = first + (unsigned)__builtin_ctzll(spaces) / 8;
             if (at + 1 >= n_bytes) return n_bytes;
-            if (is_seam(text + at) && (at >= CHUNK_MAX || is_chosen(text + at))) return at;
+            if ((at >= CHUNK_MAX || is_chosen(text + at)) && is_seam(text + at)) return at;
         }
     }
     return n_bytes;

@@ -259,7 +259,9 @@ static tpl_value number_from_json(const cJSON *item) {
 }
 
 static tpl_value string_from_json(tpl_run *run, const char *bytes, size_t n_bytes) {
-    if (utf8_is_valid((const uint8_t *)bytes, n_bytes)) return tpl_string_at(run, bytes, n_bytes);
+    size_t n_chars;
+    tpl_step(run, n_bytes / 64);
+    if (utf8_measure((const uint8_t *)bytes, n_bytes, &n_chars)) return string_of(run, bytes, n_bytes, n_chars);
     bt_buf repaired = {0};
     utf8_put_lossy(&repaired, (const uint8_t *)bytes, n_bytes);
     return tpl_string_take(run, &repaired);

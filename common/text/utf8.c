@@ -26,26 +26,39 @@ utf8_char utf8_look(const uint8_t *bytes, size_t n_bytes) {
     return make(UTF8_VALID, (utf8_next(bytes, &code_point), code_point), need);
 }
 
-/* The length of the ASCII run at the start, eight bytes at a time. */
+/* The length of the ASCII run at the start, 32 bytes at a time. */
 static size_t ascii_run(const uint8_t *bytes, size_t n_bytes) {
+    const uint64_t tops = 0x8080808080808080u;
     size_t at = 0;
+    for (uint64_t words[4]; at + sizeof(words) <= n_bytes; at += sizeof(words)) {
+        memcpy(words, bytes + at, sizeof(words));
+        if ((words[0] | words[1] | words[2] | words[3]) & tops) break;
+    }
     for (uint64_t word; at + sizeof(word) <= n_bytes; at += sizeof(word)) {
         memcpy(&word, bytes + at, sizeof(word));
-        if (word & 0x8080808080808080u) break;
+        if (word & tops) return at + (unsigned)__builtin_ctzll(word & tops) / 8;
     }
     while (at < n_bytes && bytes[at] < 0x80) at++;
     return at;
 }
 
-bool utf8_is_valid(const uint8_t *bytes, size_t n_bytes) {
-    for (size_t at = 0; at < n_bytes;) {
-        at += ascii_run(bytes + at, n_bytes - at);
+bool utf8_measure(const uint8_t *bytes, size_t n_bytes, size_t *n_chars) {
+    *n_chars = 0;
+    for (size_t at = 0; at < n_bytes; (*n_chars)++) {
+        size_t n_ascii = ascii_run(bytes + at, n_bytes - at);
+        *n_chars += n_ascii;
+        at += n_ascii;
         if (at == n_bytes) break;
         utf8_char c = utf8_look(bytes + at, n_bytes - at);
         if (c.kind != UTF8_VALID) return false;
         at += c.n_bytes;
     }
     return true;
+}
+
+bool utf8_is_valid(const uint8_t *bytes, size_t n_bytes) {
+    size_t n_chars;
+    return utf8_measure(bytes, n_bytes, &n_chars);
 }
 
 void utf8_put_lossy(bt_buf *out, const uint8_t *bytes, size_t n_bytes) {
