@@ -15,7 +15,8 @@ typedef struct {
     bt_status (*run)(const void *config, bt_error *err);
 } bench_verb;
 
-extern const bench_verb bench_engine, bench_ep, bench_prompt, bench_route, bench_sched, bench_scrape, bench_tokenize;
+extern const bench_verb bench_engine, bench_ep, bench_prompt, bench_route, bench_sched, bench_scrape, bench_tokenize,
+    bench_workers;
 
 /* In a verb's file, behind CFG_OWN(). */
 #define BENCH_VERB(name, purpose, run)                                                                                 \

@@ -9,8 +9,8 @@
 #include "common/core/alloc.h"
 #include "common/core/clock.h"
 
-static const bench_verb *const verbs[] = {&bench_engine, &bench_ep,     &bench_prompt,  &bench_route,
-                                          &bench_sched,  &bench_scrape, &bench_tokenize};
+static const bench_verb *const verbs[] = {&bench_engine, &bench_ep,     &bench_prompt,   &bench_route,
+                                          &bench_sched,  &bench_scrape, &bench_tokenize, &bench_workers};
 
 bt_status bench_list_parse(const char *name, const char *text, uint32_t max, bench_list *out, bt_error *err) {
     const char *at = text;
@@ -64,7 +64,8 @@ int main(int argc, char **argv) {
     for (size_t i = 0; argc >= 2 && i < sizeof(verbs) / sizeof(verbs[0]); i++) {
         if (strcmp(argv[1], verbs[i]->name) == 0) return verb_run(verbs[i], argc - 1, argv + 1);
     }
-    fprintf(stderr, "usage: baton-bench engine|ep|prompt|route|sched|scrape|tokenize [flags]; baton-bench VERB --help "
-                    "lists them\n");
+    fprintf(stderr,
+            "usage: baton-bench engine|ep|prompt|route|sched|scrape|tokenize|workers [flags]; baton-bench VERB --help "
+            "lists them\n");
     return argc >= 2 && strcmp(argv[1], "--help") == 0 ? 0 : 2;
 }

@@ -14,7 +14,7 @@ declare -A may=(
     [decode]="common kernels kvtransfer worker decode"
     [gateway]="common gateway"
     [tools]="common kernels tools"
-    [bench]="common kernels kvtransfer worker decode gateway bench"
+    [bench]="common kernels kvtransfer worker prefill decode gateway bench"
 )
 code=0
 complain() {
