@@ -169,7 +169,7 @@ void bpe_scratch_fini(bpe_scratch *scratch) {
 /* The slots of some pieces are asked for together: a large vocabulary is in no near cache, and where a look-up takes
  * 200 ns, ten that overlap do too. */
 static void encode_some(const bpe_model *model, bpe_scratch *scratch, const utf8_piece *pieces, size_t n_pieces,
-                        tok_ids *out) {
+                        size_t max_ids, tok_ids *out) {
     bpe_slot keys[ENCODE_AT_ONCE];
     uint32_t hashes[ENCODE_AT_ONCE];
     for (size_t i = 0; i < n_pieces; i++) {
@@ -182,17 +182,18 @@ static void encode_some(const bpe_model *model, bpe_scratch *scratch, const utf8
         if (slot != NULL && (slot->note & PIECE_BIT)) {
             tok_ids_put(out, slot->note & ID_BITS);
         } else if (model->can_match && pieces[i].n_bytes > BPE_SHORT_BYTES) {
-            bpe_match_encode(model, scratch, pieces[i].bytes, pieces[i].n_bytes, out);
+            bpe_match_encode(model, scratch, pieces[i].bytes, pieces[i].n_bytes, max_ids + BPE_SPARE_IDS, out);
         } else {
             bpe_merge_encode(model, scratch, pieces[i].bytes, pieces[i].n_bytes, out, NULL);
         }
     }
 }
 
-void bpe_encode(const bpe_model *model, bpe_scratch *scratch, const utf8_piece *pieces, size_t n_pieces, tok_ids *out) {
-    for (size_t n; n_pieces > 0; pieces += n, n_pieces -= n) {
+void bpe_encode(const bpe_model *model, bpe_scratch *scratch, const utf8_piece *pieces, size_t n_pieces, size_t max_ids,
+                tok_ids *out) {
+    for (size_t n; n_pieces > 0 && out->n_ids <= max_ids; pieces += n, n_pieces -= n) {
         n = n_pieces < ENCODE_AT_ONCE ? n_pieces : ENCODE_AT_ONCE;
-        encode_some(model, scratch, pieces, n, out);
+        encode_some(model, scratch, pieces, n, max_ids, out);
     }
 }
 

@@ -41,8 +41,11 @@ void bpe_close(bpe_model *model);
 
 /* Appends the ids of pieces, of each of which UTF8_SLACK_BYTES may be read whatever its length. Bytes without a token
  * are dropped, as the original does without an unknown token. n_bytes < 2^31. O(n) for any piece with trained
- * vocabularies, O(n log n) with all. */
-void bpe_encode(const bpe_model *model, bpe_scratch *scratch, const utf8_piece *pieces, size_t n_pieces, tok_ids *out);
+ * vocabularies, O(n log n) with all. Gives up when *out has more than max_ids, which then it has in the end whatever
+ * ids these are; with trained vocabularies also within a piece. */
+enum { BPE_ANY_IDS = INT32_MAX };
+void bpe_encode(const bpe_model *model, bpe_scratch *scratch, const utf8_piece *pieces, size_t n_pieces, size_t max_ids,
+                tok_ids *out);
 void bpe_scratch_fini(bpe_scratch *scratch);
 
 uint32_t bpe_n_ids(const bpe_model *model); /* one past the highest id */

@@ -98,7 +98,13 @@ void bpe_merge_encode(const bpe_model *model, bpe_scratch *scratch, const uint8_
 
 /* After the whole tokens are known, with their splits: sets can_match and what it needs. */
 void bpe_match_open(bpe_model *model);
-void bpe_match_encode(const bpe_model *model, bpe_scratch *scratch, const uint8_t *piece, size_t n_bytes, tok_ids *out);
+
+/* Appends the ids of a piece; gives up when *out has more than max_ids. A beginning of a piece can have more ids than
+ * the whole, for what follows moves borders: in texts made of tokens and parts of them 3 with DeepSeek-V3's vocabulary,
+ * 6 with the bundled model's. Who must not refuse a piece that has max_ids allows BPE_SPARE_IDS more. */
+enum { BPE_SPARE_IDS = 256 };
+void bpe_match_encode(const bpe_model *model, bpe_scratch *scratch, const uint8_t *piece, size_t n_bytes,
+                      size_t max_ids, tok_ids *out);
 
 /* All whole tokens; fills the splits' `shorter`. False: they are too many or too long. */
 bool bpe_trie_open(const bpe_model *model, bpe_split *splits, bpe_trie *out);

@@ -36,7 +36,7 @@ static bool do_fit(const bpe_model *model, uint32_t left, uint32_t right) {
 }
 
 void bpe_match_encode(const bpe_model *model, bpe_scratch *scratch, const uint8_t *piece, size_t n_bytes,
-                      tok_ids *out) {
+                      size_t max_ids, tok_ids *out) {
     uint64_t *is_dead = bpe_scratch_reserve(scratch, (n_bytes / 64 + 1) * sizeof(*is_dead)); /* places, a bit each */
     memset(is_dead, 0, (n_bytes / 64 + 1) * sizeof(*is_dead));
     uint32_t last = BPE_NO_ID;
@@ -53,7 +53,7 @@ void bpe_match_encode(const bpe_model *model, bpe_scratch *scratch, const uint8_
         if (id != BPE_NO_ID) {
             tok_ids_put(out, id);
             at += n_token;
-            if (at == n_bytes) return;
+            if (at == n_bytes || out->n_ids > max_ids) return;
             last = id;
             id = bpe_trie_longest(&model->trie, piece + at, n_bytes - at, &n_token);
         } else {

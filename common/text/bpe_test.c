@@ -81,14 +81,21 @@ static void check_pieces(const bpe_model *model) {
         want.n_ids = matched.n_ids = encoded.n_ids = 0;
         bpe_merge_encode(model, &scratch, text, n_bytes, &want, NULL);
         if (model->can_match) {
-            bpe_match_encode(model, &scratch, text, n_bytes, &matched);
+            bpe_match_encode(model, &scratch, text, n_bytes, BPE_ANY_IDS, &matched);
             CHECK(ids_equal(&matched, &want), "%s: %zu ids matched, %zu merged", text, matched.n_ids, want.n_ids);
+            size_t max_ids = want.n_ids / 2;
+            matched.n_ids = 0;
+            bpe_match_encode(model, &scratch, text, n_bytes, max_ids, &matched);
+            CHECK(matched.n_ids == max_ids + 1, "%s: gave up with %zu ids of %zu", text, matched.n_ids, max_ids);
+            matched.n_ids = 0;
+            bpe_match_encode(model, &scratch, text, n_bytes, want.n_ids + 8, &matched);
+            CHECK(ids_equal(&matched, &want), "%s: few more ids on the way than in the end", text);
         }
         if (model->ignores_merges && bpe_find(model, text, n_bytes, &whole)) {
             want.n_ids = 0;
             tok_ids_put(&want, whole);
         }
-        bpe_encode(model, &scratch, &piece, 1, &encoded);
+        bpe_encode(model, &scratch, &piece, 1, BPE_ANY_IDS, &encoded);
         CHECK(ids_equal(&encoded, &want), "%s: %zu ids encoded, %zu merged", text, encoded.n_ids, want.n_ids);
     }
     free(want.ids);
@@ -146,7 +153,7 @@ static void test_order_of_merges(void) {
         tok_ids ids = {0}, want = {.ids = (uint32_t *)(uintptr_t)rows[i].ids, .n_ids = rows[i].n};
         bpe_scratch scratch = {0};
         memcpy(text, rows[i].piece, strlen(rows[i].piece));
-        bpe_encode(model, &scratch, &(utf8_piece){text, strlen(rows[i].piece)}, 1, &ids);
+        bpe_encode(model, &scratch, &(utf8_piece){text, strlen(rows[i].piece)}, 1, BPE_ANY_IDS, &ids);
         CHECK(ids_equal(&ids, &want), "%s: %zu ids", rows[i].merges, ids.n_ids);
         free(ids.ids);
         bpe_scratch_fini(&scratch);

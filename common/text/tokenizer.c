@@ -192,12 +192,18 @@ typedef struct {
     tok_cache *cache; /* may be NULL */
     ptk_scratch *split;
     bpe_scratch merge;
+    size_t max_ids;
     tok_ids *out;
 } encode_run;
 
 static void encode_pieces(void *context, const utf8_piece *pieces, size_t n_pieces) {
     encode_run *run = context;
-    bpe_encode(run->tokenizer->model, &run->merge, pieces, n_pieces, run->out);
+    bpe_encode(run->tokenizer->model, &run->merge, pieces, n_pieces, run->max_ids, run->out);
+}
+
+static bt_status check_ids(const encode_run *run, bt_error *err) {
+    if (run->out->n_ids <= run->max_ids) return BT_OK;
+    return bt_fail(err, BT_NO_CAPACITY, "the text has more than %zu tokens", run->max_ids);
 }
 
 /* By chunks, each as the cache knows it or as it is encoded now. */
@@ -208,10 +214,11 @@ static bt_status encode_text(encode_run *run, const uint8_t *text, size_t n_byte
         n = run->cache != NULL ? ptk_chunk(splitter, text, n_bytes) : 0;
         bool may_keep = n >= KEEP_MIN && n <= KEEP_MAX;
         if (n == 0) n = n_bytes;
-        if (may_keep && tok_cache_get(run->cache, text, n, run->out)) continue;
         size_t n_before = run->out->n_ids;
-        status = ptk_split(splitter, run->split, text, n, encode_pieces, run, err);
-        if (may_keep && status == BT_OK)
+        bool is_known = may_keep && tok_cache_get(run->cache, text, n, run->out);
+        if (!is_known) status = ptk_split(splitter, run->split, text, n, encode_pieces, run, err);
+        if (status == BT_OK) status = check_ids(run, err);
+        if (may_keep && !is_known && status == BT_OK)
             tok_cache_put(run->cache, text, n, run->out->ids + n_before, run->out->n_ids - n_before);
     }
     return status;
@@ -222,16 +229,16 @@ static bt_status encode_part(void *context, const add_token *token, const uint8_
     encode_run *run = context;
     if (token == NULL) return encode_text(run, text, n_bytes, err);
     tok_ids_put(run->out, token->id);
-    return BT_OK;
+    return check_ids(run, err);
 }
 
 bt_status tok_encode(const tok_tokenizer *tokenizer, const char *text, size_t n_bytes, unsigned flags, tok_ids *out,
                      bt_error *err) {
-    return tok_encode_cached(tokenizer, NULL, text, n_bytes, flags, out, err);
+    return tok_encode_cached(tokenizer, NULL, text, n_bytes, flags, TOK_ANY_IDS, out, err);
 }
 
 bt_status tok_encode_cached(const tok_tokenizer *tokenizer, tok_cache *cache, const char *text, size_t n_bytes,
-                            unsigned flags, tok_ids *out, bt_error *err) {
+                            unsigned flags, size_t max_ids, tok_ids *out, bt_error *err) {
     if (n_bytes > TOK_MAX_TEXT_BYTES) {
         return bt_fail(err, BT_BAD_REQUEST, "the text has %zu bytes, limit %d", n_bytes, (int)TOK_MAX_TEXT_BYTES);
     }
@@ -239,8 +246,11 @@ bt_status tok_encode_cached(const tok_tokenizer *tokenizer, tok_cache *cache, co
     utf8_put_lossy(&valid, (const uint8_t *)text, n_bytes);
     utf8_put_slack(&valid);
     size_t n_before = out->n_ids;
-    encode_run run = {
-        .tokenizer = tokenizer, .cache = cache, .split = ptk_scratch_open(tokenizer->splitter), .out = out};
+    encode_run run = {.tokenizer = tokenizer,
+                      .cache = cache,
+                      .split = ptk_scratch_open(tokenizer->splitter),
+                      .max_ids = max_ids,
+                      .out = out};
     if ((flags & TOK_ADD_BOS) && tokenizer->adds_bos) tok_ids_put(out, tokenizer->bos_id);
     bt_status status = BT_OK;
     if (flags & TOK_PLAIN) {

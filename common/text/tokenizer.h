@@ -34,9 +34,11 @@ bt_status tok_encode(const tok_tokenizer *tokenizer, const char *text, size_t n_
                      bt_error *err);
 void tok_ids_fini(tok_ids *ids);
 
-/* The same ids, with what `cache` knows of the text not encoded again, and kept there; NULL: none. */
+/* The same ids, with what `cache` knows of the text not encoded again, and kept there; NULL: none. BT_NO_CAPACITY: *out
+ * would have more than max_ids; the rest of the text was not encoded, and *out is as it was. */
+enum { TOK_ANY_IDS = BPE_ANY_IDS };
 bt_status tok_encode_cached(const tok_tokenizer *tokenizer, tok_cache *cache, const char *text, size_t n_bytes,
-                            unsigned flags, tok_ids *out, bt_error *err);
+                            unsigned flags, size_t max_ids, tok_ids *out, bt_error *err);
 
 /* One past the highest id that has text. The model's logits may be wider; ids beyond have no text. */
 uint32_t tok_vocab_size(const tok_tokenizer *tokenizer);

@@ -180,6 +180,35 @@ static void test_hopeless_text(void) {
     free(body);
 }
 
+/* Encoding stops when a prompt's length is known to be too much, and not before. */
+static void test_long_text(void) {
+    static const char *const units[] = {"x y", "abcdefghijklmnopqrstuvwxyz", "</think>", "12 ", "\xe4\xbd\xa0"};
+    for (size_t i = 0; i < sizeof units / sizeof *units; i++) {
+        bt_buf body = {0};
+        gw_tokens whole = {0}, again = {0};
+        gw_error error = {0};
+        bt_buf_puts(&body, "{\"max_tokens\":0,\"prompt\":\"");
+        for (int n = 0; n < 400; n++) bt_buf_puts(&body, units[i]);
+        bt_buf_puts(&body, "\"}");
+        CHECK(build(GW_COMPLETION, bt_buf_text(&body), UINT32_MAX, &whole, &error) == BT_OK, "%s", error.message);
+        uint32_t n_ids = (uint32_t)whole.ids.n_ids;
+        bt_status status = build(GW_COMPLETION, bt_buf_text(&body), n_ids, &again, &error);
+        CHECK(status == BT_OK && again.ids.n_ids == n_ids &&
+                  memcmp(again.ids.ids, whole.ids.ids, n_ids * sizeof *whole.ids.ids) == 0,
+              "%s: as many as may be: %s", units[i], error.message);
+        check_length(bt_buf_text(&body), n_ids - 1, "input_tokens", 0, "one more");
+        char least[32];
+        snprintf(least, sizeof least, "at least %u tokens", n_ids / 2 + 1);
+        status = build(GW_COMPLETION, bt_buf_text(&body), n_ids / 2, &again, &error);
+        CHECK(status == BT_BAD_REQUEST && strcmp(error.param, "input_tokens") == 0 &&
+                  strstr(error.message, least) != NULL && strstr(error.message, "maximum context length is") != NULL,
+              "%s: far more: %s", units[i], error.message);
+        gw_tokens_fini(&whole);
+        gw_tokens_fini(&again);
+        bt_buf_fini(&body);
+    }
+}
+
 static void test_lengths(void) {
     check_length("{\"prompt\":[1,2,3,4]}", 4, "input_tokens", 0, "no room for one token");
     check_length("{\"prompt\":[1,2,3,4,5]}", 4, "input_tokens", 0, "too long by itself");
@@ -554,6 +583,7 @@ int main(void) {
     test_tools_that_the_template_does_not_show();
     test_lengths();
     test_hopeless_text();
+    test_long_text();
     test_streams();
     test_tool_calls();
     test_end_token();

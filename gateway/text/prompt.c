@@ -39,28 +39,38 @@ static bt_status cut_after_last_message(const gw_request *request, bt_buf *text,
     return BT_OK;
 }
 
-/* Megabytes that cannot fit are refused before they keep the loop busy. */
-static bt_status check_bytes(const gw_model *model, const gw_request *request, size_t n_bytes, uint32_t max_model_len,
-                             gw_error *error) {
-    size_t n_least = n_bytes / model->longest_token_bytes;
-    if (request->truncate_prompt_tokens >= 0 || n_least <= max_model_len) return BT_OK;
+/* What building a prompt carries through. All borrowed. */
+typedef struct {
+    const gw_model *model;
+    tok_cache *cache; /* may be NULL */
+    const gw_request *request;
+    uint32_t max_model_len;
+    size_t max_ids; /* of text: encoding stops when there are more; TOK_ANY_IDS: never */
+    gw_tokens *out;
+    gw_error *error;
+} prompt_build;
+
+static bt_status fail_too_long(const prompt_build *build, size_t n_least) {
     return gw_fail(
-        error, 400, "input_tokens",
+        build->error, 400, "input_tokens",
         "This model's maximum context length is %u tokens. However, you requested at least %zu tokens in the "
         "messages. Please reduce the length of the messages or completion.",
-        max_model_len, n_least);
+        build->max_model_len, n_least);
 }
 
-static bt_status encode(const gw_model *model, tok_cache *cache, const gw_request *request, const char *text,
-                        size_t n_bytes, uint32_t max_model_len, gw_tokens *out, gw_error *error) {
-    bt_status status = check_bytes(model, request, n_bytes, max_model_len, error);
-    if (status != BT_OK) return status;
+/* Megabytes that cannot fit are refused before they keep the loop busy: at once, or when enough has been seen. */
+static bt_status encode(const prompt_build *build, const char *text, size_t n_bytes) {
+    const gw_request *request = build->request;
+    size_t n_least = n_bytes / build->model->longest_token_bytes;
+    if (request->truncate_prompt_tokens < 0 && n_least > build->max_model_len) return fail_too_long(build, n_least);
     bt_error err = {0};
     unsigned flags = request->add_special_tokens ? TOK_ADD_BOS : 0;
-    const char *param = request->endpoint == GW_CHAT ? "messages" : "prompt";
-    if (tok_encode_cached(model->tokenizer, cache, text, n_bytes, flags, &out->ids, &err) != BT_OK)
-        return gw_fail(error, 400, param, "The prompt could not be tokenised: %s.", err.text);
-    return BT_OK;
+    bt_status status = tok_encode_cached(build->model->tokenizer, build->cache, text, n_bytes, flags, build->max_ids,
+                                         &build->out->ids, &err);
+    if (status == BT_NO_CAPACITY) return fail_too_long(build, build->max_ids + 1);
+    if (status == BT_OK) return BT_OK;
+    return gw_fail(build->error, 400, request->endpoint == GW_CHAT ? "messages" : "prompt",
+                   "The prompt could not be tokenised: %s.", err.text);
 }
 
 static bool ends_with(const bt_buf *text, size_t n_bytes, const char *end) {
@@ -77,8 +87,10 @@ static void put_opening(const gw_request *request, bt_buf *text) {
     bt_buf_puts(text, request->call_opening);
 }
 
-static bt_status build_chat(const gw_model *model, tok_cache *cache, const gw_request *request, uint32_t max_model_len,
-                            gw_tokens *out, gw_error *error) {
+static bt_status build_chat(const prompt_build *build) {
+    const gw_model *model = build->model;
+    const gw_request *request = build->request;
+    gw_error *error = build->error;
     if (model->chat_template == NULL)
         return gw_fail(error, 400, "messages", "This model has no chat template: use /v1/completions.");
     add_token_texts(model, request->variables);
@@ -92,21 +104,19 @@ static bt_status build_chat(const gw_model *model, tok_cache *cache, const gw_re
     } else {
         if (request->continue_final_message) status = cut_after_last_message(request, &text, error);
         put_opening(request, &text);
-        if (status == BT_OK)
-            status = encode(model, cache, request, (const char *)text.bytes, text.n_bytes, max_model_len, out, error);
+        if (status == BT_OK) status = encode(build, (const char *)text.bytes, text.n_bytes);
     }
     bt_buf_fini(&text);
     return status;
 }
 
-static bt_status build_completion(const gw_model *model, tok_cache *cache, const gw_request *request, uint32_t index,
-                                  uint32_t max_model_len, gw_tokens *out, gw_error *error) {
-    const gw_prompt *prompt = &request->prompts[index];
-    if (prompt->text != NULL)
-        return encode(model, cache, request, prompt->text, prompt->n_bytes, max_model_len, out, error);
-    out->ids.ids = bt_realloc(NULL, prompt->n_ids, sizeof *out->ids.ids);
-    memcpy(out->ids.ids, prompt->ids, prompt->n_ids * sizeof *out->ids.ids);
-    out->ids.n_ids = out->ids.cap_ids = prompt->n_ids;
+static bt_status build_completion(const prompt_build *build, uint32_t index) {
+    const gw_prompt *prompt = &build->request->prompts[index];
+    if (prompt->text != NULL) return encode(build, prompt->text, prompt->n_bytes);
+    tok_ids *ids = &build->out->ids;
+    ids->ids = bt_realloc(NULL, prompt->n_ids, sizeof *ids->ids);
+    memcpy(ids->ids, prompt->ids, prompt->n_ids * sizeof *ids->ids);
+    ids->n_ids = ids->cap_ids = prompt->n_ids;
     return BT_OK;
 }
 
@@ -136,16 +146,15 @@ static void truncate_prompt(const gw_request *request, gw_tokens *out) {
     out->ids.n_ids = (size_t)keep;
 }
 
-static bt_status build(const gw_model *model, tok_cache *cache, const gw_request *request, uint32_t index,
-                       uint32_t max_model_len, gw_tokens *out, gw_error *error) {
-    return request->endpoint == GW_CHAT ? build_chat(model, cache, request, max_model_len, out, error)
-                                        : build_completion(model, cache, request, index, max_model_len, out, error);
+static bt_status build_prompt(const prompt_build *build, uint32_t index) {
+    return build->request->endpoint == GW_CHAT ? build_chat(build) : build_completion(build, index);
 }
 
 bt_status gw_prompt_encode(const gw_model *model, const gw_request *request, uint32_t max_model_len, tok_ids *out,
                            gw_error *error) {
     gw_tokens tokens = {0};
-    bt_status status = build(model, NULL, request, 0, max_model_len, &tokens, error);
+    prompt_build build = {model, NULL, request, max_model_len, TOK_ANY_IDS, &tokens, error};
+    bt_status status = build_prompt(&build, 0);
     if (status == BT_OK) *out = tokens.ids;
     if (status != BT_OK) gw_tokens_fini(&tokens);
     return status;
@@ -154,7 +163,9 @@ bt_status gw_prompt_encode(const gw_model *model, const gw_request *request, uin
 bt_status gw_prompt_build(const gw_model *model, tok_cache *cache, const gw_request *request, uint32_t index,
                           uint32_t max_model_len, gw_tokens *out, gw_error *error) {
     gw_tokens tokens = {0};
-    bt_status status = build(model, cache, request, index, max_model_len, &tokens, error);
+    bool is_cut = request->truncate_prompt_tokens >= 0; /* whose last tokens are wanted needs all */
+    prompt_build build = {model, cache, request, max_model_len, is_cut ? TOK_ANY_IDS : max_model_len, &tokens, error};
+    bt_status status = build_prompt(&build, index);
     if (status == BT_OK) truncate_prompt(request, &tokens);
     if (status == BT_OK) status = check_length(request, max_model_len, &tokens, error);
     if (status != BT_OK) {

@@ -12,7 +12,8 @@ typedef struct {
 } gw_tokens;
 
 /* Prompt number `index` (0 for chat). `cache`: of the model's tokenizer; NULL: none. `max_model_len`: the model's or
- * less. BT_BAD_REQUEST: *error says why: the template refused, or the prompt does not fit (param input_tokens). */
+ * less; text is encoded until it has more tokens. BT_BAD_REQUEST: *error says why: the template refused, or the prompt
+ * does not fit (param input_tokens). */
 bt_status gw_prompt_build(const gw_model *model, tok_cache *cache, const gw_request *request, uint32_t index,
                           uint32_t max_model_len, gw_tokens *out, gw_error *error);
 
