@@ -168,9 +168,9 @@ static void close_choice(gw_choice *choice, gw_outcome outcome, bool is_alive_in
     choice->is_open = false;
     gw_answer *answer = choice->answer;
     answer->n_open--;
-    gw_admission_leave(&answer->loop->admission, &choice->ticket);
     if (choice->serial == 0) return; /* never admitted */
     int64_t now_ns = bt_now_ns();
+    gw_admission_leave(&answer->loop->admission, &choice->ticket, now_ns);
     const gw_info *info = gw_core_info(answer->loop->core, choice->serial);
     gw_ended ended = {.outcome = outcome,
                       .reason = choice->refusal,

@@ -252,5 +252,6 @@ void gw_loop_close(gw_loop *loop) {
     gw_core_close(loop->core);
     gw_http_close(loop->http);
     gw_access_close(loop->access);
+    gw_admission_fini(&loop->admission);
     free(loop);
 }

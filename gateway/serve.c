@@ -286,7 +286,7 @@ static bt_status submit_choice(gw_loop *loop, const gw_request *request, const g
     if (status == BT_AGAIN) return fail_busy(error, "queue_full", err.text);
     if (status != BT_OK) return gw_fail(error, 400, "", "%s", err.text);
     gw_telemetry_admitted(loop->server->telemetry, choice->n_prompt);
-    gw_admission_enter(&loop->admission, &choice->ticket, choice->n_prompt, bt_now_ns());
+    gw_admission_enter(&loop->admission, &choice->ticket, routing->priority, choice->n_prompt, bt_now_ns());
     return BT_OK;
 }
 
@@ -317,12 +317,12 @@ static bt_status submit_all(gw_loop *loop, const gw_request *request, const gw_r
 }
 
 /* Better a 503 now than a token too late: nobody waits in vain, and those who wait are in time. */
-static bt_status check_wait(const gw_answer *answer, gw_error *error) {
+static bt_status check_wait(const gw_answer *answer, int64_t priority, gw_error *error) {
     int64_t limit_ns = ttft_limit_ns(&answer->call);
     if (limit_ns == 0) return BT_OK;
     uint64_t n_tokens = 0;
     for (uint32_t i = 0; i < answer->n_choices; i++) n_tokens += answer->choices[i].n_prompt;
-    int64_t wait_ns = gw_admission_predict_ns(&answer->loop->admission, n_tokens);
+    int64_t wait_ns = gw_admission_predict_ns(&answer->loop->admission, priority, n_tokens);
     if (wait_ns == 0) return BT_OK;
     wait_ns += bt_now_ns() - answer->arrival_ns;
     if (wait_ns <= limit_ns) return BT_OK;
@@ -354,7 +354,7 @@ static bt_status admit(const gw_call *call, const gw_request *request, gw_error 
     status = check_limits(call, model_name, answer, error);
     for (uint32_t i = 0; i < answer->n_choices && status == BT_OK; i++)
         status = prepare_choice(loop, request, &answer->choices[i], error);
-    if (status == BT_OK) status = check_wait(answer, error);
+    if (status == BT_OK) status = check_wait(answer, routing.priority, error);
     if (status != BT_OK) {
         gw_answer_free(answer);
         return status;

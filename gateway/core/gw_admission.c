@@ -1,11 +1,47 @@
 #include "gateway/core/gw_admission.h"
 
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/core/alloc.h"
 #include "common/core/clock.h"
 
 #define FORGET (1.0 / 32) /* with each sample */
 #define LATE   (1.0 / 64) /* of what comes, about, is later than was predicted */
 #define STEP   (1.0 / 16) /* of the margin */
 #define MAX_S  86400.0
+
+void gw_admission_fini(gw_admission *admission) {
+    free(admission->waiting);
+    *admission = (gw_admission){0};
+}
+
+/* How many priorities are before it. */
+static uint32_t place_of(const gw_admission *admission, int64_t priority) {
+    uint32_t at = 0; /* they are few */
+    while (at < admission->n_waiting && admission->waiting[at].priority < priority) at++;
+    return at;
+}
+
+static gw_waiting *add_priority(gw_admission *admission, int64_t priority) {
+    uint32_t at = place_of(admission, priority);
+    if (at < admission->n_waiting && admission->waiting[at].priority == priority) return &admission->waiting[at];
+    if (admission->n_waiting == admission->cap_waiting) {
+        admission->cap_waiting = admission->cap_waiting * 2 + 4;
+        admission->waiting = bt_realloc(admission->waiting, admission->cap_waiting, sizeof(gw_waiting));
+    }
+    gw_waiting *waiting = &admission->waiting[at];
+    memmove(waiting + 1, waiting, (admission->n_waiting++ - at) * sizeof *waiting);
+    *waiting = (gw_waiting){.priority = priority};
+    return waiting;
+}
+
+static uint64_t count_ahead(const gw_admission *admission, int64_t priority) {
+    uint64_t n_tokens = 0;
+    for (uint32_t i = 0; i < admission->n_waiting && admission->waiting[i].priority <= priority; i++)
+        n_tokens += admission->waiting[i].n_tokens;
+    return n_tokens;
+}
 
 static double model_s(const gw_admission *admission, uint64_t n_ahead) {
     if (admission->tokens == 0) return 0;
@@ -17,37 +53,62 @@ static double with_margin(const gw_admission *admission, double wait_s) {
     return wait_s + (admission->margin_s < wait_s ? admission->margin_s : wait_s);
 }
 
-int64_t gw_admission_predict_ns(const gw_admission *admission, uint64_t n_tokens) {
-    if (admission->n_waiting == 0) return 0;
-    double wait_s = model_s(admission, admission->n_waiting_tokens + n_tokens);
-    return (int64_t)(with_margin(admission, wait_s) * BT_NS_PER_S);
+int64_t gw_admission_predict_ns(const gw_admission *admission, int64_t priority, uint64_t n_tokens) {
+    uint64_t n_ahead = count_ahead(admission, priority);
+    if (n_ahead == 0) return 0;
+    return (int64_t)(with_margin(admission, model_s(admission, n_ahead + n_tokens)) * BT_NS_PER_S);
 }
 
-void gw_admission_enter(gw_admission *admission, gw_ticket *ticket, uint32_t n_tokens, int64_t now_ns) {
-    admission->n_waiting++;
-    admission->n_waiting_tokens += n_tokens;
-    uint64_t n_ahead = admission->n_waiting_tokens;
-    *ticket = (gw_ticket){true, n_tokens, n_ahead, now_ns, model_s(admission, n_ahead)};
+void gw_admission_enter(gw_admission *admission, gw_ticket *ticket, int64_t priority, uint32_t n_tokens,
+                        int64_t now_ns) {
+    bool is_alone = admission->n_waiting == 0;
+    gw_waiting *waiting = add_priority(admission, priority);
+    waiting->n_prompts++;
+    waiting->n_tokens += n_tokens;
+    uint64_t n_ahead = count_ahead(admission, priority);
+    *ticket = (gw_ticket){true, is_alone, n_tokens, priority, n_ahead, now_ns, model_s(admission, n_ahead)};
+}
+
+/* false: it did not wait. */
+static bool leave(gw_admission *admission, gw_ticket *ticket) {
+    if (!ticket->is_waiting) return false;
+    ticket->is_waiting = false;
+    gw_waiting *waiting = &admission->waiting[place_of(admission, ticket->priority)];
+    waiting->n_tokens -= ticket->n_tokens;
+    if (--waiting->n_prompts > 0) return true;
+    const gw_waiting *end = &admission->waiting[admission->n_waiting--];
+    memmove(waiting, waiting + 1, (size_t)(end - waiting - 1) * sizeof *waiting);
+    return true;
+}
+
+static double time_s(const gw_ticket *ticket, int64_t now_ns) { return (double)(now_ns - ticket->at_ns) / BT_NS_PER_S; }
+
+static bool is_late(const gw_admission *admission, const gw_ticket *ticket, int64_t now_ns) {
+    return time_s(ticket, now_ns) > with_margin(admission, ticket->model_s);
+}
+
+static void learn(gw_admission *admission, const gw_ticket *ticket, int64_t now_ns) {
+    if (!is_late(admission, ticket, now_ns)) {
+        admission->margin_s -= ticket->model_s * STEP * LATE;
+        if (admission->margin_s < 0) admission->margin_s = 0;
+    } else if (admission->margin_s < ticket->model_s) {
+        admission->margin_s += ticket->model_s * STEP;
+    }
+    admission->tokens += (double)ticket->n_ahead - admission->tokens * FORGET;
+    admission->seconds += (time_s(ticket, now_ns) - admission->floor_s) - admission->seconds * FORGET;
 }
 
 void gw_admission_first_token(gw_admission *admission, gw_ticket *ticket, int64_t now_ns) {
-    if (!ticket->is_waiting) return;
-    gw_admission_leave(admission, ticket);
-    double time_s = (double)(now_ns - ticket->at_ns) / BT_NS_PER_S;
-    bool is_late = time_s > with_margin(admission, ticket->model_s);
-    admission->margin_s += ticket->model_s * (is_late ? STEP : -STEP * LATE);
-    if (admission->margin_s < 0) admission->margin_s = 0;
-    if (admission->floor_s == 0 || time_s < admission->floor_s)
-        admission->floor_s = time_s;
-    else if (ticket->n_ahead == ticket->n_tokens)
-        admission->floor_s += (time_s - admission->floor_s) * FORGET;
-    admission->tokens += (double)ticket->n_ahead - admission->tokens * FORGET;
-    admission->seconds += (time_s - admission->floor_s) - admission->seconds * FORGET;
+    if (!leave(admission, ticket)) return;
+    double took_s = time_s(ticket, now_ns);
+    if (admission->floor_s == 0 || took_s < admission->floor_s)
+        admission->floor_s = took_s;
+    else if (ticket->is_alone)
+        admission->floor_s += (took_s - admission->floor_s) * FORGET;
+    learn(admission, ticket, now_ns);
 }
 
-void gw_admission_leave(gw_admission *admission, gw_ticket *ticket) {
-    if (!ticket->is_waiting) return;
-    ticket->is_waiting = false;
-    admission->n_waiting--;
-    admission->n_waiting_tokens -= ticket->n_tokens;
+void gw_admission_leave(gw_admission *admission, gw_ticket *ticket, int64_t now_ns) {
+    if (leave(admission, ticket) && admission->tokens > 0 && is_late(admission, ticket, now_ns))
+        learn(admission, ticket, now_ns);
 }

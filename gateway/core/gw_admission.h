@@ -7,6 +7,11 @@
  *
  *     floor + ahead / speed
  *
+ * Those of a higher number of priority go behind it, in the gateway's queue as in a worker's, and are not ahead. Others
+ * will come that overtake it; they are not counted, but they are in the time of those whom they overtook, so in the
+ * speed and in the margin: requests of low priority are promised what such requests had, those of high priority
+ * somewhat more time than they need.
+ *
  * floor is what an idle cluster needs: the shortest such time; those of requests that found nothing waiting may raise
  * it. Each first token teaches: its time above the floor and the tokens that were ahead of it go into sums that forget
  * (a sample is worth 1/32 of them), and their ratio is the speed. While nothing waits times are near the floor and the
@@ -14,9 +19,10 @@
  *
  * That is the mean; a promise needs more. The prediction adds a margin, which grows by 1/16 of the model's time with
  * each first token that came later than was predicted, and shrinks by 1/64 of that with each other one: where it rests,
- * 1 of 65 is late. It at most doubles the model's time.
+ * 1 of 65 is late. It at most doubles the model's time. Who has left without a first token, later than predicted,
+ * teaches as if it had come then: the low priorities that starve must not be forgotten.
  *
- * A wrong model does not shut the door: when nothing waits, everything is admitted, whatever was predicted, and what
+ * A wrong model does not shut the door: when nothing is ahead, everything is admitted, whatever was predicted, and what
  * is admitted teaches. */
 #ifndef BATON_GATEWAY_CORE_GW_ADMISSION_H
 #define BATON_GATEWAY_CORE_GW_ADMISSION_H
@@ -24,29 +30,40 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+/* Prompts of one priority that entered and have no first token. */
+typedef struct {
+    int64_t priority;
+    uint64_t n_tokens;
+    uint32_t n_prompts; /* > 0 */
+} gw_waiting;
+
 /* Starts empty: {0}. */
 typedef struct {
-    uint64_t n_waiting_tokens; /* of prompts that entered and have no first token */
-    uint32_t n_waiting;        /* such prompts */
-    double floor_s;            /* 0: nothing was measured yet */
-    double tokens, seconds;    /* the sums: tokens ahead, time above the floor */
+    gw_waiting *waiting; /* [n_waiting] owned, by priority */
+    uint32_t n_waiting, cap_waiting;
+    double floor_s;         /* 0: nothing was measured yet */
+    double tokens, seconds; /* the sums: tokens ahead, time above the floor */
     double margin_s;
 } gw_admission;
 
 /* A prompt on its way, kept by its owner from enter to first_token or leave. Starts empty: {0}. */
 typedef struct {
-    bool is_waiting;
+    bool is_waiting, is_alone; /* alone: nothing waited when it entered */
     uint32_t n_tokens;
+    int64_t priority; /* lower goes first */
     uint64_t n_ahead;
     int64_t at_ns;
     double model_s; /* without the margin */
 } gw_ticket;
 
-/* How long a prompt of so many tokens would wait for its first token; 0: not known, or nothing is ahead of it. */
-int64_t gw_admission_predict_ns(const gw_admission *admission, uint64_t n_tokens);
+void gw_admission_fini(gw_admission *admission);
 
-void gw_admission_enter(gw_admission *admission, gw_ticket *ticket, uint32_t n_tokens, int64_t now_ns);
+/* How long a prompt of so many tokens would wait for its first token; 0: not known, or nothing is ahead of it. */
+int64_t gw_admission_predict_ns(const gw_admission *admission, int64_t priority, uint64_t n_tokens);
+
+void gw_admission_enter(gw_admission *admission, gw_ticket *ticket, int64_t priority, uint32_t n_tokens,
+                        int64_t now_ns);
 void gw_admission_first_token(gw_admission *admission, gw_ticket *ticket, int64_t now_ns);
-void gw_admission_leave(gw_admission *admission, gw_ticket *ticket); /* it ended, with its first token or without */
+void gw_admission_leave(gw_admission *admission, gw_ticket *ticket, int64_t now_ns); /* it ended, however */
 
 #endif
