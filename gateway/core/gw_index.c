@@ -279,6 +279,10 @@ static void prefetch(const gw_index *index, const wire_block_name *names, uint32
     __builtin_prefetch(&index->entries[first].next);
 }
 
+void gw_index_ahead(const gw_index *index, const wire_block_name *names, uint32_t n_names, uint32_t at) {
+    for (uint32_t i = at == 0 ? 0 : at + 2 * AHEAD; i <= at + 2 * AHEAD; i++) prefetch(index, names, n_names, i);
+}
+
 /* A walk over a prompt's names. Where the entry of one lies is guessed from the one before; they mostly lie side by
  * side too, so that memory is read as it comes. After a wrong guess names are looked up by hash for a while. */
 typedef struct {

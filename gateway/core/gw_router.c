@@ -166,8 +166,12 @@ bool gw_router_blocks(gw_router *router, uint64_t incarnation, const wire_blocks
     gw_index *index = router->index;
     uint32_t column = worker->column;
     bool has_room = true;
-    for (uint32_t i = 0; i < blocks->n_gone; i++) gw_index_remove(index, column, &blocks->gone[i]);
+    for (uint32_t i = 0; i < blocks->n_gone; i++) {
+        gw_index_ahead(index, blocks->gone, blocks->n_gone, i);
+        gw_index_remove(index, column, &blocks->gone[i]);
+    }
     for (uint32_t i = 0; i < blocks->n_come && has_room; i++) {
+        gw_index_ahead(index, blocks->come, blocks->n_come, i);
         has_room = gw_index_n_blocks(index, column) < worker->load.kv_blocks_total ||
                    gw_index_has(index, column, &blocks->come[i]);
         if (has_room) gw_index_put(index, column, &blocks->come[i]);
