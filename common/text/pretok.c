@@ -293,6 +293,10 @@ size_t ptk_chunk(const ptk_splitter *splitter, const uint8_t *text, size_t n_byt
     return splitter->is_v3 ? ptk_v3_chunk(text, n_bytes) : 0;
 }
 
+bool ptk_may_cut(const ptk_splitter *splitter, const uint8_t *text, size_t n_bytes, size_t at) {
+    return at == n_bytes || (splitter->is_v3 && at > 0 && at + 1 < n_bytes && ptk_v3_is_seam(text + at));
+}
+
 void ptk_use_regex_only(ptk_splitter *splitter) { splitter->is_v3 = false; }
 
 ptk_scratch *ptk_scratch_open(const ptk_splitter *splitter) {

@@ -36,6 +36,9 @@ bt_status ptk_split(const ptk_splitter *splitter, ptk_scratch *scratch, const ui
  * that the text itself says, so that what two texts share has mostly the same ones. 0: this splitter knows none. */
 size_t ptk_chunk(const ptk_splitter *splitter, const uint8_t *text, size_t n_bytes);
 
+/* Would the text be split alike at `at` without what follows? What ptk_chunk() returns is such a place. */
+bool ptk_may_cut(const ptk_splitter *splitter, const uint8_t *text, size_t n_bytes, size_t at);
+
 /* Turns the hand-written scanner off, so that tests can compare it with the regular expressions. Right after open. */
 void ptk_use_regex_only(ptk_splitter *splitter);
 
@@ -58,5 +61,6 @@ static inline void ptk_batch_put(ptk_batch *batch, const uint8_t *piece, size_t 
  */
 void ptk_v3_split(const uint8_t *text, size_t n_bytes, ptk_batch *batch);
 size_t ptk_v3_chunk(const uint8_t *text, size_t n_bytes);
+bool ptk_v3_is_seam(const uint8_t *space); /* the bytes before and behind may be read */
 
 #endif

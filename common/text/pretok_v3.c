@@ -157,7 +157,7 @@ enum { CHUNK_MIN = 768, CHUNK_MAX = 4096, CHUNK_MEAN_BITS = 6 };
 /* Between a letter and a space with a letter behind it one piece ends and the next begins, whatever is around: no
  * alternative goes on from a letter to a space, none begins with more than one space and a word, and all three
  * characters are of one segment. */
-static bool is_seam(const uint8_t *space) {
+bool ptk_v3_is_seam(const uint8_t *space) {
     return *space == ' ' && is_ascii_letter(space[-1]) && is_ascii_letter(space[1]);
 }
 
@@ -178,7 +178,7 @@ size_t ptk_v3_chunk(const uint8_t *text, size_t n_bytes) {
         for (uint64_t spaces = (word - ones) & ~word & tops; spaces != 0; spaces &= spaces - 1) {
             size_t at = first + (unsigned)__builtin_ctzll(spaces) / 8;
             if (at + 1 >= n_bytes) return n_bytes;
-            if ((at >= CHUNK_MAX || is_chosen(text + at)) && is_seam(text + at)) return at;
+            if ((at >= CHUNK_MAX || is_chosen(text + at)) && ptk_v3_is_seam(text + at)) return at;
         }
     }
     return n_bytes;

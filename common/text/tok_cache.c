@@ -12,6 +12,7 @@ struct chunk {
     chunk *next;          /* in its chain */
     chunk *newer, *older; /* used after it, before it */
     uint64_t hash;
+    uint64_t after; /* hash of the one that came behind it the last time; 0: none */
     uint32_t n_bytes, n_ids;
     uint32_t ids[]; /* [n_ids], and behind them the text */
 };
@@ -19,6 +20,7 @@ struct chunk {
 struct tok_cache {
     chunk **chains; /* [mask + 1] owned */
     chunk *newest, *oldest;
+    chunk *last, *expected; /* got or put last, and what came behind it the last time; NULL: gone, or none */
     uint64_t seed;
     size_t mask, n_bytes, max_bytes;
 };
@@ -71,6 +73,8 @@ static void drop_oldest(tok_cache *cache) {
     *link = one->next;
     unlist(cache, one);
     cache->n_bytes -= bytes_of(one->n_bytes, one->n_ids);
+    if (cache->last == one) cache->last = NULL;
+    if (cache->expected == one) cache->expected = NULL;
     free(one);
 }
 
@@ -84,14 +88,39 @@ static chunk *find(const tok_cache *cache, uint64_t hash, const uint8_t *text, s
     return NULL;
 }
 
+/* A guess: of those with the hash, whose text is to be compared. */
+static chunk *find_hash(const tok_cache *cache, uint64_t hash) {
+    chunk *one = cache->chains[hash & cache->mask];
+    while (one != NULL && one->hash != hash) one = one->next;
+    return one;
+}
+
+static void set_last(tok_cache *cache, chunk *one) {
+    if (cache->last != NULL) cache->last->after = one->hash;
+    cache->last = one;
+    cache->expected = one->after != 0 ? find_hash(cache, one->after) : NULL;
+}
+
+static void use(tok_cache *cache, chunk *one, tok_ids *out) {
+    tok_ids_append(out, one->ids, one->n_ids);
+    set_last(cache, one);
+    if (one == cache->newest) return;
+    unlist(cache, one);
+    list_newest(cache, one);
+}
+
 bool tok_cache_get(tok_cache *cache, const uint8_t *text, size_t n_bytes, tok_ids *out) {
     chunk *one = find(cache, XXH3_64bits_withSeed(text, n_bytes, cache->seed), text, n_bytes);
-    if (one == NULL) return false;
-    tok_ids_append(out, one->ids, one->n_ids);
-    if (one != cache->newest) {
-        unlist(cache, one);
-        list_newest(cache, one);
-    }
+    if (one != NULL) use(cache, one, out);
+    return one != NULL;
+}
+
+size_t tok_cache_expected(const tok_cache *cache) { return cache->expected != NULL ? cache->expected->n_bytes : 0; }
+
+bool tok_cache_get_expected(tok_cache *cache, const uint8_t *text, tok_ids *out) {
+    chunk *one = cache->expected;
+    if (one == NULL || memcmp(text_of(one), text, one->n_bytes) != 0) return false;
+    use(cache, one, out);
     return true;
 }
 
@@ -111,6 +140,7 @@ void tok_cache_put(tok_cache *cache, const uint8_t *text, size_t n_bytes, const 
     cache->chains[hash & cache->mask] = one;
     list_newest(cache, one);
     cache->n_bytes += n_needed;
+    set_last(cache, one);
 }
 
 size_t tok_cache_n_bytes(const tok_cache *cache) { return cache->n_bytes; }

@@ -22,6 +22,13 @@ void tok_cache_close(tok_cache *cache); /* NULL is accepted */
 /* Appends a chunk's ids, as they were put. false: they are not known. */
 bool tok_cache_get(tok_cache *cache, const uint8_t *text, size_t n_bytes, tok_ids *out);
 
+/* Text goes on as it did: how many bytes the chunk has that came the last time behind the one that was got or put last.
+ * 0: that is not known. */
+size_t tok_cache_expected(const tok_cache *cache);
+
+/* tok_cache_get() of that chunk, if `text`, which has so many bytes at least, begins with it: nothing is hashed. */
+bool tok_cache_get_expected(tok_cache *cache, const uint8_t *text, tok_ids *out);
+
 /* Copies both; not if there is no room for it, nor if it is there already. */
 void tok_cache_put(tok_cache *cache, const uint8_t *text, size_t n_bytes, const uint32_t *ids, size_t n_ids);
 

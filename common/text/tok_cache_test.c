@@ -88,6 +88,27 @@ static void test_known_text_has_the_same_ids(const tok_tokenizer *tokenizer) {
     tok_cache_close(small);
 }
 
+static void put_letter(tok_cache *cache, char letter) { /* a chunk "a" of id 'a' */
+    tok_cache_put(cache, (uint8_t *)&letter, 1, &(uint32_t){(uint32_t)letter}, 1);
+}
+
+static void test_text_is_expected_to_go_on_as_it_did(void) {
+    tok_cache *cache = tok_cache_open(1 << 16, 1);
+    tok_ids out = {0};
+    CHECK(tok_cache_expected(cache) == 0 && !tok_cache_get_expected(cache, (uint8_t *)"a", &out), "nothing yet");
+    for (const char *letter = "abcax"; *letter != 0; letter++)
+        if (!tok_cache_get(cache, (uint8_t *)letter, 1, &out)) put_letter(cache, *letter);
+    out.n_ids = 0;
+    CHECK(tok_cache_expected(cache) == 0, "x came last, and nothing ever behind it");
+    CHECK(tok_cache_get(cache, (uint8_t *)"b", 1, &out) && tok_cache_expected(cache) == 1, "c came behind b");
+    CHECK(!tok_cache_get_expected(cache, (uint8_t *)"a", &out) && out.n_ids == 1, "it is compared");
+    CHECK(tok_cache_get_expected(cache, (uint8_t *)"c", &out) && out.ids[1] == 'c', "it is found");
+    CHECK(tok_cache_get_expected(cache, (uint8_t *)"a", &out) && out.ids[2] == 'a', "and so on");
+    CHECK(tok_cache_get_expected(cache, (uint8_t *)"x", &out) && out.n_ids == 4, "what came the last time, not first");
+    tok_ids_fini(&out);
+    tok_cache_close(cache);
+}
+
 static void test_what_was_not_used_for_longest_goes_first(void) {
     enum { N = 100, N_IDS = 50 };
     tok_cache *cache = tok_cache_open(N * 200, 1); /* room for fewer than N chunks */
@@ -122,6 +143,7 @@ int main(void) {
     CHECK(tok_open("deploy/models/nano-r1", &tokenizer, &err) == BT_OK, "%s", err.text);
     if (tokenizer != NULL) test_known_text_has_the_same_ids(tokenizer);
     tok_close(tokenizer);
+    test_text_is_expected_to_go_on_as_it_did();
     test_what_was_not_used_for_longest_goes_first();
     TEST_END();
 }

@@ -206,11 +206,20 @@ static bt_status check_ids(const encode_run *run, bt_error *err) {
     return bt_fail(err, BT_NO_CAPACITY, "the text has more than %zu tokens", run->max_ids);
 }
 
+/* Text that goes on as it did before: that is compared, and what follows need not be searched for a place to cut. */
+static size_t encode_expected(encode_run *run, const uint8_t *text, size_t n_bytes) {
+    size_t n = tok_cache_expected(run->cache);
+    bool may_cut = n > 0 && n <= n_bytes && ptk_may_cut(run->tokenizer->splitter, text, n_bytes, n);
+    return may_cut && tok_cache_get_expected(run->cache, text, run->out) ? n : 0;
+}
+
 /* By chunks, each as the cache knows it or as it is encoded now. */
 static bt_status encode_text(encode_run *run, const uint8_t *text, size_t n_bytes, bt_error *err) {
     const ptk_splitter *splitter = run->tokenizer->splitter;
     bt_status status = BT_OK;
     for (size_t n; n_bytes > 0 && status == BT_OK; text += n, n_bytes -= n) {
+        n = run->cache != NULL ? encode_expected(run, text, n_bytes) : 0;
+        if (n > 0) continue;
         n = run->cache != NULL ? ptk_chunk(splitter, text, n_bytes) : 0;
         bool may_keep = n >= KEEP_MIN && n <= KEEP_MAX;
         if (n == 0) n = n_bytes;

@@ -134,6 +134,12 @@ void gw_send_cancel(gw_core *core, uint64_t peer, const wire_request *request) {
 
 /* ---- requests --------------------------------------------------------------------------------------------------- */
 
+static uint32_t highest_token(const uint32_t *tokens, uint32_t n_tokens) {
+    uint32_t highest = 0;
+    for (uint32_t i = 0; i < n_tokens; i++) highest = tokens[i] > highest ? tokens[i] : highest;
+    return highest;
+}
+
 static bt_status check_submit(const gw_core *core, const gw_submit *submit, bt_error *err) {
     const gw_core_options *o = &core->options;
     if (submit->n_tokens == 0) return bt_fail(err, BT_BAD_REQUEST, "The prompt is empty.");
@@ -149,9 +155,8 @@ static bt_status check_submit(const gw_core *core, const gw_submit *submit, bt_e
         return bt_fail(err, BT_BAD_REQUEST, "cache_salt is longer than %d bytes.", WIRE_MAX_NAME);
     if (!wire_sampling_is_sane(&submit->sampling) || !wire_constraint_is_sane(&submit->constraint, o->vocab_size))
         return bt_fail(err, BT_BAD_REQUEST, "A sampling parameter is out of range.");
-    for (uint32_t i = 0; i < submit->n_tokens; i++)
-        if (submit->tokens[i] >= o->vocab_size)
-            return bt_fail(err, BT_BAD_REQUEST, "Token id %u is out of vocabulary.", submit->tokens[i]);
+    uint32_t highest = highest_token(submit->tokens, submit->n_tokens);
+    if (highest >= o->vocab_size) return bt_fail(err, BT_BAD_REQUEST, "Token id %u is out of vocabulary.", highest);
     return BT_OK;
 }
 
