@@ -15,7 +15,7 @@
 enum {
     N_WORDS = GW_INDEX_MAX_WORKERS / 64,
     SWEEP_ENTRIES = 1024,  /* in one call: some 60 KB of memory, read in order */
-    AHEAD = 12,            /* names that are fetched at once: a lookup is two cache misses */
+    AHEAD = 12,            /* names that are fetched together: a lookup is two cache misses */
     STRIDE = 16,           /* entries that are fetched ahead where they lie in the prompt's order */
     BUCKETS_PER_ENTRY = 4, /* so that nearly always it is no third */
 };
@@ -268,9 +268,10 @@ bool gw_index_has(const gw_index *index, uint32_t column, const wire_block_name 
 
 uint32_t gw_index_n_blocks(const gw_index *index, uint32_t column) { return index->n_blocks[column]; }
 
-/* Asks for the memory of names to come, so that their cache misses overlap: the bucket of one, and the first entry of
- * one whose bucket was asked for AHEAD names ago. */
-static void prefetch(const gw_index *index, const wire_block_name *names, uint32_t n_names, uint32_t at) {
+/* The bucket of one, and the first entry of one whose bucket was asked for AHEAD names ago. Always inline: GCC 12 takes
+ * a function that does nothing but prefetch for one without effects, and leaves its calls out. */
+static inline __attribute__((always_inline)) void prefetch(const gw_index *index, const wire_block_name *names,
+                                                           uint32_t n_names, uint32_t at) {
     if (at < n_names) __builtin_prefetch(&index->buckets[bucket_of(hash_of(index, &names[at]), index->n_buckets)]);
     if (at < AHEAD || at - AHEAD >= n_names) return;
     uint32_t first = index->buckets[bucket_of(hash_of(index, &names[at - AHEAD]), index->n_buckets)];
@@ -283,31 +284,17 @@ void gw_index_ahead(const gw_index *index, const wire_block_name *names, uint32_
     for (uint32_t i = at == 0 ? 0 : at + 2 * AHEAD; i <= at + 2 * AHEAD; i++) prefetch(index, names, n_names, i);
 }
 
-/* A walk over a prompt's names. Where the entry of one lies is guessed from the one before; they mostly lie side by
- * side too, so that memory is read as it comes. After a wrong guess names are looked up by hash for a while. */
-typedef struct {
-    const gw_index *index;
-    const wire_block_name *names;
-    uint32_t n_names;
-    uint32_t guess; /* the next one's entry */
-    uint32_t asked; /* the names before this one were prefetched by hash */
-} walk;
-
-/* The entry of names[n]; NULL: nobody holds it. To be asked for one after the other. */
-static const entry *walk_to(walk *w, uint32_t n) {
-    const gw_index *index = w->index;
-    uint32_t found = w->guess;
-    if (found == NO_ENTRY || !name_equal(&index->entries[found].name, &w->names[n])) {
-        if (w->asked < n) w->asked = n;
-        for (; w->asked <= n + 2 * AHEAD; w->asked++) prefetch(index, w->names, w->n_names, w->asked);
-        found = *find_link(index, &w->names[n]);
-    }
+/* The entry of a prompt's next name; NULL: nobody holds it. *guess: where it probably lies, by the one before; they
+ * mostly lie side by side too, so that memory is read as it comes. */
+static const entry *find_next(const gw_index *index, const wire_block_name *name, uint32_t *guess) {
+    uint32_t found = *guess;
+    if (found == NO_ENTRY || !name_equal(&index->entries[found].name, name)) found = *find_link(index, name);
     if (found == NO_ENTRY) return NULL;
-    w->guess = index->entries[found].after;
-    if (w->guess == found + 1) {
+    *guess = index->entries[found].after;
+    if (*guess == found + 1) {
         __builtin_prefetch(&index->entries[found] + STRIDE);
-    } else if (w->guess != NO_ENTRY) {
-        for (uint32_t i = 0; i <= STRIDE; i++) __builtin_prefetch(&index->entries[w->guess] + i);
+    } else if (*guess != NO_ENTRY) {
+        for (uint32_t i = 0; i <= STRIDE; i++) __builtin_prefetch(&index->entries[*guess] + i);
     }
     return &index->entries[found];
 }
@@ -320,11 +307,11 @@ static void set_lengths(const column_set *set, uint32_t n, uint32_t *lengths) {
 }
 
 void gw_index_match(const gw_index *index, const wire_block_name *names, uint32_t n_names, uint32_t *lengths) {
-    walk walk = {.index = index, .names = names, .n_names = n_names, .guess = NO_ENTRY};
+    uint32_t guess = NO_ENTRY;
     column_set holders = index->live;
     memset(lengths, 0, GW_INDEX_MAX_WORKERS * sizeof(*lengths));
     for (uint32_t n = 0; n < n_names && !set_is_empty(&holders); n++) {
-        const entry *found = walk_to(&walk, n);
+        const entry *found = find_next(index, &names[n], &guess);
         column_set here = {0}, lost;
         if (found != NULL) here = set_and(&holders, &found->holders);
         for (int i = 0; i < N_WORDS; i++) lost.words[i] = holders.words[i] & ~here.words[i];
