@@ -26,13 +26,16 @@ utf8_char utf8_look(const uint8_t *bytes, size_t n_bytes) {
     return make(UTF8_VALID, (utf8_next(bytes, &code_point), code_point), need);
 }
 
-/* The length of the ASCII run at the start, 32 bytes at a time. */
+/* The length of the ASCII run at the start: by blocks, of which the compiler makes vectors, then by words. */
 static size_t ascii_run(const uint8_t *bytes, size_t n_bytes) {
+    enum { BLOCK_WORDS = 16 };
     const uint64_t tops = 0x8080808080808080u;
     size_t at = 0;
-    for (uint64_t words[4]; at + sizeof(words) <= n_bytes; at += sizeof(words)) {
+    for (uint64_t words[BLOCK_WORDS], any; at + sizeof(words) <= n_bytes; at += sizeof(words)) {
         memcpy(words, bytes + at, sizeof(words));
-        if ((words[0] | words[1] | words[2] | words[3]) & tops) break;
+        any = 0;
+        for (int i = 0; i < BLOCK_WORDS; i++) any |= words[i];
+        if (any & tops) break;
     }
     for (uint64_t word; at + sizeof(word) <= n_bytes; at += sizeof(word)) {
         memcpy(&word, bytes + at, sizeof(word));
