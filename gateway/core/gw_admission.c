@@ -18,7 +18,7 @@ void gw_admission_fini(gw_admission *admission) {
 
 /* How many priorities are before it. */
 static uint32_t place_of(const gw_admission *admission, int64_t priority) {
-    uint32_t at = 0; /* they are few */
+    uint32_t at = 0; /* they are few, and never more than the requests that are alive */
     while (at < admission->n_waiting && admission->waiting[at].priority < priority) at++;
     return at;
 }
@@ -43,20 +43,37 @@ static uint64_t count_ahead(const gw_admission *admission, int64_t priority) {
     return n_tokens;
 }
 
-static double model_s(const gw_admission *admission, uint64_t n_ahead) {
-    if (admission->tokens == 0) return 0;
-    double wait_s = admission->floor_s + (double)n_ahead * admission->seconds / admission->tokens;
+static int pace_index(int64_t priority) {
+    enum { HALF = GW_N_PACES / 2 };
+    return priority < -HALF ? 0 : priority >= HALF ? GW_N_PACES - 1 : (int)priority + HALF;
+}
+
+/* Of a priority of which nothing is known yet: the nearest one's. */
+static const gw_pace *pace_of(const gw_admission *admission, int64_t priority) {
+    int own = pace_index(priority);
+    for (int away = 0; away < GW_N_PACES; away++) {
+        if (own - away >= 0 && admission->paces[own - away].tokens > 0) return &admission->paces[own - away];
+        if (own + away < GW_N_PACES && admission->paces[own + away].tokens > 0) return &admission->paces[own + away];
+    }
+    return &admission->paces[own];
+}
+
+static double model_s(const gw_admission *admission, int64_t priority, uint64_t n_ahead) {
+    const gw_pace *pace = pace_of(admission, priority);
+    if (pace->tokens == 0) return 0;
+    double wait_s = admission->floor_s + (double)n_ahead * pace->seconds / pace->tokens;
     return wait_s < MAX_S ? wait_s : MAX_S;
 }
 
-static double with_margin(const gw_admission *admission, double wait_s) {
-    return wait_s + (admission->margin_s < wait_s ? admission->margin_s : wait_s);
+static double with_margin(const gw_pace *pace, double wait_s) {
+    return wait_s + (pace->margin_s < wait_s ? pace->margin_s : wait_s);
 }
 
 int64_t gw_admission_predict_ns(const gw_admission *admission, int64_t priority, uint64_t n_tokens) {
     uint64_t n_ahead = count_ahead(admission, priority);
     if (n_ahead == 0) return 0;
-    return (int64_t)(with_margin(admission, model_s(admission, n_ahead + n_tokens)) * BT_NS_PER_S);
+    return (int64_t)(with_margin(pace_of(admission, priority), model_s(admission, priority, n_ahead + n_tokens)) *
+                     BT_NS_PER_S);
 }
 
 void gw_admission_enter(gw_admission *admission, gw_ticket *ticket, int64_t priority, uint32_t n_tokens,
@@ -66,7 +83,7 @@ void gw_admission_enter(gw_admission *admission, gw_ticket *ticket, int64_t prio
     waiting->n_prompts++;
     waiting->n_tokens += n_tokens;
     uint64_t n_ahead = count_ahead(admission, priority);
-    *ticket = (gw_ticket){true, is_alone, n_tokens, priority, n_ahead, now_ns, model_s(admission, n_ahead)};
+    *ticket = (gw_ticket){true, is_alone, n_tokens, priority, n_ahead, now_ns, model_s(admission, priority, n_ahead)};
 }
 
 /* false: it did not wait. */
@@ -84,18 +101,19 @@ static bool leave(gw_admission *admission, gw_ticket *ticket) {
 static double time_s(const gw_ticket *ticket, int64_t now_ns) { return (double)(now_ns - ticket->at_ns) / BT_NS_PER_S; }
 
 static bool is_late(const gw_admission *admission, const gw_ticket *ticket, int64_t now_ns) {
-    return time_s(ticket, now_ns) > with_margin(admission, ticket->model_s);
+    return time_s(ticket, now_ns) > with_margin(pace_of(admission, ticket->priority), ticket->model_s);
 }
 
 static void learn(gw_admission *admission, const gw_ticket *ticket, int64_t now_ns) {
+    gw_pace *pace = &admission->paces[pace_index(ticket->priority)];
     if (!is_late(admission, ticket, now_ns)) {
-        admission->margin_s -= ticket->model_s * STEP * LATE;
-        if (admission->margin_s < 0) admission->margin_s = 0;
-    } else if (admission->margin_s < ticket->model_s) {
-        admission->margin_s += ticket->model_s * STEP;
+        pace->margin_s -= ticket->model_s * STEP * LATE;
+        if (pace->margin_s < 0) pace->margin_s = 0;
+    } else if (pace->margin_s < ticket->model_s) {
+        pace->margin_s += ticket->model_s * STEP;
     }
-    admission->tokens += (double)ticket->n_ahead - admission->tokens * FORGET;
-    admission->seconds += (time_s(ticket, now_ns) - admission->floor_s) - admission->seconds * FORGET;
+    pace->tokens += (double)ticket->n_ahead - pace->tokens * FORGET;
+    pace->seconds += (time_s(ticket, now_ns) - admission->floor_s) - pace->seconds * FORGET;
 }
 
 void gw_admission_first_token(gw_admission *admission, gw_ticket *ticket, int64_t now_ns) {
@@ -109,6 +127,6 @@ void gw_admission_first_token(gw_admission *admission, gw_ticket *ticket, int64_
 }
 
 void gw_admission_leave(gw_admission *admission, gw_ticket *ticket, int64_t now_ns) {
-    if (leave(admission, ticket) && admission->tokens > 0 && is_late(admission, ticket, now_ns))
+    if (leave(admission, ticket) && admission->floor_s > 0 && is_late(admission, ticket, now_ns))
         learn(admission, ticket, now_ns);
 }

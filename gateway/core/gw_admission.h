@@ -7,10 +7,9 @@
  *
  *     floor + ahead / speed
  *
- * Those of a higher number of priority go behind it, in the gateway's queue as in a worker's, and are not ahead. Others
- * will come that overtake it; they are not counted, but they are in the time of those whom they overtook, so in the
- * speed and in the margin: requests of low priority are promised what such requests had, those of high priority
- * somewhat more time than they need.
+ * Those of a higher number of priority go behind it, in the gateway's queue as in a worker's, and are not ahead. Those
+ * that will come and overtake it are not counted, but they are in the time of those whom they overtook: speed and
+ * margin, below, are each priority's own, so a request is promised what others of its priority had.
  *
  * floor is what an idle cluster needs: the shortest such time; those of requests that found nothing waiting may raise
  * it. Each first token teaches: its time above the floor and the tokens that were ahead of it go into sums that forget
@@ -20,7 +19,7 @@
  * That is the mean; a promise needs more. The prediction adds a margin, which grows by 1/16 of the model's time with
  * each first token that came later than was predicted, and shrinks by 1/64 of that with each other one: where it rests,
  * 1 of 65 is late. It at most doubles the model's time. Who has left without a first token, later than predicted,
- * teaches as if it had come then: the low priorities that starve must not be forgotten.
+ * teaches as if it had come then: a priority that starves has no others.
  *
  * A wrong model does not shut the door: when nothing is ahead, everything is admitted, whatever was predicted, and what
  * is admitted teaches. */
@@ -37,13 +36,20 @@ typedef struct {
     uint32_t n_prompts; /* > 0 */
 } gw_waiting;
 
+/* What first tokens of one priority have taught. */
+typedef struct {
+    double tokens, seconds; /* the sums: tokens ahead, time above the floor; tokens 0: nothing yet */
+    double margin_s;
+} gw_pace;
+
+enum { GW_N_PACES = 8 }; /* of priorities -4 to 3; those beyond share the outermost */
+
 /* Starts empty: {0}. */
 typedef struct {
     gw_waiting *waiting; /* [n_waiting] owned, by priority */
     uint32_t n_waiting, cap_waiting;
-    double floor_s;         /* 0: nothing was measured yet */
-    double tokens, seconds; /* the sums: tokens ahead, time above the floor */
-    double margin_s;
+    double floor_s; /* of all priorities; 0: nothing was measured yet */
+    gw_pace paces[GW_N_PACES];
 } gw_admission;
 
 /* A prompt on its way, kept by its owner from enter to first_token or leave. Starts empty: {0}. */

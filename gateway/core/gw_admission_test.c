@@ -133,7 +133,8 @@ static void test_a_server_that_gets_slower_or_faster_is_followed(void) {
 
 static void test_a_wrong_model_heals(void) {
     reset();
-    door.floor_s = 1000, door.tokens = 1, door.seconds = 1e6;
+    door.floor_s = 1000;
+    door.paces[GW_N_PACES / 2] = (gw_pace){.tokens = 1, .seconds = 1e6}; /* of priority 0 */
     double now_s = drive(0, 30, 50, 10000, 0.5);
     drive(now_s, 20, 50, 10000, 0.5);
     CHECK(lines[0].n_refused == 0, "%u", lines[0].n_refused);
@@ -158,6 +159,7 @@ static void test_few_come_later_than_predicted(void) {
 
 static void test_who_leaves_waits_no_more_and_teaches_only_that_it_was_long(void) {
     reset();
+    const gw_pace *pace = &door.paces[GW_N_PACES / 2]; /* of priority 0 */
     gw_ticket a = {0}, b = {0}, never = {0};
     gw_admission_enter(&door, &a, 0, 7, 0);
     gw_admission_enter(&door, &b, 0, 5, 0);
@@ -166,18 +168,18 @@ static void test_who_leaves_waits_no_more_and_teaches_only_that_it_was_long(void
     gw_admission_leave(&door, &a, 9 * (int64_t)BT_NS_PER_S);
     gw_admission_first_token(&door, &a, BT_NS_PER_S);
     gw_admission_leave(&door, &never, BT_NS_PER_S);
-    CHECK(door.n_waiting == 1 && door.waiting[0].n_tokens == 5 && door.tokens == 0, "nothing is known yet");
+    CHECK(door.n_waiting == 1 && door.waiting[0].n_tokens == 5 && pace->tokens == 0, "nothing is known yet");
     gw_admission_first_token(&door, &b, BT_NS_PER_S);
     gw_admission_leave(&door, &b, BT_NS_PER_S);
     CHECK(door.n_waiting == 0 && door.floor_s == 1, "-");
     CHECK(gw_admission_predict_ns(&door, 0, 1000000) == 0, "nothing waits");
-    double speed = door.seconds / door.tokens;
+    double slowness = pace->seconds / pace->tokens;
     gw_admission_enter(&door, &a, 0, 5, 0);
     gw_admission_leave(&door, &a, BT_NS_PER_S / 2);
-    CHECK(door.seconds / door.tokens == speed, "early");
+    CHECK(pace->seconds / pace->tokens == slowness, "early");
     gw_admission_enter(&door, &a, 0, 5, 0);
     gw_admission_leave(&door, &a, 4 * (int64_t)BT_NS_PER_S);
-    CHECK(door.seconds / door.tokens > speed && door.floor_s == 1, "late");
+    CHECK(pace->seconds / pace->tokens > slowness && door.floor_s == 1, "late");
 }
 
 static void test_only_those_that_go_first_are_ahead(void) {
@@ -190,13 +192,30 @@ static void test_only_those_that_go_first_are_ahead(void) {
         gw_admission_enter(&door, &tickets[i], priorities[i], 1u << i, 0);
         CHECK(tickets[i].n_ahead == aheads[i] && tickets[i].is_alone == (i == 0), "%d: %d", i, (int)tickets[i].n_ahead);
     }
-    door.tokens = door.seconds = 1; /* one token per second */
+    for (int i = 0; i < GW_N_PACES; i++) door.paces[i].tokens = door.paces[i].seconds = 1; /* a token per second */
     CHECK(gw_admission_predict_ns(&door, -2, 10) == 14 * (int64_t)BT_NS_PER_S, "the smallest is ahead");
     CHECK(gw_admission_predict_ns(&door, 7, 10) == 65 * (int64_t)BT_NS_PER_S, "all but the largest");
     gw_admission_leave(&door, &tickets[2], 0);
     CHECK(gw_admission_predict_ns(&door, -2, 10) == 0, "nothing is ahead of it, though much waits");
     for (int i = 0; i < N; i++) gw_admission_leave(&door, &tickets[i], 0);
     CHECK(door.n_waiting == 0, "%u priorities", door.n_waiting);
+}
+
+static void test_priorities_of_which_nothing_is_known_borrow_from_the_nearest(void) {
+    static const struct {
+        int64_t priority;
+        int pace; /* seconds per token */
+    } rows[] = {{INT64_MIN, 2}, {-9, 2}, {-4, 2}, {-2, 2}, {-1, 6}, {0, 6}, {2, 6}, {3, 6}, {99, 6}, {INT64_MAX, 6}};
+    reset();
+    gw_ticket ticket = {0};
+    gw_admission_enter(&door, &ticket, INT64_MIN, 1, 0);
+    door.paces[0] = (gw_pace){.tokens = 1, .seconds = 2}; /* -4 and below */
+    door.paces[5] = (gw_pace){.tokens = 1, .seconds = 6}; /* 1 */
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        int64_t wait_ns = gw_admission_predict_ns(&door, rows[i].priority, 1);
+        CHECK(wait_ns == 2 * rows[i].pace * (int64_t)BT_NS_PER_S, "priority %lld: %f s", (long long)rows[i].priority,
+              (double)wait_ns / BT_NS_PER_S);
+    }
 }
 
 /* Three times the capacity, of which those of high priority take three fifths, or all. */
@@ -225,6 +244,7 @@ int main(void) {
     test_few_come_later_than_predicted();
     test_who_leaves_waits_no_more_and_teaches_only_that_it_was_long();
     test_only_those_that_go_first_are_ahead();
+    test_priorities_of_which_nothing_is_known_borrow_from_the_nearest();
     test_a_crowd_of_low_priority_keeps_no_other_out();
     reset();
     TEST_END();
