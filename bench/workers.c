@@ -106,7 +106,7 @@ static void run_loop(bench *b) {
         bool is_busy = true;
         for (uint32_t i = 0; is_busy && i < STEPS_PER_TURN; i++) is_busy = instant_pool_step(&b->pool);
         for (uint32_t i = 0; i < b->pool.n_workers; i++) is_busy |= link_hub_turn(b->ends[i].links);
-        if (!is_busy) sleep_now(b);
+        if (!is_busy && !instant_pool_is_drained(&b->pool)) sleep_now(b);
     }
 }
 

@@ -15,27 +15,44 @@ SAYS = "One fine day. "
 FIRST = {"temperature": 0, "max_tokens": 24}
 
 
+def start(*command):
+    return subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL)
+
+
+def stop(process):
+    assert process.poll() is None
+    process.terminate()
+    assert process.wait(20 * SLOW) == 0
+
+
+def start_workers(run, n_prefill, n_decode):
+    """Redis and the workers, which are one process, when it knows them all."""
+    path = run / "redis.sock"
+    (run / "redis.socket").write_text(str(path))
+    redis = start("redis-server", "--port", 0, "--unixsocket", path, "--save", "", "--appendonly", "no")
+    workers = start(BUILD / "bin" / "baton-bench", "workers", "--model", MODEL, "--served-model-name", MODEL_NAME,
+                    "--redis", f"unix:{path}", "--prefill", n_prefill, "--decode", n_decode, "--text", SAYS)
+    count = ["redis-cli", "-s", str(path), "scard", "baton:1:workers"]
+    wait_for(lambda: subprocess.run(count, capture_output=True, text=True).stdout.strip() == str(n_prefill + n_decode), 20)
+    return redis, workers
+
+
 @pytest.fixture(scope="module")
 def instant(tmp_path_factory):
-    """A gateway with two workers of each kind, which are one process."""
     run = tmp_path_factory.mktemp("instant")
-    socket_path = run / "redis.sock"
-    (run / "redis.socket").write_text(str(socket_path))
+    redis, workers = start_workers(run, 2, 2)
     names = ["prefill-0", "prefill-1", "decode-0", "decode-1"]
-    redis = start("redis-server", "--port", 0, "--unixsocket", socket_path, "--save", "", "--appendonly", "no")
-    workers = start(BUILD / "bin" / "baton-bench", "workers", "--model", MODEL, "--served-model-name", MODEL_NAME,
-                    "--redis", f"unix:{socket_path}", "--prefill", 2, "--decode", 2, "--text", SAYS)
     gateway = Beside(SimpleNamespace(run=run, workers=names, names=names), run)
     yield gateway
     gateway.close()
-    for process in (workers, redis):
-        assert process.poll() is None
-        process.terminate()
-        assert process.wait(20 * SLOW) == 0
+    stop(workers)
+    stop(redis)
 
 
-def start(*command):
-    return subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL)
+def test_instant_workers_that_nobody_uses_stop(tmp_path):
+    redis, workers = start_workers(tmp_path, 1, 0)
+    stop(workers)
+    stop(redis)
 
 
 def test_instant_workers_say_their_text_over_and_over(instant):
