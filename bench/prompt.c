@@ -1,6 +1,6 @@
 /* baton-bench prompt: what a chat request's body costs the gateway until its blocks are named, on one thread.
  *
- * Timed in processor time, each by itself: gw_api_parse() (of it gw_json_parse()), gw_prompt_build() (of it
+ * Timed in processor time, each by itself: gw_api_parse() (of it txt_json_read()), gw_prompt_build() (of it
  * tpl_render() and tok_encode()), kv_prefix_names(). The total is the sum of the three functions. Not timed: HTTP, the
  * choice of workers, freeing the request. */
 #include <stdio.h>
@@ -12,7 +12,7 @@
 #include "common/core/clock.h"
 #include "common/kv/kv_layout.h"
 #include "common/kv/kv_prefix.h"
-#include "gateway/api/api_json.h"
+#include "common/text/json.h"
 #include "gateway/text/prompt.h"
 
 #define FLAGS(F)                                                                                                       \
@@ -68,14 +68,14 @@ static void time_names(bench *b, const gw_tokens *tokens) {
 }
 
 static bt_status run_once(bench *b, bt_error *err) {
-    gw_json_notes notes;
+    static const txt_json_rules rules = {.max_depth = GW_MAX_JSON_DEPTH, .max_values = GW_MAX_JSON_VALUES};
     cJSON *tree;
     gw_request request = {0};
     gw_tokens tokens = {0};
     gw_error error = {0};
     copy_body(b);
     int64_t begin_ns = bench_cpu_ns();
-    bt_status status = gw_json_parse((char *)b->copy.bytes, b->copy.n_bytes, &notes, &tree, err);
+    bt_status status = txt_json_read((char *)b->copy.bytes, b->copy.n_bytes, &rules, &tree, err);
     b->us[JSON] = us_since(begin_ns);
     if (status != BT_OK) return status;
     cJSON_Delete(tree);

@@ -1,109 +1,292 @@
-/* Owns the second walk over a JSON text: cJSON has parsed it, so it is known to be well formed, and its strings and
- * numbers come in the order of the tree. Lengths of strings with NUL go into valueint (which cJSON leaves 0 for
- * strings), the text of a number into valuestring (which cJSON leaves NULL for numbers, frees and duplicates). */
+/* A strict, non-recursive reader into cJSON's tree. One walk checks what cJSON's own parser lets through (raw control
+ * characters, bad UTF-8, "01", escapes without digits, trailing bytes), bounds what is made, and leaves strings where
+ * they are, of which cJSON makes copies byte by byte. The length of a string that holds NUL goes into its valueint
+ * (which cJSON leaves 0 for strings), the text of a number into its valuestring (which cJSON leaves NULL for numbers,
+ * frees and duplicates). */
 #include "common/text/json.h"
 
+#include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "common/core/alloc.h"
+#include "common/text/json_unescape.h"
 #include "common/text/utf8.h"
 
-/* Nesting, whether U+0000 or a number worth keeping occurs at all (most texts need no second walk), and whether a
- * control character stands outside of strings, which cJSON takes for white space and the second walk does not. */
-static size_t scan(const char *text, size_t n_bytes, bool *needs_notes, bool *has_control) {
-    size_t depth = 0, max_depth = 0;
-    bool is_in_string = false;
-    for (size_t i = 0; i < n_bytes; i++) {
-        char c = text[i];
-        if (is_in_string) {
-            if (c == '"') is_in_string = false;
-            if (c == '\\' && i + 5 < n_bytes && memcmp(text + i, "\\u0000", 6) == 0) *needs_notes = true;
-            if (c == '\\') i++;
+enum { MAX_NUMBER_BYTES = 63 };
+#define MAX_EXACT 9007199254740992.0 /* 2^53: a double has every integer up to it */
+
+typedef struct {
+    uint8_t *text;
+    size_t at, n;
+    const txt_json_rules *rules;
+    bool copies;                       /* strings and keys into the tree */
+    cJSON *levels[TXT_JSON_MAX_DEPTH]; /* [depth] objects and arrays that are open, the root first */
+    uint32_t depth, n_values;
+    bt_error *err;
+} reader;
+
+static bt_status refuse(reader *r, const char *what) {
+    return bt_fail(r->err, BT_BAD_REQUEST, "%s at byte %zu", what, r->at);
+}
+
+static void skip_space(reader *r) {
+    while (r->at < r->n &&
+           (r->text[r->at] == ' ' || r->text[r->at] == '\n' || r->text[r->at] == '\r' || r->text[r->at] == '\t'))
+        r->at++;
+}
+
+static int hex4(const uint8_t *at) {
+    int value = 0;
+    for (int i = 0; i < 4; i++) {
+        int digit = at[i] >= '0' && at[i] <= '9'   ? at[i] - '0'
+                    : at[i] >= 'a' && at[i] <= 'f' ? at[i] - 'a' + 10
+                    : at[i] >= 'A' && at[i] <= 'F' ? at[i] - 'A' + 10
+                                                   : -1;
+        if (digit < 0) return -1;
+        value = value * 16 + digit;
+    }
+    return value;
+}
+
+/* At the 'u' of an escape; leaves behind it. */
+static bt_status read_unicode_escape(reader *r, uint32_t *out) {
+    int unit = r->n - r->at >= 5 ? hex4(r->text + r->at + 1) : -1;
+    if (unit < 0) return refuse(r, "a \\u escape without four hexadecimal digits");
+    r->at += 5;
+    bool is_high = unit >= 0xD800 && unit <= 0xDBFF, is_low = unit >= 0xDC00 && unit <= 0xDFFF;
+    *out = is_high || is_low || (unit == 0 && !r->rules->keeps_nul) ? 0xFFFD : (uint32_t)unit;
+    if (!is_high || r->n - r->at < 6 || r->text[r->at] != '\\' || r->text[r->at + 1] != 'u') return BT_OK;
+    int second = hex4(r->text + r->at + 2);
+    if (second < 0xDC00 || second > 0xDFFF) return BT_OK;
+    *out = 0x10000 + ((uint32_t)(unit - 0xD800) << 10) + (uint32_t)(second - 0xDC00);
+    r->at += 6;
+    return BT_OK;
+}
+
+/* At the backslash; leaves behind the escape. */
+static bt_status read_escape(reader *r, uint32_t *out) {
+    static const uint8_t meant[256] = {
+        ['"'] = '"', ['\\'] = '\\', ['/'] = '/', ['b'] = '\b', ['f'] = '\f', ['n'] = '\n', ['r'] = '\r', ['t'] = '\t'};
+    if (++r->at == r->n) return refuse(r, "a string without its end");
+    if (r->text[r->at] == 'u') return read_unicode_escape(r, out);
+    *out = meant[r->text[r->at]];
+    if (*out == 0) return refuse(r, "an unknown escape");
+    r->at++;
+    return BT_OK;
+}
+
+/* At the opening quote; leaves behind the closing one. What escapes mean is shorter than they are, so the string moves
+ * down where it stands, and a NUL behind it is at the latest where the quote was. */
+static bt_status read_string(reader *r, utf8_piece *out) {
+    uint8_t *to = r->text + ++r->at;
+    out->bytes = to;
+    for (;;) {
+        r->at += json_unescape(&to, r->text + r->at, r->n - r->at);
+        if (r->at == r->n) return refuse(r, "a string without its end");
+        uint8_t byte = r->text[r->at];
+        if (byte == '"') break;
+        if (byte < 0x20) return refuse(r, "a control character in a string");
+        if (byte == '\\') {
+            uint32_t c = 0;
+            bt_status status = read_escape(r, &c);
+            if (status != BT_OK) return status;
+            to += utf8_write(to, c);
             continue;
         }
-        is_in_string = c == '"';
-        if ((uint8_t)c < 0x20 && c != '\t' && c != '\n' && c != '\r') *has_control = true;
-        if (c == '.' || c == 'e' || c == 'E') *needs_notes = true;
-        if (c == '{' || c == '[') max_depth = ++depth > max_depth ? depth : max_depth;
-        if ((c == '}' || c == ']') && depth > 0) depth--;
+        do { /* other scripts than Latin come in runs */
+            utf8_char c = utf8_look(r->text + r->at, r->n - r->at);
+            if (c.kind != UTF8_VALID) return refuse(r, "bytes that are not UTF-8");
+            for (size_t i = 0; i < c.n_bytes; i++) *to++ = r->text[r->at++];
+        } while (r->at < r->n && r->text[r->at] >= 0x80);
     }
-    return max_depth;
+    r->at++;
+    *to = 0;
+    out->n_bytes = (size_t)(to - out->bytes);
+    return BT_OK;
 }
 
-/* The decoded length of the string literal at p (behind its quote); *end is behind its closing quote. */
-static size_t string_bytes(const char *p, const char **end, bool *has_nul) {
-    size_t n_bytes = 0;
-    *has_nul = false;
-    for (; *p != '"'; p++, n_bytes++) {
-        if (*p != '\\') continue;
-        if (*++p != 'u') continue;
-        char hex[5] = {p[1], p[2], p[3], p[4], 0};
-        unsigned long code = strtoul(hex, NULL, 16);
-        p += 4;
-        *has_nul |= code == 0;
-        if (code >= 0xd800 && code < 0xdc00) { /* a pair; cJSON has refused lone ones */
-            p += 6;
-            n_bytes += 3;
-        } else {
-            n_bytes += code >= 0x800 ? 2 : code >= 0x80 ? 1 : 0;
-        }
-    }
-    *end = p + 1;
-    return n_bytes;
+static bool skip_digits(reader *r) {
+    size_t start = r->at;
+    while (r->at < r->n && r->text[r->at] >= '0' && r->text[r->at] <= '9') r->at++;
+    return r->at > start;
 }
 
-static const char *skip_to_value(const char *p) { return p + strspn(p, " \t\r\n,:"); }
+static bt_status skip_number(reader *r) {
+    size_t start = r->at;
+    if (r->text[r->at] == '-') r->at++;
+    bool is_zero = r->at < r->n && r->text[r->at] == '0';
+    if (!skip_digits(r)) return refuse(r, "a number without digits");
+    if (is_zero && r->at - start - (r->text[start] == '-') > 1) return refuse(r, "a number with a leading zero");
+    if (r->at < r->n && r->text[r->at] == '.') {
+        r->at++;
+        if (!skip_digits(r)) return refuse(r, "a number without digits after its point");
+    }
+    if (r->at < r->n && (r->text[r->at] == 'e' || r->text[r->at] == 'E')) {
+        r->at++;
+        if (r->at < r->n && (r->text[r->at] == '+' || r->text[r->at] == '-')) r->at++;
+        if (!skip_digits(r)) return refuse(r, "a number without digits in its exponent");
+    }
+    if (r->at - start > MAX_NUMBER_BYTES) return refuse(r, "a number of more than 63 characters");
+    return BT_OK;
+}
 
-/* Notes what the value at p holds and returns what is behind it; depth is bounded by the caller. */
-static const char *note(cJSON *item, const char *p) {
-    bool has_nul;
-    p = skip_to_value(p);
-    if (*p == '"') {
-        size_t n_bytes = string_bytes(p + 1, &p, &has_nul);
-        if (has_nul) item->valueint = (int)n_bytes;
-        return p;
+static bt_status read_number(reader *r, cJSON **out) {
+    char digits[MAX_NUMBER_BYTES + 1];
+    size_t start = r->at;
+    bt_status status = skip_number(r);
+    if (status != BT_OK) return status;
+    memcpy(digits, r->text + start, r->at - start);
+    digits[r->at - start] = 0;
+    double number = strtod(digits, NULL);
+    *out = cJSON_CreateNumber(number);
+    bool is_written_long = strpbrk(digits, ".eE") != NULL && number == floor(number);
+    if (*out != NULL && (is_written_long || fabs(number) >= MAX_EXACT)) (*out)->valuestring = bt_strdup(digits);
+    return BT_OK;
+}
+
+/* A copy, or where it stands. */
+static cJSON *make_string(const reader *r, utf8_piece text) {
+    cJSON *item = r->copies ? cJSON_CreateString("") : cJSON_CreateStringReference((const char *)text.bytes);
+    if (item == NULL) return NULL;
+    if (r->copies) {
+        free(item->valuestring);
+        item->valuestring = memcpy(bt_calloc(text.n_bytes + 1, 1), text.bytes, text.n_bytes);
     }
-    if (*p == '{' || *p == '[') {
-        p++;
-        for (cJSON *child = item->child; child != NULL; child = child->next) {
-            p = skip_to_value(p);
-            if (cJSON_IsObject(item)) string_bytes(p + 1, &p, &has_nul);
-            p = note(child, p);
+    if (r->rules->keeps_nul && memchr(text.bytes, 0, text.n_bytes) != NULL) item->valueint = (int)text.n_bytes;
+    return item;
+}
+
+static bt_status read_word(reader *r, cJSON **out) {
+    static const char *const words[] = {"true", "false", "null"};
+    static cJSON *(*const create[])(void) = {cJSON_CreateTrue, cJSON_CreateFalse, cJSON_CreateNull};
+    for (int i = 0; i < 3; i++) {
+        size_t length = strlen(words[i]);
+        if (r->n - r->at >= length && memcmp(r->text + r->at, words[i], length) == 0) {
+            r->at += length;
+            *out = create[i]();
+            return BT_OK;
         }
-        p += strspn(p, " \t\r\n");
-        return p + 1;
     }
-    size_t n_bytes = strcspn(p, " \t\r\n,]}");
-    if (cJSON_IsNumber(item) && n_bytes > 0 && strcspn(p, ".eE") < n_bytes) item->valuestring = strndup(p, n_bytes);
-    return p + n_bytes;
+    return refuse(r,
+                  r->text[r->at] == 'N' || r->text[r->at] == 'I' ? "NaN and Infinity are not JSON" : "no JSON value");
+}
+
+static bool in_object(const reader *r) { return r->depth > 0 && cJSON_IsObject(r->levels[r->depth - 1]); }
+
+/* In an object, before a value: `"key" :`. */
+static bt_status read_key(reader *r, utf8_piece *out) {
+    if (r->at == r->n || r->text[r->at] != '"') return refuse(r, "an object's key is missing");
+    bt_status status = read_string(r, out);
+    if (status != BT_OK) return status;
+    skip_space(r);
+    if (r->at == r->n || r->text[r->at] != ':') return refuse(r, "a colon is missing");
+    r->at++;
+    skip_space(r);
+    return BT_OK;
+}
+
+/* After a value: closes levels that end here; BT_AGAIN: another value (or key) follows. */
+static bt_status read_after_value(reader *r) {
+    for (;;) {
+        skip_space(r);
+        if (r->depth == 0) return r->at == r->n ? BT_OK : refuse(r, "bytes behind the end of the JSON value");
+        if (r->at == r->n) return refuse(r, "the JSON text ends too early");
+        if (r->text[r->at] == ',') {
+            r->at++;
+            skip_space(r);
+            return BT_AGAIN;
+        }
+        if (r->text[r->at] != (in_object(r) ? '}' : ']')) return refuse(r, "a comma or a closing bracket is missing");
+        r->at++;
+        r->depth--;
+    }
+}
+
+/* One value's begin: a scalar whole, or an opening bracket. */
+static bt_status read_value(reader *r, cJSON **out) {
+    if (r->at == r->n) return refuse(r, "the JSON text ends too early");
+    if (++r->n_values > r->rules->max_values) return refuse(r, "too many JSON values");
+    uint8_t byte = r->text[r->at];
+    if (byte == '"') {
+        utf8_piece text;
+        bt_status status = read_string(r, &text);
+        if (status == BT_OK) *out = make_string(r, text);
+        return status;
+    }
+    if (byte == '-' || (byte >= '0' && byte <= '9')) return read_number(r, out);
+    if (byte != '{' && byte != '[') return read_word(r, out);
+    if (r->depth == r->rules->max_depth) return refuse(r, "too many levels of nesting");
+    *out = byte == '{' ? cJSON_CreateObject() : cJSON_CreateArray();
+    r->at++;
+    skip_space(r);
+    return BT_OK;
+}
+
+/* Puts a value into the level that is open. *is_open: it is a level itself, and not empty. */
+static void place(reader *r, const char *key, cJSON *value, bool *is_open) {
+    BT_ASSERT(value != NULL); /* no memory */
+    if (in_object(r) && r->copies) {
+        cJSON_AddItemToObject(r->levels[r->depth - 1], key, value);
+    } else if (in_object(r)) {
+        cJSON_AddItemToObjectCS(r->levels[r->depth - 1], key, value);
+    } else if (r->depth > 0) {
+        cJSON_AddItemToArray(r->levels[r->depth - 1], value);
+    }
+    *is_open = cJSON_IsObject(value) || cJSON_IsArray(value);
+    if (!*is_open) return;
+    if (r->at < r->n && r->text[r->at] == (cJSON_IsObject(value) ? '}' : ']')) {
+        r->at++;
+        *is_open = false;
+    } else {
+        r->levels[r->depth++] = value;
+    }
+}
+
+static bt_status read_tree(reader *r, cJSON **root) {
+    for (;;) {
+        utf8_piece key = {0};
+        cJSON *value = NULL;
+        bool is_open;
+        bt_status status = in_object(r) ? read_key(r, &key) : BT_OK;
+        if (status == BT_OK) status = read_value(r, &value);
+        if (status != BT_OK) return status;
+        if (*root == NULL) *root = value;
+        place(r, (const char *)key.bytes, value, &is_open);
+        if (is_open) continue;
+        status = read_after_value(r);
+        if (status != BT_AGAIN) return status;
+    }
+}
+
+static bt_status read_text(reader *r, cJSON **out) {
+    BT_ASSERT(r->rules->max_depth <= TXT_JSON_MAX_DEPTH);
+    if (r->n > INT32_MAX) return bt_fail(r->err, BT_BAD_REQUEST, "the JSON text is over 2 GiB");
+    if (r->n >= 3 && memcmp(r->text, "\xef\xbb\xbf", 3) == 0) r->at = 3;
+    skip_space(r);
+    if (r->at == r->n) return bt_fail(r->err, BT_BAD_REQUEST, "the text is empty");
+    cJSON *root = NULL;
+    bt_status status = read_tree(r, &root);
+    if (status == BT_OK) {
+        *out = root;
+    } else {
+        cJSON_Delete(root);
+    }
+    return status;
+}
+
+bt_status txt_json_read(char *text, size_t n_bytes, const txt_json_rules *rules, cJSON **out, bt_error *err) {
+    reader r = {.text = (uint8_t *)text, .n = n_bytes, .rules = rules, .err = err};
+    return read_text(&r, out);
 }
 
 bt_status txt_json_parse(const char *text, size_t n_bytes, cJSON **out, bt_error *err) {
-    if (n_bytes > INT32_MAX) return bt_fail(err, BT_BAD_REQUEST, "the JSON text is over 2 GiB");
-    if (!utf8_is_valid((const uint8_t *)text, n_bytes))
-        return bt_fail(err, BT_BAD_REQUEST, "the JSON text is not UTF-8");
-    bool needs_notes = false, has_control = false;
-    size_t depth = scan(text, n_bytes, &needs_notes, &has_control);
-    if (depth > TXT_JSON_MAX_DEPTH) {
-        return bt_fail(err, BT_BAD_REQUEST, "the JSON text nests %zu levels, limit %d", depth, (int)TXT_JSON_MAX_DEPTH);
-    }
-    if (has_control) return bt_fail(err, BT_BAD_REQUEST, "the JSON text has a control character between its values");
-    bt_buf copy = {0}; /* with a NUL behind it, which strict ends need */
+    static const txt_json_rules rules = {.max_depth = TXT_JSON_MAX_DEPTH, .max_values = UINT32_MAX, .keeps_nul = true};
+    bt_buf copy = {0};
     bt_buf_put(&copy, text, n_bytes);
-    const char *end = NULL;
-    cJSON *item = cJSON_ParseWithLengthOpts(bt_buf_text(&copy), n_bytes + 1, &end, 1);
-    bt_status status = BT_OK;
-    if (item == NULL || (size_t)(end - (const char *)copy.bytes) < n_bytes) {
-        size_t at = end != NULL ? (size_t)(end - (const char *)copy.bytes) : 0;
-        status = bt_fail(err, BT_BAD_REQUEST, "the text is not valid JSON (at byte %zu)", at);
-        cJSON_Delete(item);
-    } else {
-        bool has_mark = n_bytes >= 3 && memcmp(text, "\xef\xbb\xbf", 3) == 0; /* a byte order mark: cJSON skips it */
-        if (needs_notes) note(item, bt_buf_text(&copy) + (has_mark ? 3 : 0));
-        *out = item;
-    }
+    reader r = {.text = copy.bytes, .n = n_bytes, .rules = &rules, .copies = true, .err = err};
+    bt_status status = read_text(&r, out);
     bt_buf_fini(&copy);
     return status;
 }

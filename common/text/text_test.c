@@ -36,40 +36,6 @@ static void test_lossy_utf8(void) {
     }
 }
 
-static void test_json(void) {
-    static const char *const bad[] = {
-        "", "{", "[1,]", "{} x", "\"\\ud800\"", "\"\xff\"", "nul", "[1 2]", "{\x01\"a\":1.5}", "[1.5,\x0b\"a\"]"};
-    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
-        cJSON *item = NULL;
-        CHECK(txt_json_parse(bad[i], strlen(bad[i]), &item, NULL) == BT_BAD_REQUEST, "%s is accepted", bad[i]);
-    }
-    bt_buf deep = {0};
-    for (int i = 0; i < 200; i++) bt_buf_puts(&deep, "[");
-    for (int i = 0; i < 200; i++) bt_buf_puts(&deep, "]");
-    cJSON *item = NULL;
-    CHECK(txt_json_parse((char *)deep.bytes, deep.n_bytes, &item, NULL) == BT_BAD_REQUEST, "200 levels are accepted");
-    bt_buf_fini(&deep);
-    static const char text[] =
-        " {\"a\\\"\": [1, 1.0, 2e3], \"n\\u0000\": \"x\\u0000\\u00e9\\ud83d\\ude00\\n\", \"e\": {} , \"t\":true}\n";
-    CHECK(txt_json_parse(text, strlen(text), &item, NULL) == BT_OK, "refused");
-    if (item == NULL) return;
-    size_t n_bytes;
-    const char *bytes = txt_json_string(item->child->next, &n_bytes);
-    CHECK(n_bytes == 9 && memcmp(bytes, "x\0\xc3\xa9\xf0\x9f\x98\x80\n", 9) == 0, "%zu bytes", n_bytes);
-    const cJSON *numbers = item->child->child;
-    CHECK(txt_json_number_text(numbers) == NULL, "a plain integer has no text");
-    CHECK(strcmp(txt_json_number_text(numbers->next), "1.0") == 0, "how 1.0 was written is lost");
-    CHECK(strcmp(txt_json_number_text(numbers->next->next), "2e3") == 0, "how 2e3 was written is lost");
-    cJSON_Delete(item);
-    CHECK(txt_json_parse("\xef\xbb\xbf[1.0]", 8, &item, NULL) == BT_OK, "a byte order mark is refused");
-    CHECK(strcmp(txt_json_number_text(item->child), "1.0") == 0, "how 1.0 was written is lost behind a mark");
-    cJSON_Delete(item);
-    bt_buf out = {0};
-    txt_json_put_string(&out, "a\"\\\n\x01\0\xc3\xa9\xff", 9);
-    CHECK(strcmp(bt_buf_text(&out), "\"a\\\"\\\\\\n\\u0001\\u0000\xc3\xa9" U "\"") == 0, "%s", bt_buf_text(&out));
-    bt_buf_fini(&out);
-}
-
 /* Puts text in pieces of n bytes; returns whether it stopped. */
 static bool run_stop(stop_matcher *stop, const char *text, size_t n_piece, bt_buf *out) {
     for (size_t at = 0, n = strlen(text); at < n; at += n_piece) {
@@ -267,7 +233,6 @@ static void test_entries(const tok_tokenizer *tokenizer) {
 
 int main(void) {
     test_lossy_utf8();
-    test_json();
     test_stop();
     bt_error err = {0};
     tok_tokenizer *tokenizer = NULL;

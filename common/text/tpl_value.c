@@ -254,8 +254,9 @@ bool tpl_dict_get(tpl_run *run, const tpl_dict *dict, tpl_value key, tpl_value *
 static tpl_value number_from_json(const cJSON *item) {
     double number = item->valuedouble;
     const char *text = txt_json_number_text(item);
-    bool is_integer = text == NULL && number == floor(number) && fabs(number) < 9.2e18;
-    return is_integer ? tpl_int((int64_t)number) : tpl_float(number);
+    bool is_integer = number == floor(number) && fabs(number) < 9.2e18;
+    if (text == NULL) return is_integer ? tpl_int((int64_t)number) : tpl_float(number);
+    return is_integer && strpbrk(text, ".eE") == NULL ? tpl_int(strtoll(text, NULL, 10)) : tpl_float(number);
 }
 
 static tpl_value string_from_json(tpl_run *run, const char *bytes, size_t n_bytes) {

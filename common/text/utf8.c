@@ -85,24 +85,21 @@ void utf8_put_slack(bt_buf *out) {
     memset(out->bytes + out->n_bytes, 0, UTF8_SLACK_BYTES);
 }
 
-void utf8_put_char(bt_buf *out, uint32_t code_point) {
+size_t utf8_write(uint8_t out[UTF8_MAX_BYTES], uint32_t code_point) {
     if (code_point > 0x10ffff || (code_point >= 0xd800 && code_point < 0xe000)) code_point = 0xfffd;
-    uint8_t bytes[UTF8_MAX_BYTES];
-    size_t n_bytes = 0;
     if (code_point < 0x80) {
-        bytes[n_bytes++] = (uint8_t)code_point;
-    } else if (code_point < 0x800) {
-        bytes[n_bytes++] = (uint8_t)(0xc0 | code_point >> 6);
-    } else if (code_point < 0x10000) {
-        bytes[n_bytes++] = (uint8_t)(0xe0 | code_point >> 12);
-        bytes[n_bytes++] = (uint8_t)(0x80 | (code_point >> 6 & 0x3f));
-    } else {
-        bytes[n_bytes++] = (uint8_t)(0xf0 | code_point >> 18);
-        bytes[n_bytes++] = (uint8_t)(0x80 | (code_point >> 12 & 0x3f));
-        bytes[n_bytes++] = (uint8_t)(0x80 | (code_point >> 6 & 0x3f));
+        out[0] = (uint8_t)code_point;
+        return 1;
     }
-    if (code_point >= 0x80) bytes[n_bytes++] = (uint8_t)(0x80 | (code_point & 0x3f));
-    bt_buf_put(out, bytes, n_bytes);
+    size_t n_bytes = code_point < 0x800 ? 2 : code_point < 0x10000 ? 3 : 4;
+    for (size_t i = n_bytes - 1; i > 0; i--, code_point >>= 6) out[i] = (uint8_t)(0x80 | (code_point & 0x3f));
+    out[0] = (uint8_t)(0xf00 >> n_bytes | code_point); /* as many ones in front as bytes */
+    return n_bytes;
+}
+
+void utf8_put_char(bt_buf *out, uint32_t code_point) {
+    uint8_t bytes[UTF8_MAX_BYTES];
+    bt_buf_put(out, bytes, utf8_write(bytes, code_point));
 }
 
 size_t utf8_count(const uint8_t *bytes, size_t n_bytes) {

@@ -40,8 +40,9 @@ bool utf8_is_valid(const uint8_t *bytes, size_t n_bytes);
 bool utf8_measure(const uint8_t *bytes, size_t n_bytes, size_t *n_chars); /* valid? then also how many characters */
 void utf8_put_lossy(bt_buf *out, const uint8_t *bytes, size_t n_bytes);   /* appends, broken parts as U+FFFD */
 void utf8_put_slack(bt_buf *out);                                         /* UTF8_SLACK_BYTES zeros that do not count */
-void utf8_put_char(bt_buf *out, uint32_t code_point);    /* appends one character; surrogates: U+FFFD */
-size_t utf8_count(const uint8_t *bytes, size_t n_bytes); /* characters of valid text */
+void utf8_put_char(bt_buf *out, uint32_t code_point);                /* appends one character; surrogates: U+FFFD */
+size_t utf8_write(uint8_t out[UTF8_MAX_BYTES], uint32_t code_point); /* the same; returns its length */
+size_t utf8_count(const uint8_t *bytes, size_t n_bytes);             /* characters of valid text */
 
 /* The first character of valid text, for inner loops; *code_point is written, the length returned. */
 static inline size_t utf8_next(const uint8_t *p, uint32_t *code_point) {

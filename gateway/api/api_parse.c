@@ -6,28 +6,23 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "gateway/api/api_json.h"
+#include "common/text/json.h"
 #include "gateway/api/api_params.h"
 
-/* An integer double holds exactly only up to 2^53: the text itself is read. */
-static bool seed_from_text(const char *text, size_t n_bytes, int64_t *out) {
-    char digits[24];
-    if (n_bytes == 0 || n_bytes >= sizeof digits) return false;
-    memcpy(digits, text, n_bytes);
-    digits[n_bytes] = 0;
-    if (strspn(digits, "-0123456789") != n_bytes) return false;
+/* By its text where that says more than a double does. */
+static bool read_seed(const cJSON *value, int64_t *out) {
+    const char *text = txt_json_number_text(value);
+    if (text == NULL || strspn(text, "-0123456789") != strlen(text)) return gw_value_i64(value, out);
     errno = 0;
-    *out = strtoll(digits, NULL, 10);
+    *out = strtoll(text, NULL, 10);
     return errno == 0;
 }
 
-static bt_status parse_seed(const char *exact, size_t n_exact, gw_request *request, gw_error *error) {
+static bt_status parse_seed(gw_request *request, gw_error *error) {
     const cJSON *value = gw_param_find(request->root, "seed");
     int64_t seed = -1;
     if (value == NULL) return BT_OK;
-    bool is_number = cJSON_IsNumber(value);
-    if (!(is_number && seed_from_text(exact, n_exact, &seed)) && !gw_value_i64(value, &seed))
-        return gw_fail(error, 400, "seed", "seed must be an integer of 64 bits.");
+    if (!read_seed(value, &seed)) return gw_fail(error, 400, "seed", "seed must be an integer of 64 bits.");
     if (seed == -1) return BT_OK;
     request->sampling.seed = (uint64_t)seed;
     request->has_seed = true;
@@ -152,9 +147,10 @@ static bt_status parse_truncation(gw_request *request, gw_error *error) {
     return gw_fail(error, 400, "truncation_side", "truncation_side must be left or right.");
 }
 
-bt_status gw_api_parse_root(char *body, size_t n_bytes, gw_json_notes *notes, gw_request *request, gw_error *error) {
+bt_status gw_api_parse_root(char *body, size_t n_bytes, gw_request *request, gw_error *error) {
+    static const txt_json_rules rules = {.max_depth = GW_MAX_JSON_DEPTH, .max_values = GW_MAX_JSON_VALUES};
     bt_error err = {0};
-    if (gw_json_parse(body, n_bytes, notes, &request->root, &err) != BT_OK)
+    if (txt_json_read(body, n_bytes, &rules, &request->root, &err) != BT_OK)
         return gw_fail(error, 400, "", "The body is not valid JSON: %s.", err.text);
     if (!cJSON_IsObject(request->root)) return gw_fail(error, 400, "", "The body must be a JSON object.");
     uint32_t n_keys = 0;
@@ -167,8 +163,7 @@ bt_status gw_api_parse_root(char *body, size_t n_bytes, gw_json_notes *notes, gw
 bt_status gw_api_parse(gw_endpoint endpoint, const gw_api_rules *rules, char *body, size_t n_bytes, gw_request *out,
                        gw_error *error) {
     gw_request request = {.endpoint = endpoint};
-    gw_json_notes notes;
-    bt_status status = gw_api_parse_root(body, n_bytes, &notes, &request, error);
+    bt_status status = gw_api_parse_root(body, n_bytes, &request, error);
     if (status == BT_OK) status = parse_output(&request, error);
     if (status == BT_OK) status = parse_truncation(&request, error);
     if (status == BT_OK && endpoint == GW_CHAT) status = gw_api_parse_chat(rules, &request, error);
@@ -176,7 +171,7 @@ bt_status gw_api_parse(gw_endpoint endpoint, const gw_api_rules *rules, char *bo
     if (status == BT_OK) status = parse_stream(&request, error);
     if (status == BT_OK) status = parse_max_tokens(&request, error);
     if (status == BT_OK) status = gw_api_parse_sampling(rules, &request, error);
-    if (status == BT_OK) status = parse_seed(body + notes.seed_offset, notes.seed_bytes, &request, error);
+    if (status == BT_OK) status = parse_seed(&request, error);
     if (status == BT_OK) status = parse_stop(rules, &request, error);
     if (status == BT_OK) status = parse_cache_salt(&request, error);
     if (status == BT_OK) status = gw_api_refuse_unsupported(&request, error);

@@ -5,11 +5,10 @@
 #ifndef BATON_GATEWAY_API_API_PARSE_H
 #define BATON_GATEWAY_API_API_PARSE_H
 
-#include "gateway/api/api_json.h"
 #include "gateway/api/api_request.h"
 
 /* request->root: an object within the limits. */
-bt_status gw_api_parse_root(char *body, size_t n_bytes, gw_json_notes *notes, gw_request *request, gw_error *error);
+bt_status gw_api_parse_root(char *body, size_t n_bytes, gw_request *request, gw_error *error);
 
 bt_status gw_api_parse_chat(const gw_api_rules *rules, gw_request *request, gw_error *error);
 bt_status gw_api_parse_tools(const gw_api_rules *rules, gw_request *request, gw_error *error);

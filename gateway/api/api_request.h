@@ -24,6 +24,8 @@ enum {
     GW_MAX_MESSAGES = 65536,
     GW_MAX_TOP_LEVEL_KEYS = 1024,
     GW_MAX_TEMPLATE_KWARGS = 256,
+    GW_MAX_JSON_DEPTH = 64,
+    GW_MAX_JSON_VALUES = 2 << 20, /* 1024 prompts share this many tokens */
 };
 
 typedef enum { GW_CHAT, GW_COMPLETION } gw_endpoint;
@@ -104,7 +106,7 @@ typedef struct {
     bool reads_tool_calls;      /* there is a parser for how the model writes them */
 } gw_api_rules;
 
-/* *out points into `body`, which is changed (see gw_json_parse). On success the caller ends *out with
+/* *out points into `body`, which is changed (see txt_json_read). On success the caller ends *out with
  * gw_request_fini() before the body goes; on failure there is nothing to free and *error says what the client is told.
  */
 bt_status gw_api_parse(gw_endpoint endpoint, const gw_api_rules *rules, char *body, size_t n_bytes, gw_request *out,

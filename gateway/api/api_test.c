@@ -444,72 +444,6 @@ static void test_variables(void) {
 
 /* ---- JSON ------------------------------------------------------------------------------------------------------- */
 
-static bool is_json(char *text, size_t n_bytes) {
-    gw_json_notes notes;
-    cJSON *tree = NULL;
-    bt_status status = gw_json_parse(text, n_bytes, &notes, &tree, NULL);
-    cJSON_Delete(tree);
-    return status == BT_OK;
-}
-
-/* What cJSON's own parser makes of it is the same tree, where it takes the text. */
-static void check_tree(const char *text, const char *want) {
-    char *copy = strdup(text);
-    gw_json_notes notes;
-    cJSON *tree = NULL, *theirs = cJSON_Parse(text);
-    CHECK(gw_json_parse(copy, strlen(copy), &notes, &tree, NULL) == BT_OK, "%s", text);
-    char *printed = cJSON_PrintUnformatted(tree), *expected = cJSON_PrintUnformatted(theirs);
-    const char *wanted = want != NULL ? want : expected;
-    CHECK(printed != NULL && wanted != NULL && strcmp(printed, wanted) == 0, "%s: %s, not %s", text, printed, wanted);
-    cJSON_free(printed);
-    cJSON_free(expected);
-    cJSON_Delete(tree);
-    cJSON_Delete(theirs);
-    free(copy);
-}
-
-static void test_trees(void) {
-    check_tree(" [ ] ", NULL);
-    check_tree("{\"\":{},\"a\":[[],[{}],{\"b\":[1,2]}],\"a\":null}", NULL);
-    check_tree("[0,-0,1.5,-2e3,1E-2,123456789012345678,1e300,true,false,null]", NULL);
-    check_tree("\"\\\"\\\\\\/\\b\\f\\n\\r\\t\"", NULL);
-    check_tree("{\"k\\u00e9y\\n\":\"\\u0041\\u00e9\\u20ac\\ud83d\\ude00 plain text, long enough\\tfor words\\u007f\"}",
-               NULL);
-    check_tree("\"\xe4\xbd\xa0\xf0\x9f\x98\x80\xc2\x85\"", NULL);
-    check_tree("\xef\xbb\xbf[1]", "[1]");
-    check_tree("\"a\\u0000b\"", "\"a\xef\xbf\xbd"
-                                "b\"");
-    check_tree("\"\\ud800\"", "\"\xef\xbf\xbd\"");
-    check_tree("\"\\ud800\\u0041\\udc00x\"", "\"\xef\xbf\xbd"
-                                             "A\xef\xbf\xbdx\"");
-    check_tree("\"\\ud800\\ud800\\udc00\"", "\"\xef\xbf\xbd\xf0\x90\x80\x80\"");
-}
-
-static void test_depth(void) {
-    for (size_t depth = 63; depth <= 10000; depth += depth == 63 ? 1 : 9936) {
-        char *body = malloc(2 * depth + 16);
-        memcpy(body, "{\"a\":", 5);
-        memset(body + 5, '[', depth);
-        memset(body + 5 + depth, ']', depth);
-        memcpy(body + 5 + 2 * depth, "}", 2);
-        CHECK(is_json(body, strlen(body)) == (depth < GW_JSON_MAX_DEPTH), "depth %zu", depth);
-        free(body);
-    }
-}
-
-/* Each special byte at each place of a string of plain ones, which are read eight at a time. */
-static void test_special_bytes(void) {
-    for (int byte = 1; byte < 256; byte++) {
-        for (size_t at = 1; at < 20; at++) {
-            char text[24] = "\"abcdefghijklmnopqrs\"";
-            text[at] = (char)byte;
-            bool is_plain = byte >= 0x20 && byte < 0x80 && byte != '"' && byte != '\\';
-            bool escapes_next = byte == '\\' && strchr("bfnr", text[at + 1]) != NULL; /* a letter, or the end */
-            CHECK(is_json(text, 21) == (is_plain || escapes_next), "byte %d at %zu", byte, at);
-        }
-    }
-}
-
 static void check_string(const char *text, size_t n, const char *want, const char *why) {
     bt_buf out = {0};
     gw_json_put_string(&out, text, n);
@@ -553,9 +487,6 @@ int main(void) {
     test_logprobs_and_bad_words();
     test_tool_choice();
     test_variables();
-    test_trees();
-    test_depth();
-    test_special_bytes();
     test_strings();
     test_error();
     TEST_END();

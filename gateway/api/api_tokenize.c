@@ -54,8 +54,7 @@ typedef bt_status (*parse_function)(const gw_api_rules *rules, gw_request *reque
 static bt_status parse_with(parse_function parse, const gw_api_rules *rules, char *body, size_t n_bytes,
                             gw_request *out, gw_error *error) {
     gw_request request = {.model = "", .truncate_prompt_tokens = -1};
-    gw_json_notes notes;
-    bt_status status = gw_api_parse_root(body, n_bytes, &notes, &request, error);
+    bt_status status = gw_api_parse_root(body, n_bytes, &request, error);
     if (status == BT_OK) status = gw_param_string(request.root, "model", &request.model, error);
     if (status == BT_OK) status = parse(rules, &request, error);
     if (status != BT_OK) {

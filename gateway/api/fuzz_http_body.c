@@ -2,7 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "gateway/api/api_json.h"
+#include "common/text/json.h"
 #include "gateway/api/api_request.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes);
@@ -38,9 +38,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
             gw_request_fini(&request);
         } else {
             gw_error_write(&error, &text); /* whatever was quoted, the answer is JSON */
-            gw_json_notes notes;
             cJSON *tree;
-            BT_ASSERT(gw_json_parse((char *)text.bytes, text.n_bytes, &notes, &tree, NULL) == BT_OK);
+            BT_ASSERT(txt_json_parse((char *)text.bytes, text.n_bytes, &tree, NULL) == BT_OK);
             cJSON_Delete(tree);
         }
         bt_buf_fini(&text);
