@@ -257,8 +257,9 @@ static uint32_t queue_limit_ms(const gw_answer *answer) {
 /* Up to a day, gw_slo_read() says. */
 static uint32_t target_ms(const gw_slo *slo) { return (uint32_t)((slo->ttft_ns + BT_NS_PER_MS - 1) / BT_NS_PER_MS); }
 
+/* The nth of n that are submitted. */
 static bt_status submit_choice(gw_loop *loop, const gw_request *request, const gw_routing *routing, gw_choice *choice,
-                               gw_error *error) {
+                               uint32_t nth, uint32_t n, gw_error *error) {
     wire_sampling sampling = request->sampling;
     sampling.seed =
         request->has_seed ? request->sampling.seed + choice->index % request->n_choices : gw_loop_random(loop);
@@ -277,6 +278,8 @@ static bt_status submit_choice(gw_loop *loop, const gw_request *request, const g
                         .slo_ttft_ms = target_ms(&choice->answer->slo),
                         .priority = routing->priority,
                         .queue_ms = queue_limit_ms(choice->answer),
+                        .choice = nth,
+                        .n_choices = n,
                         .session_key = routing->session_key,
                         .session_name = routing->session_name,
                         .user = choice};
@@ -300,17 +303,24 @@ static void charge(gw_loop *loop, const gw_answer *answer) {
     gw_limiter_spend(loop->limiter, &answer->payers, n_tokens);
 }
 
+/* Tokens or logprobs of it are asked for. */
+static bool is_computed(const gw_request *request, const gw_choice *choice) {
+    return choice->prompt.max_tokens > 0 || prompt_logprobs_of(request, choice) > 0;
+}
+
 static bt_status submit_all(gw_loop *loop, const gw_request *request, const gw_routing *routing, gw_answer *answer,
                             gw_error *error) {
+    uint32_t n = 0, nth = 0;
+    for (uint32_t i = 0; i < answer->n_choices; i++) n += is_computed(request, &answer->choices[i]);
     for (uint32_t i = 0; i < answer->n_choices; i++) {
         gw_choice *choice = &answer->choices[i];
         choice->is_open = true;
         answer->n_open++;
         choice->is_empty = choice->prompt.max_tokens == 0;
-        bool is_scored = prompt_logprobs_of(request, choice) > 0;
-        if (choice->is_empty && !is_scored) continue;
-        bt_status status = submit_choice(loop, request, routing, choice, error);
+        if (!is_computed(request, choice)) continue;
+        bt_status status = submit_choice(loop, request, routing, choice, nth++, n, error);
         if (status != BT_OK) return status;
+        bool is_scored = prompt_logprobs_of(request, choice) > 0;
         if (!answer->return_token_ids && !is_scored) tok_ids_fini(&choice->prompt.ids); /* the core has its own copy */
     }
     return BT_OK;

@@ -240,7 +240,7 @@ void gw_attempt_late(gw_core *core, gw_slot *slot, int64_t now_ns) {
     switch (slot->info.phase) {
     case GW_WAITING:
         if (slot->is_queued) {
-            gw_wait_late(core, slot);
+            gw_wait_late(core, slot, now_ns);
         } else {
             gw_attempt_retry(core, slot, now_ns);
         }

@@ -188,6 +188,8 @@ static void fill_slot(gw_core *core, gw_slot *slot, const gw_submit *submit, int
     slot->filter = copy_filter(submit->filter, &slot->arena);
     slot->slo_ttft_ms = submit->slo_ttft_ms;
     slot->priority = submit->priority;
+    slot->first_serial = slot->serial - submit->choice;
+    slot->n_choices = submit->n_choices > 0 ? submit->n_choices : 1;
     slot->queue_until_ns = gw_after_ms(now_ns, submit->queue_ms);
     slot->session_key = submit->session_key;
     slot->session_name = submit->session_name;

@@ -17,6 +17,8 @@
  * then as they came. It is bounded: if it is full, whoever would go last is failed. A request leaves it when a worker's
  * report or another request's end makes room, at its deadline, or with its client; if a worker refuses it after all for
  * want of room, it is back in its place. Every gateway hears of room at the same time, so none starves another.
+ * Choices of one answer join it all or none, are pushed out together, and once one of them has begun the others are
+ * neither pushed out nor late: what its client has of the answer would be in vain.
  *
  * Where a decode worker's cache holds nearly all of a prompt, SUBMIT goes to that worker, which then does prefill's
  * part too: HANDED_OFF follows from its FIRST_TOKEN. If it refuses, the request goes the usual way at once.
@@ -83,6 +85,7 @@ typedef struct {
     uint32_t slo_ttft_ms;               /* strategy slo: its own target; 0: the options' */
     int64_t priority;                   /* lower goes first */
     uint32_t queue_ms;                  /* how long it may wait for room */
+    uint32_t choice, n_choices;         /* of one answer, submitted one behind another; n_choices 0: it is alone */
     void *user;                         /* comes back in the actions */
 } gw_submit;
 

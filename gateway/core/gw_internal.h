@@ -28,6 +28,8 @@ typedef struct {
     gw_strategy strategy;
     const bt_selector *filter; /* in arena, or NULL */
     int64_t priority;
+    uint64_t first_serial;  /* of the answer's choices, itself if it is alone */
+    uint32_t n_choices;     /* >= 1, their serials follow one another */
     int64_t queue_until_ns; /* in the queue */
     bool is_queued;         /* WAITING for room; else for any worker at all */
     uint64_t session_key, session_name;
@@ -139,10 +141,10 @@ void gw_attempt_await_token(gw_core *core, gw_slot *slot,
 
 /* A new request gets a place in the queue, maybe another's. BT_AGAIN: there is none for it. */
 bt_status gw_wait_join(gw_core *core, gw_slot *slot, bt_error *err);
-void gw_wait_rejoin(gw_core *core, gw_slot *slot); /* refused by a worker: back to its place */
-void gw_wait_leave(gw_core *core, gw_slot *slot);  /* nothing, if it is not in the queue */
-void gw_wait_late(gw_core *core, gw_slot *slot);   /* its time is up: GW_FAILED */
-void gw_wait_serve(gw_core *core, int64_t now_ns); /* at the end of each event: whoever can go goes */
+void gw_wait_rejoin(gw_core *core, gw_slot *slot);               /* refused by a worker: back to its place */
+void gw_wait_leave(gw_core *core, gw_slot *slot);                /* nothing, if it is not in the queue */
+void gw_wait_late(gw_core *core, gw_slot *slot, int64_t now_ns); /* its time is up: GW_FAILED */
+void gw_wait_serve(gw_core *core, int64_t now_ns);               /* at the end of each event: whoever can go goes */
 
 /* gw_message.c */
 void gw_message_handle(gw_core *core, uint64_t peer, const wire_message *message, int64_t now_ns);

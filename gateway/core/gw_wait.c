@@ -23,16 +23,51 @@ void gw_wait_leave(gw_core *core, gw_slot *slot) {
     core->queue_version = 0; /* whom it held up may go */
 }
 
+/* A choice of the same answer has left the queue: it runs, or has ended. */
+static bool has_begun(const gw_core *core, const gw_slot *slot) {
+    for (uint32_t i = 0; i < slot->n_choices; i++) {
+        uint32_t index = bt_map_get(&core->by_serial, gw_u64_key(slot->first_serial + i));
+        if (index == BT_MAP_NONE || !core->slots[index].is_queued) return true;
+    }
+    return false;
+}
+
+static gw_slot *slot_at(const gw_core *core, uint32_t at) { return &core->slots[core->queue.items[at].slot]; }
+
+/* How many places there would be for a newcomer and the choices that follow it. Those of an answer that has not begun
+ * are neighbours. */
+static int64_t count_places(const gw_core *core, const gw_queued *item, int64_t n_needed) {
+    int64_t n = (int64_t)core->options.max_queued - core->queue.n;
+    for (uint32_t at = core->queue.n; at > 0 && n < n_needed;) {
+        if (!gw_queued_is_before(item, &core->queue.items[at - 1])) break;
+        const gw_slot *slot = slot_at(core, at - 1);
+        bool may_go = !has_begun(core, slot);
+        if (may_go) n += slot->n_choices;
+        at -= may_go ? slot->n_choices : 1;
+    }
+    return n;
+}
+
+static void push_out(gw_core *core, uint64_t first_serial, uint32_t n_choices) {
+    for (uint32_t i = 0; i < n_choices; i++)
+        gw_slot_fail(core, gw_slot_find(core, first_serial + i), BT_AGAIN, "queue_full",
+                     "The queue is full, and requests of higher priority have come.");
+}
+
 /* Somebody must go: the one that would be next last. */
 static bt_status make_place(gw_core *core, const gw_slot *newcomer, bt_error *err) {
-    if (core->queue.n < core->options.max_queued) return BT_OK;
-    core->counters.n_queue_full++;
-    const gw_queued *last = core->queue.n > 0 ? &core->queue.items[core->queue.n - 1] : NULL;
     gw_queued item = item_of(core, newcomer);
-    if (last == NULL || core->options.max_queued == 0 || !gw_queued_is_before(&item, last))
+    int64_t n_needed = (int64_t)(newcomer->first_serial + newcomer->n_choices - newcomer->serial);
+    if (core->queue.n + n_needed <= core->options.max_queued) return BT_OK;
+    core->counters.n_queue_full++;
+    if (count_places(core, &item, n_needed) < n_needed)
         return bt_fail(err, BT_AGAIN, "No worker has room for the request now, and the queue is full.");
-    gw_slot_fail(core, &core->slots[last->slot], BT_AGAIN, "queue_full",
-                 "The queue is full, and requests of higher priority have come.");
+    for (uint32_t at = core->queue.n; core->queue.n >= core->options.max_queued;) {
+        const gw_slot *last = slot_at(core, --at);
+        if (has_begun(core, last)) continue;
+        at -= last->n_choices - 1;
+        push_out(core, last->first_serial, last->n_choices);
+    }
     return BT_OK;
 }
 
@@ -44,7 +79,11 @@ bt_status gw_wait_join(gw_core *core, gw_slot *slot, bt_error *err) {
 
 void gw_wait_rejoin(gw_core *core, gw_slot *slot) { put(core, slot); }
 
-void gw_wait_late(gw_core *core, gw_slot *slot) {
+void gw_wait_late(gw_core *core, gw_slot *slot, int64_t now_ns) {
+    if (has_begun(core, slot)) {
+        gw_slot_set_timer(core, slot, now_ns, core->options.first_token_ms);
+        return;
+    }
     core->counters.n_queue_late++;
     gw_slot_fail(core, slot, BT_AGAIN, "queue_timeout", "No worker had room for the request in time.");
 }

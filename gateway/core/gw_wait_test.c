@@ -63,6 +63,8 @@ static void stop(void) {
     gw_core_close(core);
 }
 
+static uint32_t choice, n_choices; /* of the next submits */
+
 static bt_status submit_to(const char *filter, int64_t priority, uint64_t *out_serial) {
     static uint32_t tokens[N_PROMPT];
     gw_strategy strategy;
@@ -77,7 +79,9 @@ static bt_status submit_to(const char *filter, int64_t priority, uint64_t *out_s
                         .strategy = &strategy,
                         .filter = filter == NULL ? NULL : &selector,
                         .priority = priority,
-                        .queue_ms = QUEUE_MS};
+                        .queue_ms = QUEUE_MS,
+                        .choice = choice,
+                        .n_choices = n_choices};
     bt_status status = gw_core_submit(core, &submit, now_ns, out_serial, NULL);
     walk();
     return status;
@@ -87,6 +91,15 @@ static uint64_t submit(int64_t priority) {
     uint64_t serial = 0;
     CHECK(submit_to(NULL, priority, &serial) == BT_OK, "it is taken");
     return serial;
+}
+
+/* Choices of one answer, until one is refused; how many were taken. */
+static uint32_t submit_choices(int64_t priority, uint32_t n, uint64_t *out_serials) {
+    uint32_t n_taken = 0;
+    n_choices = n;
+    for (choice = 0; choice < n && submit_to(NULL, priority, &out_serials[choice]) == BT_OK; choice++) n_taken++;
+    choice = n_choices = 0;
+    return n_taken;
 }
 
 static void say(uint64_t worker, wire_message message) {
@@ -145,6 +158,39 @@ static void test_a_full_queue_drops_who_would_go_last(void) {
     start(0);
     (void)submit(0);
     CHECK(submit_to(NULL, -5, &serial) == BT_AGAIN && gw_core_n_alive(core) == 1, "without a queue nobody waits");
+    stop();
+}
+
+static void test_choices_of_an_answer_are_pushed_out_together(void) {
+    start(5);
+    uint64_t pair[2], more[3], serial;
+    (void)submit(0);
+    CHECK(submit_choices(1, 2, pair) == 2 && submit_choices(2, 3, more) == 3 && gw_core_n_queued(core) == 5, "full");
+    (void)submit(0);
+    CHECK(n_failed == 3 && failed[0] == more[0] && failed[2] == more[2], "one must go, and with it the other two");
+    CHECK(gw_core_n_queued(core) == 3, "%u", gw_core_n_queued(core));
+    clear();
+    CHECK(submit_choices(0, 3, more) == 3 && n_failed == 2 && failed[0] == pair[0], "for the third of three, two");
+    CHECK(submit_choices(-1, 6, more) == 0 && n_failed == 2, "nobody goes for six: they would not all have a place");
+    CHECK(submit_to(NULL, 1, &serial) == BT_OK && submit_choices(-1, 2, more) == 2, "two have");
+    CHECK(n_failed == 6, "a single one and three that are the last: %u", n_failed);
+    stop();
+}
+
+static void test_an_answer_that_has_begun_is_not_given_up(void) {
+    start(3);
+    uint64_t begun[3], serial;
+    CHECK(submit_choices(1, 3, begun) == 3 && n_sent == 1 && gw_core_n_queued(core) == 2, "one runs, two wait");
+    uint64_t last = submit(2);
+    (void)submit(0);
+    CHECK(n_failed == 1 && failed[0] == last, "who would go last goes");
+    CHECK(submit_to(NULL, 0, &serial) == BT_AGAIN && n_failed == 1, "they do not");
+    clear();
+    now_ns += (int64_t)QUEUE_MS * MS;
+    compute(begun[0]);
+    gw_core_tick(core, now_ns);
+    walk();
+    CHECK(n_failed == 0 && gw_core_n_queued(core) == 2, "nor are they late: %u", n_failed);
     stop();
 }
 
@@ -273,6 +319,8 @@ static void test_a_queue_is_in_order_whatever_happens(void) {
 int main(void) {
     test_who_waits_goes_by_priority_then_as_it_came();
     test_a_full_queue_drops_who_would_go_last();
+    test_choices_of_an_answer_are_pushed_out_together();
+    test_an_answer_that_has_begun_is_not_given_up();
     test_who_waits_too_long_is_told();
     test_who_leaves_makes_room();
     test_who_is_refused_is_back_in_its_place_until_the_worker_reports();
