@@ -59,8 +59,10 @@ def fill(one):
 def why(error):
     """The reason of a 503 that says when to come back; else what it is instead."""
     headers = error.response.headers if isinstance(error, openai.APIStatusError) else {}
-    is_polite = headers.get("retry-after") == "1" and headers["x-llm-d-request-dropped-reason"].startswith("rejected-")
-    return headers.get("x-baton-reason") if is_polite else repr(error)
+    reason, seconds = headers.get("x-baton-reason"), int(headers.get("retry-after", 0))
+    is_polite = seconds == 1 or (reason == "predicted_ttft" and seconds > 1)  # as long as the crowd is expected to last
+    is_polite = is_polite and headers["x-llm-d-request-dropped-reason"].startswith("rejected-")
+    return reason if is_polite else repr(error)
 
 
 def test_a_full_queue_refuses_and_those_in_it_go_by_priority(narrow):
