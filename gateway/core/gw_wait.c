@@ -48,10 +48,11 @@ static int64_t count_places(const gw_core *core, const gw_queued *item, int64_t 
     return n;
 }
 
-static void push_out(gw_core *core, uint64_t first_serial, uint32_t n_choices) {
-    for (uint32_t i = 0; i < n_choices; i++)
-        gw_slot_fail(core, gw_slot_find(core, first_serial + i), BT_AGAIN, "queue_full",
-                     "The queue is full, and requests of higher priority have come.");
+/* With the other choices of its answer, none of which has begun. */
+static void push_out(gw_core *core, const gw_slot *slot, const char *why, const char *text) {
+    uint64_t first = slot->first_serial, end = first + slot->n_choices;
+    for (uint64_t serial = first; serial < end; serial++)
+        gw_slot_fail(core, gw_slot_find(core, serial), BT_AGAIN, why, text);
 }
 
 /* Somebody must go: the one that would be next last. */
@@ -66,7 +67,7 @@ static bt_status make_place(gw_core *core, const gw_slot *newcomer, bt_error *er
         const gw_slot *last = slot_at(core, --at);
         if (has_begun(core, last)) continue;
         at -= last->n_choices - 1;
-        push_out(core, last->first_serial, last->n_choices);
+        push_out(core, last, "queue_full", "The queue is full, and requests of higher priority have come.");
     }
     return BT_OK;
 }
@@ -84,8 +85,8 @@ void gw_wait_late(gw_core *core, gw_slot *slot, int64_t now_ns) {
         gw_slot_set_timer(core, slot, now_ns, core->options.first_token_ms);
         return;
     }
-    core->counters.n_queue_late++;
-    gw_slot_fail(core, slot, BT_AGAIN, "queue_timeout", "No worker had room for the request in time.");
+    core->counters.n_queue_late += slot->n_choices;
+    push_out(core, slot, "queue_timeout", "No worker had room for the request in time.");
 }
 
 /* Whoever cannot go holds up those behind it, or a large request would wait for ever behind small ones. But one that

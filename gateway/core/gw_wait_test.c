@@ -6,14 +6,14 @@
 #include "gateway/core/gw_core.h"
 #include "gateway/core/gw_queue.h"
 
-enum { GATEWAY = 7, PREFILL = 100, DECODE = 200, MS = 1000000, QUEUE_MS = 5000, N_PROMPT = 200 };
+enum { GATEWAY = 7, PREFILL = 100, DECODE = 200, MS = 1000000, QUEUE_MS = 5000, N_PROMPT = 200, CAP_SERIALS = 1 << 15 };
 
 static gw_core *core;
 static int64_t now_ns;
 static uint64_t sent[32], failed[32]; /* serials of SUBMITs, and of GW_FAILED, since the last clear() */
 static uint32_t n_sent, n_failed;
-static const char *why;
-static uint32_t attempts[64]; /* by serial */
+static const char *why, *whys[32];     /* of the last, of all of these */
+static uint32_t attempts[CAP_SERIALS]; /* by serial */
 
 static void walk(void) {
     gw_action action;
@@ -23,8 +23,8 @@ static void walk(void) {
             attempts[serial] = action.message.submit.request.attempt;
             sent[n_sent++] = serial;
         } else if (action.kind == GW_FAILED) {
+            why = whys[n_failed] = action.why;
             failed[n_failed++] = action.serial;
-            why = action.why;
         }
     }
     gw_core_check(core);
@@ -194,6 +194,82 @@ static void test_an_answer_that_has_begun_is_not_given_up(void) {
     stop();
 }
 
+enum { UNKNOWN, WAITS, RUNS, OVER };
+typedef struct {
+    uint64_t first; /* of its answer */
+    uint32_t n;
+    int state;
+} known;
+static known all[CAP_SERIALS]; /* by serial */
+
+static uint32_t below(uint32_t n) { return (uint32_t)rand() % n; }
+
+/* What the last event did to answers: what has begun is not pushed out, what is goes as a whole. */
+static void follow(void) {
+    for (uint32_t i = 0; i < n_failed; i++) {
+        const known *one = &all[failed[i]];
+        if (whys[i] == NULL || strncmp(whys[i], "queue_", 6) != 0) continue;
+        for (uint64_t serial = one->first; serial < one->first + one->n; serial++) {
+            bool is_gone = false;
+            for (uint32_t j = 0; j < n_failed; j++) is_gone |= failed[j] == serial;
+            CHECK(is_gone && all[serial].state == WAITS, "%llu is pushed out with %llu, which is in state %d",
+                  (unsigned long long)failed[i], (unsigned long long)serial, all[serial].state);
+        }
+    }
+    for (uint32_t i = 0; i < n_failed; i++) all[failed[i]].state = OVER;
+    for (uint32_t i = 0; i < n_sent; i++) all[sent[i]].state = RUNS;
+    clear();
+}
+
+static void leave(uint64_t serial) {
+    if (all[serial].state == UNKNOWN || all[serial].state == OVER) return;
+    all[serial].state = OVER;
+    gw_core_cancel(core, serial, now_ns);
+    walk();
+    follow();
+}
+
+/* Taken as a whole, or given up as one, as the gateway does it. The last serial that was given. */
+static uint64_t come(uint64_t last_serial) {
+    uint64_t serials[5];
+    uint32_t n = 1 + below(4), n_taken = submit_choices(below(3), n, serials);
+    for (uint32_t i = 0; i < n_taken; i++) all[serials[i]] = (known){serials[0], n, WAITS};
+    follow();
+    for (uint32_t i = 0; i < n_taken && n_taken < n; i++) leave(serials[i]);
+    return n_taken > 0 ? serials[n_taken - 1] : last_serial;
+}
+
+static void test_no_answer_is_torn_whatever_happens(void) {
+    srand(3);
+    uint64_t n_full = 0, n_late = 0;
+    for (uint32_t round = 0; round < 20; round++) {
+        memset(all, 0, sizeof all);
+        start(round % 9);
+        uint64_t last = 0;
+        for (int step = 0; step < 400; step++) {
+            uint64_t serial = last > 16 ? last - below(16) : last;
+            uint32_t what = below(8);
+            if (what < 3) {
+                last = come(last);
+            } else if (what < 5) {
+                if (all[serial].state == RUNS) compute(serial);
+            } else if (what < 7) {
+                leave(serial);
+            } else {
+                now_ns += (int64_t)below(QUEUE_MS / 2) * MS;
+                gw_core_tick(core, now_ns);
+                walk();
+            }
+            follow();
+        }
+        n_full += gw_core_counters(core)->n_queue_full;
+        n_late += gw_core_counters(core)->n_queue_late;
+        for (uint64_t serial = 1; serial <= last; serial++) leave(serial);
+        stop();
+    }
+    CHECK(n_full > 100 && n_late > 100, "%d full, %d late", (int)n_full, (int)n_late);
+}
+
 static void test_who_waits_too_long_is_told(void) {
     start(8);
     (void)submit(0);
@@ -321,6 +397,7 @@ int main(void) {
     test_a_full_queue_drops_who_would_go_last();
     test_choices_of_an_answer_are_pushed_out_together();
     test_an_answer_that_has_begun_is_not_given_up();
+    test_no_answer_is_torn_whatever_happens();
     test_who_waits_too_long_is_told();
     test_who_leaves_makes_room();
     test_who_is_refused_is_back_in_its_place_until_the_worker_reports();
