@@ -30,7 +30,7 @@ void tpl_close(tpl_template *tpl);
 
 /* Appends the text. `variables`: an object; every member is a variable of the template: messages, tools,
  * add_generation_prompt, bos_token, eos_token, ... As in transformers, pass tools and documents as null when there are
- * none: "tools is defined" is then true and "tools is none" too. Parse with txt_json_parse() to keep 1.0 apart from 1.
+ * none: "tools is defined" is then true and "tools is none" too. Read by common/text/json.h they keep 1.0 apart from 1.
  * BT_BAD_REQUEST: the template called raise_exception() (its message), an operation failed as it would in Jinja2, or
  * a limit above was met (its name); *out is then as it was. */
 bt_status tpl_render(const tpl_template *tpl, const cJSON *variables, bt_buf *out, bt_error *err);
