@@ -141,6 +141,8 @@ static void reserve_ids(tok_ids *ids, size_t n_ids) {
     ids->ids = bt_realloc(ids->ids, ids->cap_ids, sizeof(*ids->ids));
 }
 
+void tok_ids_reserve(tok_ids *ids, size_t n_more) { reserve_ids(ids, ids->n_ids + n_more); }
+
 void tok_ids_put(tok_ids *ids, uint32_t id) {
     reserve_ids(ids, ids->n_ids + 1);
     ids->ids[ids->n_ids++] = id;

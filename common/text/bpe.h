@@ -29,6 +29,7 @@ typedef struct {
     size_t cap_bytes;
 } bpe_scratch;
 
+void tok_ids_reserve(tok_ids *ids, size_t n_more);
 void tok_ids_put(tok_ids *ids, uint32_t id); /* appends one */
 void tok_ids_append(tok_ids *ids, const uint32_t *more, size_t n_more);
 

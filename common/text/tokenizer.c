@@ -19,6 +19,7 @@
 
 enum {
     MAX_FILE_BYTES = 256 << 20,
+    BYTES_PER_ID = 4,   /* of most languages: room for all ids at once */
     KEEP_MIN = 64,      /* bytes of a chunk that the cache is asked for: less is encoded as fast */
     KEEP_MAX = 16 << 10 /* and text without places to cut it does not repeat by accident */
 };
@@ -251,15 +252,20 @@ bt_status tok_encode_cached(const tok_tokenizer *tokenizer, tok_cache *cache, co
     if (n_bytes > TOK_MAX_TEXT_BYTES) {
         return bt_fail(err, BT_BAD_REQUEST, "the text has %zu bytes, limit %d", n_bytes, (int)TOK_MAX_TEXT_BYTES);
     }
-    bt_buf valid = {0};
-    utf8_put_lossy(&valid, (const uint8_t *)text, n_bytes);
-    utf8_put_slack(&valid);
+    bt_buf copy = {0};
+    utf8_piece valid = {(const uint8_t *)text, n_bytes};
+    if (!(flags & TOK_CHECKED)) {
+        utf8_put_lossy(&copy, valid.bytes, n_bytes);
+        utf8_put_slack(&copy);
+        valid = (utf8_piece){copy.bytes, copy.n_bytes};
+    }
     size_t n_before = out->n_ids;
     encode_run run = {.tokenizer = tokenizer,
                       .cache = cache,
                       .split = ptk_scratch_open(tokenizer->splitter),
                       .max_ids = max_ids,
                       .out = out};
+    tok_ids_reserve(out, n_bytes / BYTES_PER_ID < max_ids ? n_bytes / BYTES_PER_ID : max_ids);
     if ((flags & TOK_ADD_BOS) && tokenizer->adds_bos) tok_ids_put(out, tokenizer->bos_id);
     bt_status status = BT_OK;
     if (flags & TOK_PLAIN) {
@@ -270,7 +276,7 @@ bt_status tok_encode_cached(const tok_tokenizer *tokenizer, tok_cache *cache, co
     if (status != BT_OK) out->n_ids = n_before;
     ptk_scratch_close(run.split);
     bpe_scratch_fini(&run.merge);
-    bt_buf_fini(&valid);
+    bt_buf_fini(&copy);
     return status;
 }
 

@@ -16,6 +16,7 @@ typedef struct tok_tokenizer tok_tokenizer; /* immutable after open, any thread 
 typedef enum {
     TOK_ADD_BOS = 1, /* put the BOS id first, if this tokenizer adds one by itself (tok_adds_bos) */
     TOK_PLAIN = 2,   /* added tokens in the text are ordinary text */
+    TOK_CHECKED = 4, /* it is valid UTF-8, and UTF8_SLACK_BYTES behind it are readable: no copy is made */
 } tok_flags;
 
 enum { TOK_MAX_TEXT_BYTES = 16 << 20 };

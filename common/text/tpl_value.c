@@ -99,6 +99,7 @@ tpl_value tpl_string_take(tpl_run *run, bt_buf *buf) {
 tpl_value tpl_concat(tpl_run *run, const tpl_str *left, const tpl_str *right) {
     size_t n_bytes = left->n_bytes + right->n_bytes, n_chars = left->n_chars + right->n_chars;
     if (right->n_bytes == 0) return (tpl_value){.kind = TPL_STR, .u.str = left};
+    if (left->n_bytes == 0 && !right->is_markup) return (tpl_value){.kind = TPL_STR, .u.str = right};
     tpl_step(run, right->n_bytes / 64);
     tpl_strbuf *buf = left->buf;
     bool is_last = buf != NULL && left->bytes + left->n_bytes == buf->bytes + buf->n_bytes;

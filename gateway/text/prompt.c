@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "common/text/reasoning.h"
+#include "common/text/utf8.h"
 #include "gateway/api/api_params.h"
 
 static void add_token_texts(const gw_model *model, cJSON *variables) {
@@ -59,12 +60,12 @@ static bt_status fail_too_long(const prompt_build *build, size_t n_least) {
 }
 
 /* Megabytes that cannot fit are refused before they keep the loop busy: at once, or when enough has been seen. */
-static bt_status encode(const prompt_build *build, const char *text, size_t n_bytes) {
+static bt_status encode(const prompt_build *build, const char *text, size_t n_bytes, unsigned flags) {
     const gw_request *request = build->request;
     size_t n_least = n_bytes / build->model->longest_token_bytes;
     if (request->truncate_prompt_tokens < 0 && n_least > build->max_model_len) return fail_too_long(build, n_least);
     bt_error err = {0};
-    unsigned flags = request->add_special_tokens ? TOK_ADD_BOS : 0;
+    if (request->add_special_tokens) flags |= TOK_ADD_BOS;
     bt_status status = tok_encode_cached(build->model->tokenizer, build->cache, text, n_bytes, flags, build->max_ids,
                                          &build->out->ids, &err);
     if (status == BT_NO_CAPACITY) return fail_too_long(build, build->max_ids + 1);
@@ -104,7 +105,8 @@ static bt_status build_chat(const prompt_build *build) {
     } else {
         if (request->continue_final_message) status = cut_after_last_message(request, &text, error);
         put_opening(request, &text);
-        if (status == BT_OK) status = encode(build, (const char *)text.bytes, text.n_bytes);
+        utf8_put_slack(&text);
+        if (status == BT_OK) status = encode(build, (const char *)text.bytes, text.n_bytes, TOK_CHECKED);
     }
     bt_buf_fini(&text);
     return status;
@@ -112,7 +114,7 @@ static bt_status build_chat(const prompt_build *build) {
 
 static bt_status build_completion(const prompt_build *build, uint32_t index) {
     const gw_prompt *prompt = &build->request->prompts[index];
-    if (prompt->text != NULL) return encode(build, prompt->text, prompt->n_bytes);
+    if (prompt->text != NULL) return encode(build, prompt->text, prompt->n_bytes, 0);
     tok_ids *ids = &build->out->ids;
     ids->ids = bt_realloc(NULL, prompt->n_ids, sizeof *ids->ids);
     memcpy(ids->ids, prompt->ids, prompt->n_ids * sizeof *ids->ids);
