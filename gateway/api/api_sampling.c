@@ -21,7 +21,7 @@ static bt_status parse_cuts(const gw_api_rules *rules, gw_request *request, gw_e
     if (status == BT_OK) status = gw_param_i64(root, "min_tokens", 0, INT32_MAX, &min_tokens, error);
     if (status == BT_OK) status = gw_param_bool(root, "ignore_eos", &ignore_eos, error);
     if (status != BT_OK) return status;
-    if (request->has_max_tokens && min_tokens > request->max_tokens)
+    if (min_tokens > request->max_tokens) /* completions: also the default's, as in vLLM */
         return gw_fail(error, 400, "min_tokens", "min_tokens must be at most max_tokens (%u), got %lld.",
                        request->max_tokens, (long long)min_tokens);
     if (temperature > 0 && temperature < MIN_TEMPERATURE) temperature = MIN_TEMPERATURE;
