@@ -98,6 +98,26 @@ def test_models_are_listed(client):
     assert [model.id for model in client.models.list()] == ["nano-r1"]
 
 
+def test_what_an_operator_says_of_a_model_holds(beside, cluster):
+    """A second name, with a slash as on hubs, and its context: of 200 tokens, a prompt of 190 leaves 10."""
+    one = beside("--served-model-name", "nano-r1,org/nano-r1", "--max-model-len", 200)
+    client = client_of(one)
+    listed = list(client.models.list())[1]
+    assert listed.id == "org/nano-r1" and listed.max_model_len == 200
+    for path in ("org/nano-r1", "org%2Fnano-r1"):
+        assert json.loads(one.get(f"/v1/models/{path}")[1]) == listed.to_dict()
+    args = {"model": listed.id, "extra_body": {"ignore_eos": True}}
+    rest = client.completions.create(prompt=[100] * 190, **args)
+    assert rest.choices[0].finish_reason == "length" and rest.usage.completion_tokens == 10
+    question, args = "0123456789" * 60, args | {"max_tokens": None}
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError, match="maximum context length is 200 tokens") as refused:
+            ask(client, question, stream=stream, **args)
+        assert refused.value.param == "input_tokens"
+    rest = ask(client, question, **args | {"extra_body": {"ignore_eos": True, "truncate_prompt_tokens": 190}})
+    assert rest.choices[0].finish_reason == "length" and rest.usage.completion_tokens == 10
+
+
 def test_two_gateways_serve_one_cluster(start_cluster):
     one = start_cluster(n_decode=1, n_gateways=2)
     try:

@@ -12,24 +12,28 @@ import pytest
 
 from cluster import SLOW, wait_for
 from conftest import MODEL_NAME
-from test_http import CHAT, call, error_of, events_of, post, raw
+from test_http import CHAT, call, error_of, events_of, post, raw, stream_of
 
 GREEDY = {"temperature": 0, "ignore_eos": True, "max_tokens": 12}
 NO_THOUGHT = {"chat_template_kwargs": {"enable_thinking": False}}
 
 
+def answer_of(cluster, path, **body):
+    """The body of an answer that must be one; of a stream, its events."""
+    if body.get("stream"):
+        return stream_of(cluster, GREEDY | body, path)
+    status, headers, data = post(cluster, GREEDY | body, path)
+    assert status == 200 and headers["content-type"] == "application/json", data
+    return json.loads(data)
+
+
 def chat(cluster, content="What is 12 + 30?", messages=None, **args):
-    """The body of an answer that must be one."""
-    body = {"messages": messages or [{"role": "user", "content": content}]} | GREEDY | args
-    status, _, data = post(cluster, body)
-    assert status == 200, data
-    return json.loads(data) if not body.get("stream") else events_of(data)
+    messages = messages or [{"role": "user", "content": content}]
+    return answer_of(cluster, "/v1/chat/completions", messages=messages, **args)
 
 
 def complete(cluster, prompt="17 + 4 =", **args):
-    status, _, data = post(cluster, {"prompt": prompt} | GREEDY | args, "/v1/completions")
-    assert status == 200, data
-    return json.loads(data) if not args.get("stream") else events_of(data)
+    return answer_of(cluster, "/v1/completions", prompt=prompt, **args)
 
 
 def refused(cluster, path="/v1/chat/completions", **body):
@@ -55,7 +59,10 @@ def test_every_check_has_its_line_and_every_line_its_test():
 # ---- A. service
 
 def test_check_2_3_ping_and_version(cluster):
-    assert call(cluster, "GET", "/ping")[0] == call(cluster, "POST", "/ping")[0] == 200
+    for method, path in (("GET", "/ping"), ("POST", "/ping"), ("HEAD", "/ping"), ("GET", "/health"),
+                         ("HEAD", "/health")):
+        status, _, data = call(cluster, method, path)
+        assert status == 200 and data == b"", (method, path)
     status, _, data = call(cluster, "GET", "/version")
     assert status == 200 and isinstance(json.loads(data)["version"], str)
 
@@ -84,7 +91,9 @@ def test_check_11_a_whole_answer_has_every_key(cluster):
     assert {"role", "content", "refusal", "annotations", "audio", "function_call", "reasoning",
             "reasoning_content"} <= set(choice["message"]) and "tool_calls" not in choice["message"]
     usage = answer["usage"]
-    assert answer["object"] == "chat.completion" and choice["finish_reason"] == "length"
+    assert answer["object"] == "chat.completion" and choice["finish_reason"] == "length" and choice["index"] == 0
+    assert answer["id"].startswith("chatcmpl-") and isinstance(answer["created"], int) and answer["model"] == MODEL_NAME
+    assert choice["message"]["role"] == "assistant" and choice["logprobs"] is None
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
     assert usage["prompt_tokens_details"]["cached_tokens"] >= 0
     assert usage["completion_tokens_details"]["reasoning_tokens"] == 3
@@ -100,15 +109,26 @@ def test_check_16_a_stop_string_across_tokens(cluster):
     stop = whole[6:11]
     cut = complete(cluster, max_tokens=30, stop=[stop, "not there"])["choices"][0]
     assert cut["text"] == whole[:whole.index(stop)] and cut["stop_reason"] == stop and cut["finish_reason"] == "stop"
+    whole = chat(cluster, max_tokens=30, **NO_THOUGHT)["choices"][0]["message"]["content"]
+    stop = whole[6:11]
+    cut = chat(cluster, max_tokens=30, stop=stop, **NO_THOUGHT)["choices"][0]
+    assert cut["message"]["content"] == whole[:whole.index(stop)] and cut["stop_reason"] == stop
 
 
 def test_check_17_what_ends_an_answer_and_what_does_not(cluster):
-    ids = complete(cluster, max_tokens=50, return_token_ids=True)["choices"][0]["token_ids"]
-    assert len(ids) == 50
+    whole = complete(cluster, max_tokens=50, return_token_ids=True)["choices"][0]
+    ids = whole["token_ids"]
+    assert len(ids) == 50 and whole["finish_reason"] == "length" and whole["stop_reason"] is None
     stopped = complete(cluster, max_tokens=50, stop_token_ids=[ids[3]])["choices"][0]
     assert stopped["finish_reason"] == "stop" and stopped["stop_reason"] == ids[3]
     later = complete(cluster, max_tokens=50, stop_token_ids=[ids[3]], min_tokens=20)
     assert later["usage"]["completion_tokens"] >= 20
+    eos, forced = 1, {"logit_bias": {"1": 100}, "ignore_eos": False, "return_token_ids": True}
+    for min_tokens in (0, 5):
+        ended = complete(cluster, min_tokens=min_tokens, **forced)
+        choice = ended["choices"][0]
+        assert choice["finish_reason"] == "stop" and eos not in choice["token_ids"][:min_tokens]
+        assert ended["usage"]["completion_tokens"] == min_tokens + 1
 
 
 def test_check_20_histories_as_clients_send_them(cluster):
@@ -157,8 +177,15 @@ def test_check_37_what_is_ignored_and_what_is_not(cluster):
              "stop_token_ids", "ignore_eos", "min_tokens", "truncate_prompt_tokens", "truncation_side", "prompt_logprobs",
              "allowed_token_ids", "bad_words", "echo", "continue_final_message", "documents", "chat_template",
              "chat_template_kwargs", "structured_outputs", "priority", "request_id", "return_token_ids", "cache_salt",
-             "stream_interval", "thinking_token_budget"]
-    chat(cluster, **{name: None for name in nulls} | {"max_tokens": 1})
+             "stream_interval", "thinking_token_budget", "include_stop_str_in_output", "skip_special_tokens",
+             "spaces_between_special_tokens", "add_special_tokens", "add_generation_prompt", "include_reasoning",
+             "return_tokens_as_token_ids", "return_prompt_text", "logprob_token_ids", "use_beam_search",
+             "length_penalty", "repetition_detection", "session_id", "kv_transfer_params", "vllm_xargs", "guided_json", "guided_regex",
+             "guided_choice", "guided_grammar", "guided_decoding_backend", "guided_whitespace_pattern", "prompt_embeds",
+             "metadata", "store", "user", "service_tier", "suffix", "best_of"]
+    chat(cluster, **dict.fromkeys(nulls) | {"max_tokens": 1})
+    complete(cluster, **dict.fromkeys(nulls) | {"max_tokens": 1})
+    assert complete(cluster, **dict.fromkeys(nulls + ["max_tokens"]))["usage"]["completion_tokens"] <= 16
     for part in ({"type": "image_url", "image_url": {"url": "x"}}, {"type": "foo"}):
         assert refused(cluster, messages=[{"role": "user", "content": [part]}])
 
@@ -213,6 +240,9 @@ def test_check_48_usage_only_when_asked_for(cluster):
     assert events[-1]["choices"] == [] and all(event["choices"] for event in events[:-1])
     counts = [event["usage"]["completion_tokens"] for event in events]
     assert counts == sorted(counts) and counts[-1] == whole["completion_tokens"]
+    events = chat(cluster, stream=True, stream_options={"continuous_usage_stats": True})
+    counts = [event["usage"]["completion_tokens"] for event in events]
+    assert counts == sorted(counts) and all(event["choices"] for event in events), "no chunk of its own"
 
 
 def test_check_50_characters_of_several_tokens_come_whole(cluster):

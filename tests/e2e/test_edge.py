@@ -46,6 +46,11 @@ def test_keys_come_from_a_file_that_may_change(beside, cluster, tmp_path):
     for key, want in (("secret-one", 200), ("secret-two", 200), ("of-the-flag", 200), ("alice", 401), ("secret-", 401)):
         assert status_with(key) == want, key
     assert post(one, CHAT)[0] == 401 and one.get("/health")[0] == 200
+    status, headers, data = post(one, CHAT, headers={"Origin": "http://x"})
+    assert status == 401 and headers["access-control-allow-origin"] == "*" and error_of(data), "pages can read why"
+    preflight = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    status, headers, _ = call(one, "OPTIONS", "/v1/chat/completions", headers=preflight | {"Origin": "http://x"})
+    assert status == 200 and "authorization" in headers["access-control-allow-headers"], "browsers send no key with it"
     assert status_with("secret-one", **{"X-Request-Id": "whose"}) == 200
     assert " id=whose user=alice " in one.log("gateway-0")
 

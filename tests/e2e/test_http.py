@@ -110,10 +110,12 @@ def test_a_wrong_field_is_named(cluster, stream, field, value, param):
 def test_too_long_a_prompt_says_how_long_it_may_be(cluster):
     limit = json.loads(call(cluster, "GET", "/v1/models")[2])["data"][0]["max_model_len"]
     for prompt, max_tokens in ([5] * (limit + 1), 1), ([5] * (limit - 10), 20):
-        status, _, data = post(cluster, {"prompt": prompt, "max_tokens": max_tokens}, "/v1/completions")
-        error = error_of(data)
-        assert status == 400 and error["param"] == "input_tokens"
-        assert f"maximum context length is {limit} tokens" in error["message"]
+        for is_stream in (False, True):
+            body = {"prompt": prompt, "max_tokens": max_tokens, "stream": is_stream}
+            status, headers, data = post(cluster, body, "/v1/completions")
+            error = error_of(data)
+            assert status == 400 and headers["content-type"] == "application/json" and error["param"] == "input_tokens"
+            assert f"maximum context length is {limit} tokens" in error["message"]
 
 
 def test_paths_and_methods_and_models_that_do_not_exist(cluster):
@@ -129,9 +131,10 @@ def test_paths_and_methods_and_models_that_do_not_exist(cluster):
 
 
 def test_an_unknown_strategy_is_a_400_with_aibrix_headers(cluster):
-    status, headers, data = post(cluster, CHAT, headers={"routing-strategy": "bogus"})
-    assert status == 400 and "incorrect routing strategy bogus" in error_of(data)["message"]
-    assert headers["x-error-routing"] == "true" and "x-error-invalid-routing-strategy" in headers
+    for is_stream in (False, True):
+        status, headers, data = post(cluster, CHAT | {"stream": is_stream}, headers={"routing-strategy": "bogus"})
+        assert status == 400 and "incorrect routing strategy bogus" in error_of(data)["message"]
+        assert headers["x-error-routing"] == "true" and "x-error-invalid-routing-strategy" in headers
     status, headers, _ = post(cluster, CHAT, headers={"routing-strategy": "random"})
     assert status == 200 and headers["routing-strategy"] == "random" == headers["x-baton-strategy"]
 
@@ -203,6 +206,15 @@ def test_chunked_bodies_expect_and_pipelines_work(cluster):
     expect = raw(cluster, post_line + b"Expect: 100-continue\r\nConnection: close\r\n"
                  b"Content-Length: %d\r\n\r\n" % len(body), body)
     assert expect.startswith(b"HTTP/1.1 100 ") and b"HTTP/1.1 200 " in expect
+    body = json.dumps(CHAT | {"metadata": {"x": "y" * (2 << 20)}}).encode()
+    connection = cluster.connect()
+    connection.sendall(post_line + b"Expect: 100-continue\r\nConnection: close\r\n"
+                       b"Content-Length: %d\r\n\r\n" % len(body))
+    with connection.makefile("rb") as answers:  # as curl sends it: the body once it is asked for
+        assert answers.readline().startswith(b"HTTP/1.1 100 ") and answers.readline() == b"\r\n"
+        connection.sendall(body)
+        assert answers.readline().startswith(b"HTTP/1.1 200 ")
+    connection.close()
     connection = cluster.connect()
     connection.sendall(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n"
                        b"GET /load HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
@@ -235,11 +247,27 @@ def test_browsers_get_their_preflight(cluster):
 # ---- streams
 
 def events_of(data):
+    """The events of a stream without an error, which has what every such stream has."""
     assert b"\r" not in data
     events = data.split(b"\n\n")
     assert events.pop() == b"" and events[-1] == b"data: [DONE]"
     assert all(event.startswith((b"data: ", b":")) and b"\n" not in event for event in events)
-    return [json.loads(event[6:]) for event in events[:-1] if event.startswith(b"data: ")]
+    events = [json.loads(event[6:]) for event in events[:-1] if event.startswith(b"data: ")]
+    (id, created, model, kind), = {(e["id"], e["created"], e["model"], e["object"]) for e in events}
+    assert isinstance(created, int) and model == MODEL_NAME
+    assert id.startswith({"chat.completion.chunk": "chatcmpl-", "text_completion": "cmpl-"}[kind])
+    choices = [choice for event in events for choice in event["choices"]]
+    assert all("finish_reason" in choice and "logprobs" in choice for choice in choices)
+    ended = [choice["index"] for choice in choices if choice["finish_reason"]]
+    assert sorted(ended) == sorted({choice["index"] for choice in choices}), "each choice ends once"
+    return events
+
+
+def stream_of(cluster, body, path="/v1/chat/completions"):
+    """The events of the answer to `body`, as a stream."""
+    status, headers, data = post(cluster, body | {"stream": True}, path)
+    assert status == 200 and headers["content-type"].startswith("text/event-stream"), data
+    return events_of(data)
 
 
 def test_the_events_of_a_stream_have_the_shape_that_clients_need(cluster):
@@ -248,7 +276,6 @@ def test_the_events_of_a_stream_have_the_shape_that_clients_need(cluster):
     assert status == 200 and headers["content-type"].startswith("text/event-stream")
     assert headers["x-baton-prefill"] == "prefill-0" and headers["x-baton-decode"].startswith("decode-")
     events = events_of(data)
-    assert len({(e["id"], e["created"], e["model"], e["object"]) for e in events}) == 1
     assert events[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     assert events[-1]["choices"] == [] and events[-1]["usage"]["completion_tokens"] == 20
     assert events[-2]["choices"][0]["delta"] == {} and events[-2]["choices"][0]["finish_reason"] == "length"
@@ -268,7 +295,7 @@ def test_several_prompts_are_several_choices(cluster):
     assert [choice["index"] for choice in whole["choices"]] == [0, 1, 2]
     assert whole["usage"]["completion_tokens"] == 15
     texts, ends = ["", "", ""], [0, 0, 0]
-    for event in events_of(post(cluster, body | {"stream": True}, "/v1/completions")[2]):
+    for event in stream_of(cluster, body, "/v1/completions"):
         for choice in event["choices"]:
             texts[choice["index"]] += choice["text"]
             ends[choice["index"]] += choice["finish_reason"] is not None
@@ -279,9 +306,12 @@ def test_echo_gives_the_prompt_back(cluster):
     body = {"prompt": "17 + 4", "max_tokens": 0, "echo": True}
     choice = json.loads(post(cluster, body, "/v1/completions")[2])["choices"][0]
     assert choice["text"] == "17 + 4" and choice["finish_reason"] == "length"
-    assert events_of(post(cluster, body | {"stream": True}, "/v1/completions")[2])[0]["choices"][0]["text"] == "17 + 4"
-    longer = json.loads(post(cluster, body | {"max_tokens": 3}, "/v1/completions")[2])["choices"][0]["text"]
-    assert longer.startswith("17 + 4")
+    assert stream_of(cluster, body, "/v1/completions")[0]["choices"][0]["text"] == "17 + 4"
+    body |= {"max_tokens": 3, "temperature": 0, "ignore_eos": True}
+    longer = json.loads(post(cluster, body, "/v1/completions")[2])
+    alone = json.loads(post(cluster, body | {"echo": False}, "/v1/completions")[2])["choices"][0]["text"]
+    assert longer["choices"][0]["text"] == "17 + 4" + alone and longer["usage"]["completion_tokens"] == 3
+    assert "".join(e["choices"][0]["text"] for e in stream_of(cluster, body, "/v1/completions")) == "17 + 4" + alone
 
 
 def test_a_stop_string_never_shows(cluster):
@@ -290,7 +320,7 @@ def test_a_stop_string_never_shows(cluster):
     stop = text[len(text) // 2:][:3]
     cut = json.loads(post(cluster, body | {"stop": stop}, "/v1/completions")[2])["choices"][0]
     assert cut["text"] == text[:text.index(stop)] and cut["finish_reason"] == "stop" and cut["stop_reason"] == stop
-    streamed = events_of(post(cluster, body | {"stop": [stop], "stream": True}, "/v1/completions")[2])
+    streamed = stream_of(cluster, body | {"stop": [stop]}, "/v1/completions")
     assert "".join(e["choices"][0]["text"] for e in streamed) == cut["text"]
     kept = json.loads(post(cluster, body | {"stop": stop, "include_stop_str_in_output": True}, "/v1/completions")[2])
     assert kept["choices"][0]["text"] == cut["text"] + stop
@@ -302,6 +332,8 @@ def test_metrics_add_up_under_both_sets_of_names(cluster):
     names = {"baton_requests_total": {"outcome": "length"}, "vllm:request_success_total": {"finished_reason": "length"},
              "vllm:prompt_tokens_total": {}, "vllm:generation_tokens_total": {}, "baton_output_tokens_total": {},
              "vllm:time_to_first_token_seconds_count": {}, "vllm:e2e_request_latency_seconds_count": {}}
+    times = [f"vllm:{part}_seconds_sum" for part in ("e2e_request_latency", "request_queue_time",
+                                                     "request_prefill_time", "request_decode_time")]
     before = cluster.metrics()
     for name in ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"):
         assert before.has(name)
@@ -310,6 +342,8 @@ def test_metrics_add_up_under_both_sets_of_names(cluster):
     grown = {name: after.value(name, **labels) - before.value(name, **labels) for name, labels in names.items()}
     prompt, output = (sum(u[k] for u in usages) for k in ("prompt_tokens", "completion_tokens"))
     assert output == 10 and list(grown.values()) == [3, 3, prompt, output, output, 3, 3], grown
+    whole, *parts = (after.value(name) - before.value(name) for name in times)
+    assert whole > 0 and sum(parts) == pytest.approx(whole, rel=0.01)
 
 
 # ---- connections

@@ -73,7 +73,8 @@ def test_a_full_queue_refuses_and_those_in_it_go_by_priority(narrow):
     wait_in_queue(narrow, 1)
     second = Asking(narrow, "second")
     wait_in_queue(narrow, 2)
-    assert why(Asking(narrow, "late", priority=1).end()) == "queue_full", "who would go last is refused"
+    late = Asking(narrow, "late", priority=1).end()
+    assert why(late) == "queue_full" and late.type == "Service Unavailable", "who would go last is refused"
     urgent = Asking(narrow, "urgent", headers={"x-vllm-priority": "-5"})
     assert why(dropped.end()) == "queue_full", "or pushed out by one of higher priority"
     assert refused() - before == 2

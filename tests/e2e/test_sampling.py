@@ -68,10 +68,12 @@ def test_chat_logprobs_name_every_token(client):
 def test_the_bytes_of_logprobs_are_the_text(client):
     _, answer = complete(client, max_tokens=40, logprobs=0)
     assert "".join(answer.choices[0].logprobs.tokens) == answer.choices[0].text
-    chat = ask(client, QUESTION, logprobs=True, max_tokens=30)
-    message = chat.choices[0].message
-    text = b"".join(bytes(entry.bytes) for entry in chat.choices[0].logprobs.content).decode()
-    assert (message.reasoning_content or "") in text and (message.content or "") in text
+    for is_thinking in (False, True):
+        choice = ask(client, QUESTION, logprobs=True, max_tokens=30, extra_body={
+            "ignore_eos": True, "skip_special_tokens": False,
+            "chat_template_kwargs": {"enable_thinking": is_thinking}}).choices[0]
+        text = b"".join(bytes(entry.bytes) for entry in choice.logprobs.content).decode()
+        assert text == (choice.message.reasoning_content if is_thinking else choice.message.content)
 
 
 @pytest.mark.parametrize("stop", [None, ["4"]], ids=["length", "stop string"])
@@ -222,7 +224,9 @@ def test_n_gives_numbered_choices_of_their_own(client):
 
 def test_two_prompts_with_two_choices_are_four(client):
     args = {"model": MODEL_NAME, "prompt": [PROMPT, PROMPT[:5]], "temperature": 2.0, "seed": 3, "max_tokens": 8, "n": 2}
-    whole = client.completions.create(**args)
+    whole = client.completions.create(extra_body={"return_token_ids": True}, **args)
+    assert whole.usage.prompt_tokens == len(PROMPT) + 5, "each prompt counts once"
+    assert whole.usage.completion_tokens == sum(len(choice.token_ids) for choice in whole.choices)
     texts, finishes = [""] * 4, [0] * 4
     for chunk in client.completions.create(stream=True, **args):
         texts[chunk.choices[0].index] += chunk.choices[0].text
@@ -232,7 +236,12 @@ def test_two_prompts_with_two_choices_are_four(client):
 
 def test_streamed_choices_first_appear_in_order(client):
     seen, roles = [], []
-    for chunk in ask(client, QUESTION, n=3, temperature=2.0, seed=5, max_tokens=10, stream=True):
+    args = {"temperature": 2.0, "seed": 5, "max_tokens": 10}
+    whole = ask(client, QUESTION, n=3, extra_body={"return_token_ids": True}, **args)
+    assert [choice.index for choice in whole.choices] == [0, 1, 2]
+    assert whole.usage.prompt_tokens == ask(client, QUESTION, **args).usage.prompt_tokens
+    assert whole.usage.completion_tokens == sum(len(choice.token_ids) for choice in whole.choices)
+    for chunk in ask(client, QUESTION, n=3, stream=True, **args):
         choice = chunk.choices[0]
         seen += [choice.index] if choice.index not in seen else []
         roles += [choice.index] if choice.delta.role else []

@@ -66,7 +66,8 @@ def test_check_45_what_cannot_be_tokenised_is_a_400(cluster):
 
 
 def test_check_46_the_tokenizers_settings_are_told_if_the_operator_says_so(cluster, pair):
-    assert call(cluster, "GET", "/tokenizer_info")[0] == 404
+    status, _, data = call(cluster, "GET", "/tokenizer_info")
+    assert status == 404 and error_of(data)["code"] == 404
     status, _, data = call(pair, "GET", "/tokenizer_info")
     info = json.loads(data)
     assert status == 200 and info["eos_token"] == info["pad_token"] == "<｜end▁of▁sentence｜>"

@@ -162,8 +162,9 @@ def test_a_model_whose_template_shows_no_tools_is_told_of_them(beside, cluster, 
 def test_check_34_what_is_wrong_with_tools_is_a_400(client):
     for bad in ({"tool_choice": "required"}, {"tools": TOOLS, "tool_choice": named("nope")},
                 {"tools": TOOLS, "tool_choice": "foo"}):
-        with pytest.raises(openai.BadRequestError) as refused:
-            ask(client, "hi", max_tokens=1, **bad)
-        assert refused.value.param == "tool_choice"
+        for stream in (False, True):
+            with pytest.raises(openai.BadRequestError) as refused:
+                ask(client, "hi", max_tokens=1, stream=stream, **bad)
+            assert refused.value.param == "tool_choice"
     for good in ({"tools": []}, {"tool_choice": "auto"}, {"tool_choice": "none"}):
         assert ask(client, "hi", max_tokens=1, **good).choices[0].finish_reason == "length"
