@@ -172,17 +172,18 @@ def test_check_37_what_is_ignored_and_what_is_not(cluster):
          verbosity="low", safety_identifier="x", prompt_cache_key="x", web_search_options={}, audio={}, unknown=[1],
          functions=[], function_call="auto", vllm_xargs={"a": 1}, kv_transfer_params={"remote_host": "10.0.0.1"})
     nulls = ["model", "max_completion_tokens", "temperature", "top_p", "n", "stream", "stream_options", "stop", "seed",
-             "presence_penalty", "frequency_penalty", "logit_bias", "logprobs", "top_logprobs", "response_format", "tools",
-             "tool_choice", "parallel_tool_calls", "reasoning_effort", "top_k", "min_p", "repetition_penalty",
-             "stop_token_ids", "ignore_eos", "min_tokens", "truncate_prompt_tokens", "truncation_side", "prompt_logprobs",
-             "allowed_token_ids", "bad_words", "echo", "continue_final_message", "documents", "chat_template",
-             "chat_template_kwargs", "structured_outputs", "priority", "request_id", "return_token_ids", "cache_salt",
-             "stream_interval", "thinking_token_budget", "include_stop_str_in_output", "skip_special_tokens",
-             "spaces_between_special_tokens", "add_special_tokens", "add_generation_prompt", "include_reasoning",
-             "return_tokens_as_token_ids", "return_prompt_text", "logprob_token_ids", "use_beam_search",
-             "length_penalty", "repetition_detection", "session_id", "kv_transfer_params", "vllm_xargs", "guided_json", "guided_regex",
-             "guided_choice", "guided_grammar", "guided_decoding_backend", "guided_whitespace_pattern", "prompt_embeds",
-             "metadata", "store", "user", "service_tier", "suffix", "best_of"]
+             "presence_penalty", "frequency_penalty", "logit_bias", "logprobs", "top_logprobs", "response_format",
+             "tools", "tool_choice", "parallel_tool_calls", "reasoning_effort", "top_k", "min_p", "repetition_penalty",
+             "stop_token_ids", "ignore_eos", "min_tokens", "truncate_prompt_tokens", "truncation_side",
+             "prompt_logprobs", "allowed_token_ids", "bad_words", "echo", "continue_final_message", "documents",
+             "chat_template", "chat_template_kwargs", "structured_outputs", "priority", "request_id",
+             "return_token_ids", "cache_salt", "stream_interval", "thinking_token_budget",
+             "include_stop_str_in_output", "skip_special_tokens", "spaces_between_special_tokens",
+             "add_special_tokens", "add_generation_prompt", "include_reasoning", "return_tokens_as_token_ids",
+             "return_prompt_text", "logprob_token_ids", "use_beam_search", "length_penalty", "repetition_detection",
+             "session_id", "kv_transfer_params", "vllm_xargs", "guided_json", "guided_regex", "guided_choice",
+             "guided_grammar", "guided_decoding_backend", "guided_whitespace_pattern", "prompt_embeds", "metadata",
+             "store", "user", "service_tier", "suffix", "best_of"]
     chat(cluster, **dict.fromkeys(nulls) | {"max_tokens": 1})
     complete(cluster, **dict.fromkeys(nulls) | {"max_tokens": 1})
     assert complete(cluster, **dict.fromkeys(nulls + ["max_tokens"]))["usage"]["completion_tokens"] <= 16

@@ -113,8 +113,11 @@ def test_an_evaluation_reads_the_prompts_logprobs(client):
     said, answer = complete(client, logprobs=1, max_tokens=24)
     context = len(PROMPT)
     for max_tokens in (1, 0):
-        scored = client.completions.create(model=MODEL_NAME, prompt=[PROMPT + said], max_tokens=max_tokens, logprobs=1,
-                                           echo=True, temperature=0, seed=1234).choices[0]
+        args = {"model": MODEL_NAME, "prompt": [PROMPT + said], "max_tokens": max_tokens, "logprobs": 1, "echo": True,
+                "temperature": 0, "seed": 1234, "extra_body": {"cache_salt": f"evaluation-{max_tokens}"}}
+        cold, warm = (client.completions.create(**args) for _ in range(2))
+        scored = cold.choices[0]
+        assert scored == warm.choices[0] and cold.usage.prompt_tokens_details.cached_tokens == 0
         got = scored.logprobs
         lists = (got.tokens, got.token_logprobs, got.top_logprobs, got.text_offset)
         assert {len(one) for one in lists} == {context + len(said) + max_tokens}
