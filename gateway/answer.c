@@ -437,6 +437,8 @@ static void on_failed(gw_choice *choice, const gw_action *action) {
     gw_fail(&error, status, "", "%s", action->text);
     if (status == 503) error.retry_after_s = 1;
     error.reason = choice->refusal = action->why;
+    if (action->why != NULL && strcmp(action->why, "no_worker") == 0)
+        gw_fail_no_worker(&error, action->text, choice->answer->is_filtered);
     close_choice(choice, action->status == BT_AGAIN ? GW_ENDED_REFUSED : GW_ENDED_ERROR, false);
     gw_answer_fail(choice->answer, &error);
 }

@@ -50,6 +50,7 @@ struct gw_answer {
     bool has_opened;      /* stream: every choice has its first event */
     bool is_ended;        /* on loop->ended */
     bool is_named_call;   /* tool_choice named the tool */
+    bool is_filtered;     /* only some workers may have it: gw_routing.has_filter */
     gw_strategy strategy;
     gw_slo slo;
     gw_payers payers;   /* whom its tokens are charged to; names in arena, or static */

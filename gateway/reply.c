@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <string.h>
 
+enum { RETRY_NO_WORKER_S = 10 };
+
 bool gw_request_id_is_sane(const char *bytes, size_t n_bytes) {
     if (n_bytes == 0 || n_bytes >= GW_CAP_REQUEST_ID) return false;
     for (size_t i = 0; i < n_bytes; i++)
@@ -53,6 +55,14 @@ static const char *dropped_reason(const gw_error *error) {
     for (size_t i = 0; i < sizeof words / sizeof words[0] && error->reason != NULL; i++)
         if (strcmp(error->reason, words[i][0]) == 0) return words[i][1];
     return NULL;
+}
+
+bt_status gw_fail_no_worker(gw_error *error, const char *text, bool is_filtered) {
+    gw_fail(error, 503, "", "%s", text);
+    error->retry_after_s = RETRY_NO_WORKER_S;
+    error->reason = "no_worker";
+    gw_error_set_header(error, is_filtered ? "x-error-routing" : "x-error-no-model-backends", "true");
+    return BT_BAD_REQUEST;
 }
 
 void gw_reply_error(const gw_call *call, const gw_error *error) {

@@ -23,6 +23,10 @@ bool gw_request_id_is_sane(const char *bytes, size_t n_bytes);
 
 void gw_call_add_headers(const gw_call *call); /* once, before any answer; gw_reply_*() do it themselves */
 
+/* No worker takes the request, at once or after it was admitted; `is_filtered`: there are some, but not of the kind
+ * that was asked for. Returns BT_BAD_REQUEST. */
+bt_status gw_fail_no_worker(gw_error *error, const char *text, bool is_filtered);
+
 void gw_reply(const gw_call *call, int status, const char *content_type, const void *body, size_t n_bytes);
 void gw_reply_error(const gw_call *call, const gw_error *error);
 

@@ -13,7 +13,7 @@
 #include "gateway/answer.h"
 #include "gateway/routing.h"
 
-enum { RETRY_SATURATED_S = 1, RETRY_NO_WORKER_S = 10, RETRY_MAX_S = 60 };
+enum { RETRY_SATURATED_S = 1, RETRY_MAX_S = 60 };
 
 /* ---- checks ---------------------------------------------------------------------------------------------------------
  */
@@ -74,15 +74,6 @@ static bt_status check_limits(const gw_call *call, const char *model_name, gw_an
     answer->payers.names[GW_BY_KEY] = answer->call.user;
     if (user.n_bytes > 0) answer->payers.names[GW_BY_USER] = bt_arena_strndup(&answer->arena, user.bytes, user.n_bytes);
     return gw_limiter_check(call->loop->limiter, &answer->payers, error);
-}
-
-/* `is_filtered`: there are some, but not of the kind that was asked for. */
-static bt_status fail_no_worker(gw_error *error, const char *text, bool is_filtered) {
-    gw_fail(error, 503, "", "%s", text);
-    error->retry_after_s = RETRY_NO_WORKER_S;
-    error->reason = "no_worker";
-    gw_error_set_header(error, is_filtered ? "x-error-routing" : "x-error-no-model-backends", "true");
-    return BT_BAD_REQUEST;
 }
 
 /* ---- making the answer ----------------------------------------------------------------------------------------------
@@ -285,7 +276,7 @@ static bt_status submit_choice(gw_loop *loop, const gw_request *request, const g
                         .user = choice};
     bt_error err = {0};
     bt_status status = gw_core_submit(loop->core, &submit, bt_now_ns(), &choice->serial, &err);
-    if (status == BT_NO_CAPACITY) return fail_no_worker(error, err.text, routing->has_filter);
+    if (status == BT_NO_CAPACITY) return gw_fail_no_worker(error, err.text, routing->has_filter);
     if (status == BT_AGAIN) return fail_busy(error, "queue_full", err.text);
     if (status != BT_OK) return gw_fail(error, 400, "", "%s", err.text);
     gw_telemetry_admitted(loop->server->telemetry, choice->n_prompt);
@@ -358,9 +349,10 @@ static bt_status admit(const gw_call *call, const gw_request *request, gw_error 
                        "%u choices are asked for, this gateway runs %u requests at once.", n_requests,
                        loop->server->config.max_concurrent_requests);
     if (!gw_loop_is_ready(loop))
-        return fail_no_worker(error, "No worker can take the request now. Please try again.", false);
+        return gw_fail_no_worker(error, "No worker can take the request now. Please try again.", false);
     gw_answer *answer = make_answer(call, request, model_name);
     answer->strategy = routing.strategy;
+    answer->is_filtered = routing.has_filter;
     status = check_limits(call, model_name, answer, error);
     for (uint32_t i = 0; i < answer->n_choices && status == BT_OK; i++)
         status = prepare_choice(loop, request, &answer->choices[i], error);
