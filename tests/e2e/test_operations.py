@@ -1,14 +1,18 @@
 """What an operator does: scripts, drains, balance, metrics."""
 
+import json
 import os
 import signal
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from cluster import BUILD_TYPE, ROOT, lives, wait_for
 from conftest import ask, client_of, text_of
-from test_failures import LONG, Background, worker_of
+from test_failures import LONG, Background, RawStream, check_ends_with_error, worker_of
+from test_http import CHAT, error_of, post
 
 
 def test_status_names_every_process(cluster):
@@ -64,6 +68,46 @@ def test_a_gateway_told_to_stop_finishes_what_it_has(pair):
     pair.signal("gateway-0", signal.SIGTERM)
     assert len(running.result().choices[0].token_ids) == LONG["max_tokens"]
     wait_for(lambda: not pair.is_alive("gateway-0"), 10, "the gateway exits when it is done")
+
+
+@pytest.fixture
+def stand_still(cluster):
+    """Nothing is decoded from its call until the second one, or the test's end."""
+    def tell(number):
+        for name in ("decode-0", "decode-1"):
+            cluster.signal(name, number)
+
+    yield lambda: (tell(signal.SIGSTOP), lambda: tell(signal.SIGCONT))[1]
+    tell(signal.SIGCONT)
+
+
+def drain_in_a_stream(one, cluster, stand_still):
+    """(a stream that runs, what lets workers go on) of a gateway that has been told to stop meanwhile."""
+    stream = RawStream(one, {"prompt": LONG["prompt"], "max_tokens": 500, "ignore_eos": True})
+    stream.read_until(b"data: ")
+    go_on = stand_still()
+    one.signal("gateway-0", signal.SIGTERM)
+    wait_for(lambda: " draining " in one.log("gateway-0"), 10, "it drains")
+    return stream, go_on
+
+
+def test_check_68_a_gateway_that_drains_refuses_and_ends_its_streams(beside, cluster, stand_still):
+    one = beside()
+    stream, go_on = drain_in_a_stream(one, cluster, stand_still)
+    status, headers, data = post(one, CHAT)
+    assert status == 503 and headers["connection"] == "close" and headers["x-baton-reason"] == "draining"
+    assert error_of(data)["type"] == "Service Unavailable" and int(headers["retry-after"]) >= 1
+    go_on()
+    events = stream.end()
+    assert events[-1] == "[DONE]" and json.loads(events[-2])["choices"][0]["finish_reason"] == "length"
+    wait_for(lambda: not one.is_alive("gateway-0"), 10, "the gateway exits when it is done")
+
+
+def test_check_68_a_gateway_waits_no_longer_than_its_grace(beside, cluster, stand_still):
+    one = beside("--drain-ms", 100)
+    stream, _ = drain_in_a_stream(one, cluster, stand_still)
+    assert "shutting down" in check_ends_with_error(stream.end())["message"]
+    wait_for(lambda: not one.is_alive("gateway-0"), 10, "the gateway exits, though no worker answers")
 
 
 def test_least_request_spreads_over_all_workers(pair):
