@@ -16,9 +16,10 @@
  * The queue. While no worker has room (gw_router.h) requests wait here, where they are still in order: by priority,
  * then as they came. It is bounded: if it is full, whoever would go last is failed. A request leaves it when a worker's
  * report or another request's end makes room, at its deadline, or with its client; if a worker refuses it after all for
- * want of room, it is back in its place. Every gateway hears of room at the same time, so none starves another.
- * Choices of one answer join it all or none, are pushed out together, and once one of them has begun the others are
- * neither pushed out nor late: what its client has of the answer would be in vain.
+ * want of room, it is back in its place; if no worker is left for it, it waits no_worker_ms, below. Every gateway hears
+ * of room at the same time, so none starves another. Choices of one answer join it all or none, are pushed out
+ * together, and once one of them has begun the others are neither pushed out nor late: what its client has of the
+ * answer would be in vain.
  *
  * Where a decode worker's cache holds nearly all of a prompt, SUBMIT goes to that worker, which then does prefill's
  * part too: HANDED_OFF follows from its FIRST_TOKEN. If it refuses, the request goes the usual way at once.

@@ -90,13 +90,21 @@ void gw_wait_late(gw_core *core, gw_slot *slot, int64_t now_ns) {
 }
 
 /* Whoever cannot go holds up those behind it, or a large request would wait for ever behind small ones. But one that
- * a filter keeps from going where others may go stands aside. */
+ * a filter keeps from going where others may go stands aside, and one whose last worker is gone waits for that one's
+ * return, and not for long. */
 static void walk(gw_core *core, int64_t now_ns) {
     for (uint32_t at = 0; at < core->queue.n;) {
-        gw_slot *slot = &core->slots[core->queue.items[at].slot];
-        if (gw_attempt_start(core, slot, true, now_ns, NULL) == BT_OK) continue; /* it has left the queue */
-        if (slot->filter == NULL) return;
-        at++;
+        gw_slot *slot = slot_at(core, at);
+        bt_status status = gw_attempt_start(core, slot, true, now_ns, NULL);
+        if (status == BT_OK) continue; /* it has left the queue */
+        if (status == BT_NO_CAPACITY) {
+            gw_wait_leave(core, slot);
+            gw_attempt_retry(core, slot, now_ns);
+        } else if (slot->filter == NULL) {
+            return;
+        } else {
+            at++;
+        }
     }
 }
 

@@ -286,6 +286,43 @@ static void test_who_waits_too_long_is_told(void) {
     stop();
 }
 
+static void test_who_has_no_worker_left_does_not_wait_for_long(void) {
+    start(8);
+    uint64_t runs = submit(0), waiting[3] = {submit(0), submit(1)};
+    CHECK(submit_to("zone=a", 0, &waiting[2]) == BT_OK && gw_core_n_queued(core) == 3, "one runs, three wait");
+    clear();
+    gw_core_worker_gone(core, PREFILL, now_ns);
+    walk();
+    CHECK(gw_core_n_queued(core) == 0 && n_failed == 0, "they wait for a worker, whatever its room");
+    for (int i = 0; i < 9; i++) {
+        now_ns += 1000 * (int64_t)MS;
+        gw_core_tick(core, now_ns);
+        walk();
+    }
+    CHECK(n_failed == 0 && n_sent == 0, "it may come back");
+    now_ns += 2000 * (int64_t)MS;
+    gw_core_tick(core, now_ns);
+    walk();
+    CHECK(n_failed == 4 && strcmp(why, "no_worker") == 0, "it does not: %u", n_failed);
+    for (int i = 0; i < 4; i++) CHECK(failed[i] >= runs && failed[i] <= waiting[2], "%d", i);
+    stop();
+}
+
+static void test_a_worker_that_comes_back_gets_who_waited(void) {
+    start(8);
+    (void)submit(0);
+    (void)submit(0);
+    gw_core_worker_gone(core, PREFILL, now_ns);
+    walk();
+    clear();
+    up(PREFILL + 1, "zone=a");
+    now_ns += 5000 * (int64_t)MS;
+    gw_core_tick(core, now_ns);
+    walk();
+    CHECK(n_failed == 0 && n_sent == 2, "both: %u", n_sent);
+    stop();
+}
+
 static void test_who_leaves_makes_room(void) {
     start(8);
     uint64_t running = submit(0), second = submit(0), third = submit(0);
@@ -399,6 +436,8 @@ int main(void) {
     test_an_answer_that_has_begun_is_not_given_up();
     test_no_answer_is_torn_whatever_happens();
     test_who_waits_too_long_is_told();
+    test_who_has_no_worker_left_does_not_wait_for_long();
+    test_a_worker_that_comes_back_gets_who_waited();
     test_who_leaves_makes_room();
     test_who_is_refused_is_back_in_its_place_until_the_worker_reports();
     test_decode_without_free_blocks_has_no_room_unless_it_is_idle();

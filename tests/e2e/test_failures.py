@@ -201,6 +201,7 @@ def test_health_is_503_while_a_role_is_missing_and_requests_say_so(pair):
     assert pair.get("/health")[0] == 200
     pair.kill("decode-1")
     wait_for(lambda: pair.get("/health")[0] == 503, 5, "unhealthy")
+    assert pair.get("/ping")[0] == 503
     for stream in (False, True):
         with pytest.raises(openai.APIStatusError) as caught:
             ask(client, "hi", max_tokens=3, stream=stream)
