@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "common/core/test.h"
+#include "common/text/json_unescape.h"
 
 enum { MAX_DEPTH = 64 };
 static const txt_json_rules rules = {.max_depth = MAX_DEPTH, .max_values = 1000};
@@ -65,6 +66,27 @@ static void test_places(void) {
             check_tree(bt_buf_text(&text), NULL);
             bt_buf_fini(&text);
         }
+    }
+}
+
+/* Moved by 0 to 15 bytes: what is plain arrives, what is behind it stays. */
+static void test_words(void) {
+    static const char specials[] = "\"\\\n\x01\x1f\x80\xff";
+    uint64_t state = 1;
+    for (int round = 0; round < 20000; round++) {
+        uint8_t text[128], before[sizeof(text)], *to;
+        state = state * 6364136223846793005u + 1442695040888963407u;
+        size_t shift = state >> 60, n = state >> 33 & 63, special = state >> 40 & 63;
+        for (size_t i = 0; i < sizeof(text); i++) text[i] = (uint8_t)('#' + (i * 7 + (size_t)round) % 50);
+        if (special < n) text[shift + special] = (uint8_t)specials[(state >> 50) % (sizeof(specials) - 1)];
+        memcpy(before, text, sizeof(text));
+        to = text;
+        size_t n_moved = json_unescape_words(&to, text + shift, n), n_plain = special < n ? special : n;
+        CHECK(n_moved <= n_plain && to == text + n_moved, "%zu of %zu", n_moved, n_plain);
+        CHECK(n_moved == n_plain || n - n_moved < 8, "stops at %zu of %zu", n_moved, n_plain);
+        CHECK(memcmp(text, before + shift, n_moved) == 0, "what is plain arrives");
+        CHECK(memcmp(text + shift + n_moved, before + shift + n_moved, sizeof(text) - shift - n_moved) == 0,
+              "the rest stays");
     }
 }
 
@@ -144,6 +166,7 @@ static void test_put_string(void) {
 int main(void) {
     test_trees();
     test_places();
+    test_words();
     test_depth();
     test_special_bytes();
     test_number_of_values();

@@ -10,7 +10,7 @@
 #endif
 
 /* A byte may borrow only from one behind it, so the first that is marked is right; those from there on stay. */
-static size_t move_words(uint8_t **to, const uint8_t *from, size_t n_bytes) {
+size_t json_unescape_words(uint8_t **to, const uint8_t *from, size_t n_bytes) {
     const uint64_t ones = 0x0101010101010101u, tops = 0x80 * ones;
     uint8_t *out = *to;
     size_t at = 0, n_plain = sizeof(uint64_t);
@@ -76,5 +76,5 @@ size_t json_unescape(uint8_t **to, const uint8_t *from, size_t n_bytes) {
 #if defined(__x86_64__)
     if (n_bytes >= VECTOR && __builtin_cpu_supports("avx512vbmi2")) return move_vectors(to, from, n_bytes);
 #endif
-    return move_words(to, from, n_bytes);
+    return json_unescape_words(to, from, n_bytes);
 }

@@ -10,4 +10,7 @@
  * simple ones may be resolved on the way; or a few bytes before the end. What is behind stays as it was. */
 size_t json_unescape(uint8_t **to, const uint8_t *from, size_t n_bytes);
 
+/* As on a processor without vectors: up to an escape, and fewer than eight bytes before the end. */
+size_t json_unescape_words(uint8_t **to, const uint8_t *from, size_t n_bytes);
+
 #endif
