@@ -33,7 +33,7 @@ void tok_ids_reserve(tok_ids *ids, size_t n_more);
 void tok_ids_put(tok_ids *ids, uint32_t id); /* appends one */
 void tok_ids_append(tok_ids *ids, const uint32_t *more, size_t n_more);
 
-enum { BPE_MAX_IDS = 1 << 24 };
+enum { BPE_MAX_IDS = 1 << 24, BPE_ANY_IDS = INT32_MAX };
 
 /* `spec`: the value of "model". BT_BAD_REQUEST: not a BPE model, an option that changes byte-level merging, a merge of
  * unknown tokens, an id out of range or given twice. */
@@ -44,7 +44,6 @@ void bpe_close(bpe_model *model);
  * are dropped, as the original does without an unknown token. n_bytes < 2^31. O(n) for any piece with trained
  * vocabularies, O(n log n) with all. Gives up when *out has more than max_ids, which then it has in the end whatever
  * ids these are; with trained vocabularies also within a piece. */
-enum { BPE_ANY_IDS = INT32_MAX };
 void bpe_encode(const bpe_model *model, bpe_scratch *scratch, const utf8_piece *pieces, size_t n_pieces, size_t max_ids,
                 tok_ids *out);
 void bpe_scratch_fini(bpe_scratch *scratch);

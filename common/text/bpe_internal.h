@@ -8,6 +8,7 @@
 
 enum {
     BPE_MAX_TOKEN_BYTES = 1 << 16,
+    BPE_SPARE_IDS = 256,  /* see bpe_match_encode() */
     BPE_SHORT_BYTES = 16, /* pieces up to so many are merged: English takes 0.7 of the time that matching takes */
 };
 #define BPE_NO_ID    UINT32_MAX
@@ -102,7 +103,6 @@ void bpe_match_open(bpe_model *model);
 /* Appends the ids of a piece; gives up when *out has more than max_ids. A beginning of a piece can have more ids than
  * the whole, for what follows moves borders: in texts made of tokens and parts of them 3 with DeepSeek-V3's vocabulary,
  * 6 with the bundled model's. Who must not refuse a piece that has max_ids allows BPE_SPARE_IDS more. */
-enum { BPE_SPARE_IDS = 256 };
 void bpe_match_encode(const bpe_model *model, bpe_scratch *scratch, const uint8_t *piece, size_t n_bytes,
                       size_t max_ids, tok_ids *out);
 
