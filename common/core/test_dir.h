@@ -3,9 +3,12 @@
 #define BATON_COMMON_CORE_TEST_DIR_H
 
 #include <dirent.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "common/core/status.h"
@@ -13,10 +16,14 @@
 enum { TEST_DIR_BYTES = 64 }; /* so that the path of a socket in it fits its address, 107 bytes */
 
 static inline void test_dir_make(char dir[TEST_DIR_BYTES]) {
-    const char *parent = getenv("TMPDIR"), *name = "baton-test-XXXXXX"; /* mkdtemp() puts letters for the X */
+    const char *parent = getenv("TMPDIR");
+    char name[32];
+    uint64_t random;
+    BT_ASSERT(getrandom(&random, sizeof(random), 0) == (ssize_t)sizeof(random));
+    snprintf(name, sizeof(name), "baton-test-%llx", (unsigned long long)random);
     if (parent == NULL || strlen(parent) + 1 + strlen(name) >= TEST_DIR_BYTES) parent = "/tmp";
     snprintf(dir, TEST_DIR_BYTES, "%s/%s", parent, name);
-    BT_ASSERT(mkdtemp(dir) != NULL);
+    BT_ASSERT(mkdir(dir, 0700) == 0);
 }
 
 /* Its files, not its folders. */
