@@ -1,15 +1,7 @@
 /* The loop with more sockets ready at once than h2o asks the kernel for (256). Clients, loop and answers share one
  * thread, so that all of them are ready before the loop looks. */
-#include "gateway/http/http.h"
-
-#include <arpa/inet.h>
-#include <errno.h>
-#include <string.h>
-#include <sys/socket.h>
-#include <unistd.h>
-
 #include "common/core/clock.h"
-#include "common/core/test.h"
+#include "gateway/http/test_loop.h"
 
 enum { N_CLIENTS = 400, N_ROUNDS = 4, WAIT_S = 60 };
 
@@ -29,24 +21,8 @@ static void on_request(void *context, gw_http_exchange *exchange) {
     if (world->n_exchanges < N_CLIENTS) world->exchanges[world->n_exchanges++] = exchange;
 }
 
-static void on_answered(void *context, int status) {
-    (void)context;
-    CHECK(status == 200, "status %d", status);
-}
-
-static bool allow_origin(void *context, const char *origin, size_t n_bytes, char out[GW_HTTP_CAP_ORIGIN]) {
-    (void)context, (void)origin, (void)n_bytes, (void)out;
-    return false;
-}
-
-static void on_tick(void *context) { (void)context; }
-
 static void ask_all(world *world) {
-    static const char request[] = "GET / HTTP/1.1\r\nhost: x\r\n\r\n";
-    for (int i = 0; i < N_CLIENTS; i++) {
-        ssize_t n = send(world->clients[i], request, sizeof request - 1, MSG_NOSIGNAL);
-        CHECK(n == sizeof request - 1, "client %d: %s", i, strerror(errno));
-    }
+    for (int i = 0; i < N_CLIENTS; i++) test_loop_ask(world->clients[i]);
     world->n_exchanges = world->n_begun = 0;
     world->is_ended = false;
     world->n_rounds++;
@@ -87,12 +63,9 @@ static bool on_turn(void *context) {
 }
 
 static bool connect_all(world *world) {
-    struct sockaddr_in address = {.sin_family = AF_INET,
-                                  .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
-                                  .sin_port = htons((uint16_t)gw_http_port(world->http))};
     for (int i = 0; i < N_CLIENTS; i++) {
-        world->clients[i] = socket(AF_INET, SOCK_STREAM, 0);
-        if (connect(world->clients[i], (struct sockaddr *)&address, sizeof address) != 0) return false;
+        world->clients[i] = test_loop_connect(world->http, 0);
+        if (world->clients[i] < 0) return false;
     }
     return true;
 }
@@ -100,27 +73,14 @@ static bool connect_all(world *world) {
 int main(void) {
     static world world;
     bt_error err = {0};
-    gw_http_config config = {.host = "127.0.0.1",
-                             .is_first = true,
-                             .body_limit_bytes = 1000,
-                             .header_limit_bytes = 1000,
-                             .idle_ms = 60000,
-                             .read_ms = 60000,
-                             .write_ms = 60000,
-                             .cap_pending_bytes = 1000,
-                             .context = &world,
-                             .on_request = on_request,
-                             .on_answered = on_answered,
-                             .allow_origin = allow_origin,
-                             .on_turn = on_turn,
-                             .on_tick = on_tick};
+    gw_http_config config = test_loop_config(&world);
+    config.on_request = on_request;
+    config.on_turn = on_turn;
     bt_status status = gw_http_open(&config, &world.http, &err);
     CHECK(status == BT_OK, "%s", err.text);
     if (status != BT_OK) TEST_END();
     world.deadline_ns = bt_now_ns() + (int64_t)WAIT_S * BT_NS_PER_S;
-    bool is_connected = connect_all(&world);
-    CHECK(is_connected, "connect: %s", strerror(errno));
-    if (is_connected) {
+    if (connect_all(&world)) {
         ask_all(&world); /* accepted few at a time; later rounds find all connections open */
         gw_http_run(world.http);
     }
