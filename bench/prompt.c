@@ -68,7 +68,8 @@ static void time_names(bench *b, const gw_tokens *tokens) {
 }
 
 static bt_status run_once(bench *b, bt_error *err) {
-    static const txt_json_rules rules = {.max_depth = GW_MAX_JSON_DEPTH, .max_values = GW_MAX_JSON_VALUES};
+    static const txt_json_rules rules = {
+        .max_depth = GW_MAX_JSON_DEPTH, .max_values = GW_MAX_JSON_VALUES, .repairs = true};
     cJSON *tree;
     gw_request request = {0};
     gw_tokens tokens = {0};

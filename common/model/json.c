@@ -1,13 +1,13 @@
-/* Reading JSON files of a checkpoint. Owns no state. cJSON itself checks the grammar; what it would do without bounds
- * (recursion, one allocation of 64 bytes per value, silence about what follows the value) is checked here. */
+/* Reading JSON files of a checkpoint. Owns no state. The reader is common/text/json.h's. */
 #include "common/model/json.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdbool.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#include "common/text/json.h"
 
 bt_status mdl_file_read(const char *path, size_t max_bytes, bt_buf *out, bt_error *err) {
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* O_NONBLOCK: a FIFO must not hang us */
@@ -38,54 +38,15 @@ bt_status mdl_file_read(const char *path, size_t max_bytes, bt_buf *out, bt_erro
     return status;
 }
 
-static bool is_space(uint8_t byte) { return byte == ' ' || byte == '\t' || byte == '\n' || byte == '\r'; }
-
-/* Depth and number of values, without understanding more of JSON than strings and brackets. */
-static bt_status check_bounds(const char *what, const uint8_t *text, size_t n_bytes, bt_error *err) {
-    size_t depth = 0, n_values = 1;
-    bool in_string = false;
-    for (size_t i = 0; i < n_bytes; i++) {
-        uint8_t byte = text[i];
-        if (in_string) {
-            if (byte == '\\')
-                i++;
-            else if (byte == '"')
-                in_string = false;
-            continue;
-        }
-        if (byte == '"') in_string = true;
-        if (byte == ']' || byte == '}') depth -= depth > 0;
-        if (byte == '[' || byte == '{') depth++;
-        if (byte == ',' || byte == '[' || byte == '{') n_values++;
-        if (depth > MDL_JSON_MAX_DEPTH) {
-            return bt_fail(err, BT_BAD_REQUEST, "%s: JSON is nested deeper than %d levels", what, MDL_JSON_MAX_DEPTH);
-        }
-        if (n_values > MDL_JSON_MAX_VALUES) {
-            return bt_fail(err, BT_BAD_REQUEST, "%s: JSON holds more than %d values", what, MDL_JSON_MAX_VALUES);
-        }
-    }
-    return BT_OK;
-}
-
 bt_status mdl_json_parse(const char *what, const void *text, size_t n_bytes, cJSON **out, bt_error *err) {
-    bt_status status = check_bounds(what, text, n_bytes, err);
-    if (status != BT_OK) return status;
-    const char *start = text, *end = NULL;
-    cJSON *root = n_bytes == 0 ? NULL : cJSON_ParseWithLengthOpts(start, n_bytes, &end, 0);
-    if (root == NULL) {
-        size_t offset = end == NULL ? 0 : (size_t)(end - start);
-        return bt_fail(err, BT_BAD_REQUEST, "%s: is not valid JSON at byte %zu of %zu", what, offset, n_bytes);
-    }
-    size_t offset = (size_t)(end - start);
-    while (offset < n_bytes && is_space((uint8_t)start[offset])) offset++;
-    if (offset < n_bytes) {
-        status = bt_fail(err, BT_BAD_REQUEST, "%s: has other bytes behind the JSON, at byte %zu", what, offset);
-    } else if (!cJSON_IsObject(root)) {
-        status = bt_fail(err, BT_BAD_REQUEST, "%s: is JSON but not an object", what);
-    }
-    if (status != BT_OK) {
+    static const txt_json_rules rules = {.max_depth = MDL_JSON_MAX_DEPTH, .max_values = MDL_JSON_MAX_VALUES};
+    bt_error why = {0};
+    cJSON *root = NULL;
+    if (txt_json_copy(text, n_bytes, &rules, &root, &why) != BT_OK)
+        return bt_fail(err, BT_BAD_REQUEST, "%s: is not valid JSON: %s", what, why.text);
+    if (!cJSON_IsObject(root)) {
         cJSON_Delete(root);
-        return status;
+        return bt_fail(err, BT_BAD_REQUEST, "%s: is JSON but not an object", what);
     }
     *out = root;
     return BT_OK;

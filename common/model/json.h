@@ -1,5 +1,4 @@
-/* JSON of a checkpoint, read with suspicion: size, nesting and number of values are bounded before cJSON, whose parser
- * recurses and allocates per value, sees a byte. */
+/* JSON of a checkpoint, read with suspicion: to the letter, size, nesting and number of values bounded. */
 #ifndef BATON_COMMON_MODEL_JSON_H
 #define BATON_COMMON_MODEL_JSON_H
 

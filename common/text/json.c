@@ -56,12 +56,15 @@ static bt_status read_unicode_escape(reader *r, uint32_t *out) {
     if (unit < 0) return refuse(r, "a \\u escape without four hexadecimal digits");
     r->at += 5;
     bool is_high = unit >= 0xD800 && unit <= 0xDBFF, is_low = unit >= 0xDC00 && unit <= 0xDFFF;
-    *out = is_high || is_low || (unit == 0 && !r->rules->keeps_nul) ? 0xFFFD : (uint32_t)unit;
-    if (!is_high || r->n - r->at < 6 || r->text[r->at] != '\\' || r->text[r->at + 1] != 'u') return BT_OK;
-    int second = hex4(r->text + r->at + 2);
-    if (second < 0xDC00 || second > 0xDFFF) return BT_OK;
-    *out = 0x10000 + ((uint32_t)(unit - 0xD800) << 10) + (uint32_t)(second - 0xDC00);
-    r->at += 6;
+    bool has_next = is_high && r->n - r->at >= 6 && r->text[r->at] == '\\' && r->text[r->at + 1] == 'u';
+    int next = has_next ? hex4(r->text + r->at + 2) : 0;
+    if (next >= 0xDC00 && next <= 0xDFFF) {
+        *out = 0x10000 + ((uint32_t)(unit - 0xD800) << 10) + (uint32_t)(next - 0xDC00);
+        r->at += 6;
+        return BT_OK;
+    }
+    if ((is_high || is_low) && !r->rules->repairs) return refuse(r, "half of a surrogate pair");
+    *out = is_high || is_low || (unit == 0 && r->rules->repairs) ? 0xFFFD : (uint32_t)unit;
     return BT_OK;
 }
 
@@ -154,7 +157,7 @@ static cJSON *make_string(const reader *r, utf8_piece text) {
         free(item->valuestring);
         item->valuestring = memcpy(bt_calloc(text.n_bytes + 1, 1), text.bytes, text.n_bytes);
     }
-    if (r->rules->keeps_nul && memchr(text.bytes, 0, text.n_bytes) != NULL) item->valueint = (int)text.n_bytes;
+    if (!r->rules->repairs && memchr(text.bytes, 0, text.n_bytes) != NULL) item->valueint = (int)text.n_bytes;
     return item;
 }
 
@@ -191,7 +194,7 @@ static bt_status read_key(reader *r, utf8_piece *out) {
 static bt_status read_after_value(reader *r) {
     for (;;) {
         skip_space(r);
-        if (r->depth == 0) return r->at == r->n ? BT_OK : refuse(r, "bytes behind the end of the JSON value");
+        if (r->depth == 0) return r->at == r->n ? BT_OK : refuse(r, "other bytes behind the JSON");
         if (r->at == r->n) return refuse(r, "the JSON text ends too early");
         if (r->text[r->at] == ',') {
             r->at++;
@@ -207,7 +210,8 @@ static bt_status read_after_value(reader *r) {
 /* One value's begin: a scalar whole, or an opening bracket. */
 static bt_status read_value(reader *r, cJSON **out) {
     if (r->at == r->n) return refuse(r, "the JSON text ends too early");
-    if (++r->n_values > r->rules->max_values) return refuse(r, "too many JSON values");
+    if (++r->n_values > r->rules->max_values)
+        return bt_fail(r->err, BT_BAD_REQUEST, "more than %u JSON values at byte %zu", r->rules->max_values, r->at);
     uint8_t byte = r->text[r->at];
     if (byte == '"') {
         utf8_piece text;
@@ -217,7 +221,8 @@ static bt_status read_value(reader *r, cJSON **out) {
     }
     if (byte == '-' || (byte >= '0' && byte <= '9')) return read_number(r, out);
     if (byte != '{' && byte != '[') return read_word(r, out);
-    if (r->depth == r->rules->max_depth) return refuse(r, "too many levels of nesting");
+    if (r->depth == r->rules->max_depth)
+        return bt_fail(r->err, BT_BAD_REQUEST, "nested deeper than %u levels at byte %zu", r->rules->max_depth, r->at);
     *out = byte == '{' ? cJSON_CreateObject() : cJSON_CreateArray();
     r->at++;
     skip_space(r);
@@ -281,14 +286,18 @@ bt_status txt_json_read(char *text, size_t n_bytes, const txt_json_rules *rules,
     return read_text(&r, out);
 }
 
-bt_status txt_json_parse(const char *text, size_t n_bytes, cJSON **out, bt_error *err) {
-    static const txt_json_rules rules = {.max_depth = TXT_JSON_MAX_DEPTH, .max_values = UINT32_MAX, .keeps_nul = true};
+bt_status txt_json_copy(const char *text, size_t n_bytes, const txt_json_rules *rules, cJSON **out, bt_error *err) {
     bt_buf copy = {0};
     bt_buf_put(&copy, text, n_bytes);
-    reader r = {.text = copy.bytes, .n = n_bytes, .rules = &rules, .copies = true, .err = err};
+    reader r = {.text = copy.bytes, .n = n_bytes, .rules = rules, .copies = true, .err = err};
     bt_status status = read_text(&r, out);
     bt_buf_fini(&copy);
     return status;
+}
+
+bt_status txt_json_parse(const char *text, size_t n_bytes, cJSON **out, bt_error *err) {
+    static const txt_json_rules rules = {.max_depth = TXT_JSON_MAX_DEPTH, .max_values = UINT32_MAX};
+    return txt_json_copy(text, n_bytes, &rules, out, err);
 }
 
 const char *txt_json_string(const cJSON *item, size_t *n_bytes) {

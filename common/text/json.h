@@ -19,7 +19,7 @@ enum { TXT_JSON_MAX_DEPTH = 128 };
 typedef struct {
     uint32_t max_depth;  /* <= TXT_JSON_MAX_DEPTH */
     uint32_t max_values; /* bounds the tree: 64 bytes each */
-    bool keeps_nul;      /* else \u0000 becomes U+FFFD, as lone surrogates always do */
+    bool repairs;        /* lone surrogates and \u0000 become U+FFFD; else the former are refused, the latter kept */
 } txt_json_rules;
 
 /* Strings and keys are not copied: their escapes are resolved where they stand, so `text` is changed and must outlive
@@ -27,7 +27,10 @@ typedef struct {
  * sentence says what and at which byte; `text` is spoilt. */
 bt_status txt_json_read(char *text, size_t n_bytes, const txt_json_rules *rules, cJSON **out, bt_error *err);
 
-/* The same with copies, up to TXT_JSON_MAX_DEPTH, NUL kept; `text` stays as it is. */
+/* The same with copies; `text` stays as it is. */
+bt_status txt_json_copy(const char *text, size_t n_bytes, const txt_json_rules *rules, cJSON **out, bt_error *err);
+
+/* The same up to TXT_JSON_MAX_DEPTH, nothing repaired. */
 bt_status txt_json_parse(const char *text, size_t n_bytes, cJSON **out, bt_error *err);
 
 /* The bytes of a string item; NULL if it is none. NUL bytes are counted where they were kept. */

@@ -8,7 +8,7 @@
 #include "common/text/json_unescape.h"
 
 enum { MAX_DEPTH = 64 };
-static const txt_json_rules rules = {.max_depth = MAX_DEPTH, .max_values = 1000};
+static const txt_json_rules rules = {.max_depth = MAX_DEPTH, .max_values = 1000, .repairs = true};
 
 static bool is_json(char *text, size_t n_bytes) {
     cJSON *tree = NULL;
@@ -125,8 +125,18 @@ static void test_number_of_values(void) {
 }
 
 static void test_what_is_refused_and_kept(void) {
-    static const char *const bad[] = {
-        "", "{", "[1,]", "{} x", "\"\xff\"", "nul", "[1 2]", "{\x01\"a\":1.5}", "[1.5,\x0b\"a\"]"};
+    static const char *const bad[] = {"",
+                                      "{",
+                                      "[1,]",
+                                      "{} x",
+                                      "\"\\ud800\"",
+                                      "\"\\udc00\"",
+                                      "\"\\ud800\\u0041\"",
+                                      "\"\xff\"",
+                                      "nul",
+                                      "[1 2]",
+                                      "{\x01\"a\":1.5}",
+                                      "[1.5,\x0b\"a\"]"};
     for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
         cJSON *item = NULL;
         CHECK(txt_json_parse(bad[i], strlen(bad[i]), &item, NULL) == BT_BAD_REQUEST, "%s is accepted", bad[i]);

@@ -148,7 +148,8 @@ static bt_status parse_truncation(gw_request *request, gw_error *error) {
 }
 
 bt_status gw_api_parse_root(char *body, size_t n_bytes, gw_request *request, gw_error *error) {
-    static const txt_json_rules rules = {.max_depth = GW_MAX_JSON_DEPTH, .max_values = GW_MAX_JSON_VALUES};
+    static const txt_json_rules rules = {
+        .max_depth = GW_MAX_JSON_DEPTH, .max_values = GW_MAX_JSON_VALUES, .repairs = true};
     bt_error err = {0};
     if (txt_json_read(body, n_bytes, &rules, &request->root, &err) != BT_OK)
         return gw_fail(error, 400, "", "The body is not valid JSON: %s.", err.text);

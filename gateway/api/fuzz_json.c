@@ -22,7 +22,7 @@ static void compare(const cJSON *tree, const char *text, size_t n_bytes) {
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
     char *text = malloc(n_bytes + 1); /* a sanitizer sees a byte too far */
     memcpy(text, data, n_bytes);
-    static const txt_json_rules rules = {.max_depth = 64, .max_values = 10000};
+    static const txt_json_rules rules = {.max_depth = 64, .max_values = 10000, .repairs = true};
     cJSON *tree = NULL;
     bt_error err;
     if (txt_json_read(text, n_bytes, &rules, &tree, &err) == BT_OK) {
